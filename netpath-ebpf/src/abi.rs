@@ -1,0 +1,419 @@
+//! What the programs and user space share: map keys, map values, event records and their version.
+//!
+//! Nothing else belongs here. Addresses and MACs are bytes in network order; every number is in host
+//! order. Padding is spelled out, since the verifier refuses, or the kernel leaks, what is not. Inside one
+//! [`ABI_VERSION`] layouts are append-only into padding: any mix of old and new programs on one set of
+//! maps is legal.
+
+/// Version of everything in this file; it names the pin directory (`v1`) and stands in [`Meta`].
+pub const ABI_VERSION: u32 = 1;
+
+/// Rows of `masters`: NICs of one node that carry policed attachments. Id 0 is never used.
+pub const MAX_MASTERS: u32 = 64;
+/// MACs by which the host itself sends on one master (device, permanent, upper devices in its namespace).
+pub const HOST_MACS: usize = 8;
+/// Addresses of one family that an endpoint may send from.
+pub const ENDPOINT_ADDRS: usize = 4;
+/// Prefixes of one family that a zone holds inline; a longer list lives in the family's trie as a whole.
+pub const ZONE_INLINE: usize = 8;
+/// Bytes of a zone's or network's name kept for people, zero-padded.
+pub const NAME_LEN: usize = 64;
+/// Room for drop reasons in [`DropCounters`] and [`Budget`]; a power of two.
+pub const REASON_SLOTS: usize = 32;
+/// Largest frame head any program reads: Ethernet, IPv6, ICMPv6 error, quoted IPv6 header.
+pub const HEAD_LEN: usize = 128;
+
+/// Key of `endpoints`: who sends with this MAC on this master.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[repr(C, align(8))]
+pub struct EndpointKey {
+    /// MAC address of the attachment's interface.
+    pub mac: [u8; 6],
+    /// Dense id of the master: a row of `masters`.
+    pub master: u16,
+}
+
+const _: () = assert!(size_of::<EndpointKey>() == 8);
+
+impl EndpointKey {
+    /// The key of `mac` on the master with dense id `master`.
+    pub const fn new(master: u16, mac: [u8; 6]) -> Self {
+        Self { mac, master }
+    }
+}
+
+/// What a row of `endpoints` stands for.
+pub mod kind {
+    /// An attachment that netpath made or adopted.
+    pub const ENDPOINT: u8 = 1;
+    /// Somebody else's upper device found by the census: passed and counted, never judged.
+    pub const FOREIGN: u8 = 2;
+}
+
+/// What happens to a packet of an endpoint for which a drop reason was found.
+pub mod mode {
+    /// No zone, or a zone that is switched off: counted, no reason is ever looked for.
+    pub const OFF: u8 = 0;
+    /// Every reason is counted and reported, the packet passes.
+    pub const AUDIT: u8 = 1;
+    /// The packet is dropped.
+    pub const ENFORCE: u8 = 2;
+}
+
+/// Bits of [`Endpoint::flags`].
+pub mod endpoint_flags {
+    /// Addresses come from DHCP: answers of a DHCP server (UDP 67 to 68) may reach the endpoint.
+    pub const DHCP: u16 = 1;
+    /// The interface shares the master's MAC (macvlan mode `passthru`): the host-MAC safety net is off.
+    pub const PASSTHRU: u16 = 1 << 1;
+}
+
+/// Value of `endpoints`: one attachment as the programs see it.
+///
+/// A row is replaced as a whole by `bpf_map_update_elem`, so a program sees the old or the new one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct Endpoint {
+    /// Index into `owners`, `counters`, `drops` and `budgets`; never 0 in use.
+    pub id: u32,
+    /// Grows each time the id is given away, so that a late event is not taken for its successor's.
+    pub generation: u32,
+    /// Row of `zone_words`; 0 = no zone.
+    pub zone: u32,
+    /// One of [`mode`].
+    pub mode: u8,
+    /// One of [`kind`].
+    pub kind: u8,
+    /// Bits of [`endpoint_flags`].
+    pub flags: u16,
+    /// Network namespace cookie of the sandbox (`SO_NETNS_COOKIE`, Linux 5.14); 0 = unknown.
+    pub cookie: u64,
+    /// IPv4 addresses it may send from; `0.0.0.0` = unused slot.
+    pub v4: [[u8; 4]; ENDPOINT_ADDRS],
+    /// IPv4 gateway of the attachment: may be asked for by ARP even outside the zone; `0.0.0.0` = none.
+    pub gateway_v4: [u8; 4],
+    /// Always zero.
+    pub pad: [u8; 4],
+    /// IPv6 addresses it may send from; `::` = unused slot.
+    pub v6: [[u8; 16]; ENDPOINT_ADDRS],
+    /// Its EUI-64 link-local address.
+    pub link_local: [u8; 16],
+    /// IPv6 gateway of the attachment; `::` = none.
+    pub gateway_v6: [u8; 16],
+}
+
+const _: () = assert!(size_of::<Endpoint>() == 4 + 4 + 4 + 1 + 1 + 2 + 8 + 16 + 4 + 4 + 64 + 16 + 16);
+
+/// Value of `owners`, indexed by endpoint id: whose id it is. All zero = free.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct Owner {
+    /// Key of the endpoint that holds the id; the master is 0 while the id is free.
+    pub key: EndpointKey,
+    /// Generation last given out for this id.
+    pub generation: u32,
+    /// Always zero.
+    pub pad: u32,
+}
+
+const _: () = assert!(size_of::<Owner>() == 16);
+
+/// Bits of [`Prefix4::verdicts`] and [`Prefix6::verdicts`], and values of the tries.
+pub mod zone_verdict {
+    /// The endpoint may send to the prefix.
+    pub const EGRESS: u32 = 1;
+    /// The prefix may send to the endpoint.
+    pub const INGRESS: u32 = 1 << 1;
+}
+
+/// An IPv4 prefix of a zone. An unused entry has `net` all ones and `mask` zero: it matches nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct Prefix4 {
+    /// Network address, host bits zero.
+    pub net: [u8; 4],
+    /// Netmask.
+    pub mask: [u8; 4],
+}
+
+impl Prefix4 {
+    /// The entry that matches nothing.
+    pub const NONE: Self = Self { net: [0xff; 4], mask: [0; 4] };
+}
+
+/// An IPv6 prefix of a zone. An unused entry has `net` all ones and `mask` zero: it matches nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct Prefix6 {
+    /// Network address, host bits zero.
+    pub net: [u8; 16],
+    /// Netmask.
+    pub mask: [u8; 16],
+}
+
+impl Prefix6 {
+    /// The entry that matches nothing.
+    pub const NONE: Self = Self { net: [0xff; 16], mask: [0; 16] };
+}
+
+/// Bits of [`ZoneSlot::flags`].
+pub mod zone_flags {
+    /// The IPv4 list is in `zone_trie_v4`, not inline.
+    pub const TRIE_V4: u32 = 1;
+    /// The IPv6 list is in `zone_trie_v6`, not inline.
+    pub const TRIE_V6: u32 = 1 << 1;
+    /// Any source may send to the endpoint (`ingress: any`).
+    pub const INGRESS_ANY: u32 = 1 << 2;
+    /// The zone names an IPv6 prefix: unicast to link-local addresses is not limited to ICMPv6.
+    pub const HAS_V6: u32 = 1 << 3;
+}
+
+/// Value of `zone_slots`: one generation of one zone; two slots a zone, index `zone * 2 + slot`.
+///
+/// Inline prefixes are sorted longest first, a deny before an allow of equal length: the first match is
+/// the answer, no match is a denial. `egress_*` and `ingress_*` have bit i set where entry i allows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct ZoneSlot {
+    /// Which generation of the zone this is; counts from 1, 0 = never written.
+    pub generation: u64,
+    /// Bits of [`zone_flags`].
+    pub flags: u32,
+    /// Bit i: `v4[i]` may be sent to.
+    pub egress_v4: u8,
+    /// Bit i: `v4[i]` may send.
+    pub ingress_v4: u8,
+    /// Bit i: `v6[i]` may be sent to.
+    pub egress_v6: u8,
+    /// Bit i: `v6[i]` may send.
+    pub ingress_v6: u8,
+    /// IPv4 prefixes.
+    pub v4: [Prefix4; ZONE_INLINE],
+    /// IPv6 prefixes.
+    pub v6: [Prefix6; ZONE_INLINE],
+}
+
+const _: () = assert!(size_of::<ZoneSlot>() == 8 + 4 + 4 + 8 * ZONE_INLINE + 32 * ZONE_INLINE);
+
+/// Bits of a word in `zone_words` (a `u32` per zone; 0 = zone not loaded). It is the one thing that a
+/// change flips, and it is read once per packet.
+pub mod zone_word {
+    /// Set once the zone has been written.
+    pub const LOADED: u32 = 1;
+    /// The slot in force: 0 or 1.
+    pub const SLOT: u32 = 1 << 1;
+}
+
+/// Data part of a key of `zone_trie_v4`; the prefix length counts the 32 bits of `slot` as well.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct TrieKey4 {
+    /// Index into `zone_slots`.
+    pub slot: u32,
+    /// Address.
+    pub addr: [u8; 4],
+}
+
+/// Data part of a key of `zone_trie_v6`; the prefix length counts the 32 bits of `slot` as well.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct TrieKey6 {
+    /// Index into `zone_slots`.
+    pub slot: u32,
+    /// Address.
+    pub addr: [u8; 16],
+}
+
+/// Value of `zone_info`, for people and for finding a zone again; the programs never read it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct ZoneInfo {
+    /// Name of the network the zone belongs to, zero-padded UTF-8, cut to fit.
+    pub name: [u8; NAME_LEN],
+    /// Digest of name and content: what an ADD looks a zone up by.
+    pub digest: [u8; 16],
+    /// Time of the last flip, nanoseconds of `CLOCK_BOOTTIME`.
+    pub flipped_ns: u64,
+}
+
+const _: () = assert!(size_of::<ZoneInfo>() == NAME_LEN + 16 + 8);
+
+/// What [`Master::unknown_source`] says of frames whose source is neither an endpoint nor the host.
+pub mod unknown_source {
+    /// Counted and reported, passed.
+    pub const AUDIT: u8 = 0;
+    /// Dropped.
+    pub const DROP: u8 = 1;
+}
+
+/// Value of `masters`, indexed by dense master id. `ifindex` 0 = free row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct Master {
+    /// Cookie of the network namespace the master lives in: ifindexes repeat between namespaces.
+    pub netns_cookie: u64,
+    /// Random, drawn when the row is made: XDP stamps it in front of a frame that it has counted.
+    pub stamp: u64,
+    /// Interface index of the master in its namespace.
+    pub ifindex: u32,
+    /// One of [`unknown_source`].
+    pub unknown_source: u8,
+    /// How many of `host_macs` are in use.
+    pub host_mac_count: u8,
+    /// Always zero.
+    pub pad: u16,
+    /// MACs the host sends with; unused entries are all zero, which no sender may have.
+    pub host_macs: [[u8; 8]; HOST_MACS],
+    /// Interface name when the row was made, zero-padded, for people.
+    pub name: [u8; 16],
+}
+
+const _: () = assert!(size_of::<Master>() == 8 + 8 + 4 + 1 + 1 + 2 + 8 * HOST_MACS + 16);
+
+/// Value of `counters`, indexed by `endpoint id * CPUs + CPU`: one cache line an endpoint and CPU.
+///
+/// Packets are packets on the wire (a GSO packet counts its segments), bytes are frame bytes without
+/// FCS. "tx" is what the pod sent. Dropped packets are not part of `*_packets`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C, align(64))]
+pub struct Counters {
+    /// Packets the endpoint sent that passed.
+    pub tx_packets: u64,
+    /// Their bytes.
+    pub tx_bytes: u64,
+    /// Packets to the endpoint that passed.
+    pub rx_packets: u64,
+    /// Their bytes.
+    pub rx_bytes: u64,
+    /// Packets the endpoint sent that were dropped.
+    pub tx_dropped: u64,
+    /// Packets to the endpoint that were dropped.
+    pub rx_dropped: u64,
+    /// Packets sent that passed only because the mode is audit; part of `tx_packets`.
+    pub tx_audited: u64,
+    /// Packets received that passed only because the mode is audit; part of `rx_packets`.
+    pub rx_audited: u64,
+}
+
+const _: () = assert!(size_of::<Counters>() == 64);
+
+/// Value of `master_counters`, indexed by `master id * CPUs + CPU`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C, align(64))]
+pub struct MasterCounters {
+    /// Frames with a host MAC, both directions; passed unread.
+    pub host_packets: u64,
+    /// Frames an endpoint's row would have dropped although the MAC is the host's: passed, and an alert.
+    pub host_dropped: u64,
+    /// Frames sent with a MAC that nobody owns, passed.
+    pub unknown_passed: u64,
+    /// Frames sent with a MAC that nobody owns, dropped.
+    pub unknown_dropped: u64,
+    /// Frames received for a group MAC: one copy for every upper device, attributed to none.
+    pub group_packets: u64,
+    /// Drop events written to `events`.
+    pub events_emitted: u64,
+    /// Drop events withheld because the budget of their endpoint and reason was used up.
+    pub events_limited: u64,
+    /// Drop events lost because `events` was full.
+    pub events_lost: u64,
+}
+
+const _: () = assert!(size_of::<MasterCounters>() == 64);
+
+/// Direction of a packet, as index into [`DropCounters`] and [`Budget`] and in [`DropEvent`].
+pub mod direction {
+    /// The endpoint sent it.
+    pub const TX: u8 = 0;
+    /// It was for the endpoint.
+    pub const RX: u8 = 1;
+}
+
+/// Value of `drops`, indexed by endpoint id: packets by reason (index: number of the drop reason).
+///
+/// Added to with atomic instructions, since all CPUs share it. Row 0 holds frames that nobody owns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct DropCounters {
+    /// Sent packets that were dropped.
+    pub tx_dropped: [u64; REASON_SLOTS],
+    /// Received packets that were dropped.
+    pub rx_dropped: [u64; REASON_SLOTS],
+    /// Sent packets that would have been dropped in mode enforce.
+    pub tx_audited: [u64; REASON_SLOTS],
+    /// Received packets that would have been dropped in mode enforce.
+    pub rx_audited: [u64; REASON_SLOTS],
+}
+
+const _: () = assert!(size_of::<DropCounters>() == 4 * 8 * REASON_SLOTS);
+
+/// Value of `budgets`, indexed by endpoint id: how many events each (direction, reason) may still emit.
+///
+/// Signed, and tested for "not above zero": two CPUs that race may overshoot by one, never wrap. Only the
+/// consumer of `events` refills it, so that without one a drop is counted and not emitted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct Budget {
+    /// Events left, by reason, for packets the endpoint sent.
+    pub tx: [i32; REASON_SLOTS],
+    /// Events left, by reason, for packets to the endpoint.
+    pub rx: [i32; REASON_SLOTS],
+}
+
+const _: () = assert!(size_of::<Budget>() == 2 * 4 * REASON_SLOTS);
+
+/// One packet that was dropped, or would have been, written to `events`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct DropEvent {
+    /// Endpoint id; 0 = nobody's frame.
+    pub endpoint: u32,
+    /// Generation of the endpoint row: a reader that finds another one drops the event.
+    pub generation: u32,
+    /// Dense id of the master.
+    pub master: u16,
+    /// Ethertype behind any VLAN tag, host order; below 1536 it is a length.
+    pub ethertype: u16,
+    /// A drop reason as a number: the programs may be newer than the reader.
+    pub reason: u8,
+    /// One of [`direction`].
+    pub direction: u8,
+    /// 1 = only audited, the packet passed.
+    pub audited: u8,
+    /// IP protocol or last next-header value; 0 for ARP and what is not IP.
+    pub protocol: u8,
+    /// Source address; IPv4 as `::ffff:a.b.c.d`; for ARP the sender's; all zero where there is none.
+    pub source: [u8; 16],
+    /// Destination address in the same form; for ARP and neighbour solicitations the target.
+    pub destination: [u8; 16],
+    /// Source port, or ICMP type; 0 where there is none.
+    pub source_port: u16,
+    /// Destination port, or ICMP code; 0 where there is none.
+    pub destination_port: u16,
+    /// Frame length in bytes.
+    pub length: u32,
+    /// Source MAC.
+    pub source_mac: [u8; 6],
+    /// Destination MAC.
+    pub destination_mac: [u8; 6],
+    /// Always zero.
+    pub pad: [u8; 4],
+}
+
+const _: () = assert!(size_of::<DropEvent>() == 4 + 4 + 2 + 2 + 4 + 16 + 16 + 2 + 2 + 4 + 6 + 6 + 4);
+
+/// The one value of `meta`: what wrote these maps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct Meta {
+    /// [`ABI_VERSION`] of the writer.
+    pub abi_version: u32,
+    /// CPUs that `counters` has room for (`num_possible_cpus`).
+    pub cpus: u32,
+    /// Endpoint id given out last: ids are handed out in turn, so that a freed one rests.
+    pub last_endpoint_id: u32,
+    /// Zone row given out last.
+    pub last_zone: u32,
+}
+
+const _: () = assert!(size_of::<Meta>() == 16);

@@ -1,0 +1,8 @@
+//! The eBPF programs of netpath: their ABI, their verdict and what both are made of.
+//!
+//! The library part has no maps and no pointers. It builds for the BPF target, where `src/bin/netpath.rs`
+//! wraps it in programs, and for the host, where tests and tools call the same functions.
+#![no_std]
+
+pub mod abi;
+pub mod drop_reason;
