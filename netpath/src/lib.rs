@@ -1,1 +1,15 @@
-//! x
+//! netpath: secondary interfaces of Kubernetes pods with a policed, measured path.
+//!
+//! Modules in the order they build on each other: `spec`, `zone`, `plan` and `observe` are pure, `kernel`,
+//! `ipam` and `state` are effects that do not know each other, `exec` runs a plan, `plugin`, `cli` and
+//! `lab` are the journeys. `tests/layering.rs` holds this.
+
+pub mod exec;
+pub mod ipam;
+pub mod kernel;
+pub mod observe;
+pub mod plan;
+pub mod root;
+pub mod spec;
+pub mod state;
+pub mod zone;

@@ -1,0 +1,1 @@
+//! Runs a plan step by step and undoes it in reverse when a step fails.

@@ -1,0 +1,5 @@
+//! Effects on the kernel: namespaces, netlink, sysctls and BPF.
+
+pub mod netlink;
+pub mod netns;
+pub mod sysctl;

@@ -1,0 +1,1 @@
+//! What to do to the host: steps as values, each with its undo.

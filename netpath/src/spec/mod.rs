@@ -1,0 +1,1 @@
+//! From wire format to valid types.

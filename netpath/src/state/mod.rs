@@ -1,0 +1,1 @@
+//! One record per attachment, and the lock that everything that writes shares.

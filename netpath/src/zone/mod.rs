@@ -1,0 +1,1 @@
+//! Zone configuration to wanted map content.
