@@ -61,7 +61,7 @@ drop_reasons! {
         "The source MAC belongs to no attachment and not to the host, and this master drops such frames.";
     /// Router advertisement or redirect.
     RouterGuard = 9, "router-guard",
-        "A pod may not send router advertisements or redirects, nor receive them by unicast.";
+        "A pod may not send IPv6 router advertisements or redirects.";
     /// Acts as a DHCP server.
     DhcpServer = 10, "dhcp-server",
         "A pod may not answer as a DHCP server, and receives DHCP answers only if its addresses come from DHCP.";

@@ -3,6 +3,10 @@
 //! The library part has no maps and no pointers. It builds for the BPF target, where `src/bin/netpath.rs`
 //! wraps it in programs, and for the host, where tests and tools call the same functions.
 #![no_std]
+#![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
 
 pub mod abi;
 pub mod drop_reason;
+pub mod bits;
+pub mod packet;
+pub mod verdict;

@@ -1,0 +1,121 @@
+//! Loads and comparisons that compile to straight-line code on the BPF target.
+//!
+//! The verifier walks every path: a list of eight prefixes compared with branches is hundreds of paths,
+//! and the programs would not load. LLVM turns `|` of comparisons into branches unless it cannot see what
+//! is compared, so on the BPF target each value goes through an instruction that it cannot look into. On
+//! the host the same functions are ordinary arithmetic.
+
+/// Hides a value from the optimizer. The instruction must exist: an empty comment would repeat the line
+/// information of its neighbour, which the kernel refuses ("Invalid line_info").
+#[inline(always)]
+pub fn opaque(value: u64) -> u64 {
+    #[cfg(target_arch = "bpf")]
+    {
+        let mut value = value;
+        // SAFETY: A register moved onto itself.
+        unsafe { core::arch::asm!("{0} = {0}", inout(reg) value, options(nomem, nostack, preserves_flags)) };
+        value
+    }
+    #[cfg(not(target_arch = "bpf"))]
+    value
+}
+
+/// 1 if `a == b`, else 0.
+#[inline(always)]
+pub fn eq32(a: u32, b: u32) -> u32 {
+    let difference = opaque(u64::from(a ^ b));
+    // Below 2^32 only zero has its sign bit set after subtracting one.
+    ((difference.wrapping_sub(1)) >> 63) as u32
+}
+
+/// 1 if the two halves of `a` and `b` are equal, else 0.
+#[inline(always)]
+pub fn eq128(a: [u64; 2], b: [u64; 2]) -> u32 {
+    let difference = opaque((a[0] ^ b[0]) | (a[1] ^ b[1]));
+    // Any number but zero has its sign bit set in itself or in its negation.
+    (((difference | opaque(difference.wrapping_neg())) >> 63) ^ 1) as u32
+}
+
+/// The bytes as one number in memory order: for comparing and masking, not for arithmetic.
+#[inline(always)]
+pub fn raw4(bytes: &[u8; 4]) -> u32 {
+    #[cfg(target_arch = "bpf")]
+    {
+        let value: u64;
+        // SAFETY: Reads the four bytes behind a valid reference. LLVM would read bytes one by one, since
+        // it does not know that the kernel's BPF allows unaligned words here.
+        unsafe {
+            core::arch::asm!("{0} = *(u32 *)({1} + 0)", out(reg) value, in(reg) bytes.as_ptr(), options(readonly, nostack, preserves_flags));
+        };
+        value as u32
+    }
+    #[cfg(not(target_arch = "bpf"))]
+    u32::from_ne_bytes(*bytes)
+}
+
+/// The bytes as two numbers in memory order: for comparing and masking, not for arithmetic.
+#[inline(always)]
+pub fn raw16(bytes: &[u8; 16]) -> [u64; 2] {
+    #[cfg(target_arch = "bpf")]
+    {
+        let (first, second): (u64, u64);
+        // SAFETY: Reads the sixteen bytes behind a valid reference; see `raw4`.
+        unsafe {
+            core::arch::asm!("{0} = *(u64 *)({1} + 0)", out(reg) first, in(reg) bytes.as_ptr(), options(readonly, nostack, preserves_flags));
+            core::arch::asm!("{0} = *(u64 *)({1} + 8)", out(reg) second, in(reg) bytes.as_ptr(), options(readonly, nostack, preserves_flags));
+        };
+        [first, second]
+    }
+    #[cfg(not(target_arch = "bpf"))]
+    {
+        let word = |at: usize| {
+            u64::from_ne_bytes([
+                bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3],
+                bytes[at + 4], bytes[at + 5], bytes[at + 6], bytes[at + 7],
+            ])
+        };
+        [word(0), word(8)]
+    }
+}
+
+/// The bytes of an address from [`raw4`].
+#[inline(always)]
+pub fn bytes4(raw: u32) -> [u8; 4] {
+    raw.to_ne_bytes()
+}
+
+/// The bytes of an address from [`raw16`].
+#[inline(always)]
+pub fn bytes16(raw: [u64; 2]) -> [u8; 16] {
+    let (a, b) = (raw[0].to_ne_bytes(), raw[1].to_ne_bytes());
+    [a[0], a[1], a[2], a[3], a[4], a[5], a[6], a[7], b[0], b[1], b[2], b[3], b[4], b[5], b[6], b[7]]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn equality_without_branches_is_equality() {
+        for (a, b) in [(0, 0), (1, 1), (0, 1), (1, 0), (u32::MAX, 0), (u32::MAX, u32::MAX), (1 << 31, 0)] {
+            assert_eq!(eq32(a, b), u32::from(a == b), "{a} {b}");
+        }
+        let words = [0, 1, 1 << 63, u64::MAX];
+        for a in words {
+            for b in words {
+                for c in words {
+                    for d in words {
+                        assert_eq!(eq128([a, b], [c, d]), u32::from(a == c && b == d));
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn raw_values_keep_the_order_of_bytes() {
+        assert_eq!(bytes4(raw4(&[1, 2, 3, 4])), [1, 2, 3, 4]);
+        let bytes = core::array::from_fn(|i| i as u8);
+        assert_eq!(bytes16(raw16(&bytes)), bytes);
+    }
+}

@@ -1,0 +1,179 @@
+//! A frame as XDP and TC show it, and its head at constant offsets.
+
+use core::{arch::asm, mem::size_of};
+
+use aya_ebpf::{
+    bindings::{__sk_buff, xdp_md},
+    helpers::{bpf_skb_load_bytes, bpf_xdp_get_buff_len, bpf_xdp_load_bytes},
+};
+use netpath_ebpf::{
+    abi::HEAD_LEN,
+    bits::opaque,
+    packet::{Head, Load, walk},
+};
+
+/// The first bytes of a frame: packet memory that was checked against its end, or a copy.
+pub struct Bytes(*const u8);
+
+/// Reads `$width` at a constant offset. An assembler load, because LLVM would otherwise read byte by byte:
+/// it does not know that the kernel's BPF allows unaligned words in packets.
+macro_rules! load {
+    ($from:expr, $offset:ident, $width:literal) => {{
+        let value: u64;
+        // SAFETY: `Bytes` covers every offset that its reader uses; the verifier proves it again.
+        unsafe {
+            asm!(concat!("{0} = *(", $width, " *)({1} + {2})"), out(reg) value, in(reg) $from.0,
+                const $offset, options(pure, readonly, nostack, preserves_flags));
+        }
+        value
+    }};
+}
+
+impl Head for Bytes {
+    #[inline(always)]
+    fn u8<const OFFSET: usize>(&self) -> u8 {
+        load!(self, OFFSET, "u8") as u8
+    }
+    #[inline(always)]
+    fn u16<const OFFSET: usize>(&self) -> u16 {
+        u16::from_be(load!(self, OFFSET, "u16") as u16)
+    }
+    #[inline(always)]
+    fn raw4<const OFFSET: usize>(&self) -> u32 {
+        load!(self, OFFSET, "u32") as u32
+    }
+    #[inline(always)]
+    fn raw8<const OFFSET: usize>(&self) -> u64 {
+        load!(self, OFFSET, "u64")
+    }
+}
+
+/// What both kinds of context offer.
+pub trait Frame {
+    /// Address of the first byte.
+    fn data(&self) -> usize;
+    /// Address behind the last linear byte.
+    fn data_end(&self) -> usize;
+    /// Length of the frame, linear or not.
+    fn length(&self) -> u32;
+    /// Copies the first `length` bytes, at most [`HEAD_LEN`], to `to`.
+    fn copy(&self, to: *mut u8, length: u32) -> bool;
+    /// [`walk`] as a function of its own: a loop over variable offsets has no place in a verdict.
+    fn walk(&self, first: u8) -> u64;
+
+    /// `N` bytes of head: packet memory where it is linear, else a copy in `scratch`.
+    #[inline(always)]
+    fn head<const N: usize>(&self, scratch: *mut u8) -> Option<Bytes> {
+        let data = self.data();
+        if data + N <= self.data_end() {
+            return Some(Bytes(data as *const u8));
+        }
+        self.copied_head(scratch)
+    }
+
+    /// As much of the head as there is, up to [`HEAD_LEN`], copied to `scratch`.
+    #[inline(always)]
+    fn copied_head(&self, scratch: *mut u8) -> Option<Bytes> {
+        // Hidden, or the bound is checked on another register than the one the helper gets.
+        let length = opaque(u64::from(self.length()));
+        let length = if length > HEAD_LEN as u64 { HEAD_LEN as u64 } else { length };
+        if length == 0 || !self.copy(scratch, length as u32) {
+            return None;
+        }
+        Some(Bytes(scratch))
+    }
+}
+
+/// A TC context.
+#[derive(Clone, Copy)]
+pub struct Skb(pub *mut __sk_buff);
+
+impl Frame for Skb {
+    #[inline(always)]
+    fn data(&self) -> usize {
+        // SAFETY: The context is valid for the whole run of the program.
+        unsafe { (*self.0).data as usize }
+    }
+    #[inline(always)]
+    fn data_end(&self) -> usize {
+        // SAFETY: As above.
+        unsafe { (*self.0).data_end as usize }
+    }
+    #[inline(always)]
+    fn length(&self) -> u32 {
+        // SAFETY: As above.
+        unsafe { (*self.0).len }
+    }
+    #[inline(always)]
+    fn copy(&self, to: *mut u8, length: u32) -> bool {
+        // SAFETY: `to` has room for `HEAD_LEN` bytes, `length` is at most that.
+        unsafe { bpf_skb_load_bytes(self.0.cast(), 0, to.cast(), length) == 0 }
+    }
+    #[inline(always)]
+    fn walk(&self, first: u8) -> u64 {
+        walk_skb(self.0, first)
+    }
+}
+
+impl Load for Skb {
+    #[inline(always)]
+    fn pair(&self, offset: u32) -> Option<[u8; 2]> {
+        let mut pair = [0; 2];
+        // SAFETY: Two bytes are written to two bytes.
+        let ok = unsafe {
+            bpf_skb_load_bytes(self.0.cast(), offset, pair.as_mut_ptr().cast(), size_of::<[u8; 2]>() as u32)
+        };
+        if ok == 0 { Some(pair) } else { None }
+    }
+}
+
+#[inline(never)]
+fn walk_skb(skb: *mut __sk_buff, first: u8) -> u64 {
+    walk(first, &Skb(skb))
+}
+
+/// An XDP context.
+#[derive(Clone, Copy)]
+pub struct Buff(pub *mut xdp_md);
+
+impl Frame for Buff {
+    #[inline(always)]
+    fn data(&self) -> usize {
+        // SAFETY: The context is valid for the whole run of the program.
+        unsafe { (*self.0).data as usize }
+    }
+    #[inline(always)]
+    fn data_end(&self) -> usize {
+        // SAFETY: As above.
+        unsafe { (*self.0).data_end as usize }
+    }
+    #[inline(always)]
+    fn length(&self) -> u32 {
+        // SAFETY: As above.
+        unsafe { bpf_xdp_get_buff_len(self.0) as u32 }
+    }
+    #[inline(always)]
+    fn copy(&self, to: *mut u8, length: u32) -> bool {
+        // SAFETY: `to` has room for `HEAD_LEN` bytes, `length` is at most that.
+        unsafe { bpf_xdp_load_bytes(self.0, 0, to.cast(), length) == 0 }
+    }
+    #[inline(always)]
+    fn walk(&self, first: u8) -> u64 {
+        walk_buff(self.0, first)
+    }
+}
+
+impl Load for Buff {
+    #[inline(always)]
+    fn pair(&self, offset: u32) -> Option<[u8; 2]> {
+        let mut pair = [0; 2];
+        // SAFETY: Two bytes are written to two bytes.
+        let ok = unsafe { bpf_xdp_load_bytes(self.0, offset, pair.as_mut_ptr().cast(), size_of::<[u8; 2]>() as u32) };
+        if ok == 0 { Some(pair) } else { None }
+    }
+}
+
+#[inline(never)]
+fn walk_buff(buff: *mut xdp_md, first: u8) -> u64 {
+    walk(first, &Buff(buff))
+}

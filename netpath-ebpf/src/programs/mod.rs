@@ -1,0 +1,483 @@
+//! Pointers, maps and helpers: read facts, look up, decide, count, report. No policy: that is `verdict`.
+
+mod account;
+mod frame;
+mod maps;
+
+use account::{Drop, Size, counters, master_counters, report};
+use aya_ebpf::{
+    bindings::{__sk_buff, TC_ACT_SHOT, TC_ACT_UNSPEC, xdp_action, xdp_md},
+    btf_maps::lpm_trie::Key,
+    helpers::{bpf_skb_load_bytes, bpf_xdp_adjust_meta},
+    macros::{classifier, xdp},
+    programs::{TcContext, XdpContext},
+};
+use frame::{Buff, Frame, Skb};
+use maps::{ENDPOINT_ROWS, MASTERS, SCRATCH, Scratch, ZONE_SLOTS, ZONE_TRIE_V4, ZONE_TRIE_V6, ZONE_WORDS};
+use netpath_ebpf::{
+    abi::{
+        Endpoint, EndpointKey, Master, TrieKey4, TrieKey6, ZoneSlot, direction, endpoint_flags,
+        unknown_source, zone_word,
+    },
+    bits::{bytes4, bytes16},
+    drop_reason::DropReason,
+    packet::{self, Facts, Head, bit},
+    verdict::{self, Fate, Rules},
+};
+
+/// Constants the loader writes before the programs are loaded, one set a master.
+mod globals {
+    #[unsafe(no_mangle)]
+    static MASTER: u32 = 0;
+    #[unsafe(no_mangle)]
+    static CPUS: u32 = 1;
+
+    /// Dense id of the master these programs sit on.
+    #[inline(always)]
+    pub fn master() -> u16 {
+        // SAFETY: A static; volatile because the loader changes it after compilation.
+        (unsafe { core::ptr::read_volatile(&raw const MASTER) }) as u16
+    }
+
+    /// CPUs that counters are laid out for.
+    #[inline(always)]
+    pub fn cpus() -> u32 {
+        // SAFETY: As above.
+        unsafe { core::ptr::read_volatile(&raw const CPUS) }
+    }
+}
+
+const NEXT: i32 = TC_ACT_UNSPEC;
+const SHOT: i32 = TC_ACT_SHOT;
+
+/// Look-ups in the maps.
+struct Maps;
+
+impl Rules for Maps {
+    #[inline(always)]
+    fn zone(&self, zone: u32) -> Option<(&ZoneSlot, u32)> {
+        let word = *ZONE_WORDS.get(zone)?;
+        if word & zone_word::LOADED == 0 {
+            return None;
+        }
+        let index = zone * 2 + (word & zone_word::SLOT) / zone_word::SLOT;
+        Some((ZONE_SLOTS.get(index)?, index))
+    }
+    #[inline(always)]
+    fn trie4(&self, slot: u32, address: u32) -> u32 {
+        let key = Key::new(64, TrieKey4 { slot, addr: bytes4(address) });
+        ZONE_TRIE_V4.get(&key).copied().unwrap_or(0)
+    }
+    #[inline(always)]
+    fn trie6(&self, slot: u32, address: [u64; 2]) -> u32 {
+        let key = Key::new(160, TrieKey6 { slot, addr: bytes16(address) });
+        ZONE_TRIE_V6.get(&key).copied().unwrap_or(0)
+    }
+}
+
+/// The Ethernet header: all that is read of a frame before its owner is known.
+struct Ethernet {
+    source: [u8; 6],
+    destination: [u8; 6],
+    /// MACs as `bits` has them: six bytes in memory order, two zero bytes.
+    source_raw: u64,
+    destination_raw: u64,
+    ethertype: u16,
+}
+
+impl Ethernet {
+    #[inline(always)]
+    fn read(frame: &impl Frame, scratch: *mut u8) -> Option<Self> {
+        let head = frame.head::<14>(scratch)?;
+        let destination_raw = u64::from(head.raw4::<0>()) | u64::from(head.u16::<4>().to_be()) << 32;
+        let source_raw = u64::from(head.raw4::<6>()) | u64::from(head.u16::<10>().to_be()) << 32;
+        Some(Self {
+            source: mac(source_raw),
+            destination: mac(destination_raw),
+            source_raw,
+            destination_raw,
+            ethertype: head.u16::<12>(),
+        })
+    }
+
+    #[inline(always)]
+    fn macs(&self) -> [[u8; 6]; 2] {
+        [self.source, self.destination]
+    }
+
+    /// Group addresses have the lowest bit of the first byte set.
+    #[inline(always)]
+    fn is_group(&self) -> bool {
+        self.destination_raw & 1 != 0
+    }
+}
+
+#[inline(always)]
+fn mac(raw: u64) -> [u8; 6] {
+    let b = raw.to_ne_bytes();
+    [b[0], b[1], b[2], b[3], b[4], b[5]]
+}
+
+#[inline(always)]
+fn endpoint(mac_raw: u64) -> Option<&'static Endpoint> {
+    // The layout of `EndpointKey`: six bytes of MAC, then the master.
+    let raw = mac_raw | u64::from(globals::master()) << 48;
+    // SAFETY: Both are eight plain bytes; a row is only ever replaced as a whole.
+    unsafe { ENDPOINT_ROWS.get(core::mem::transmute::<u64, EndpointKey>(raw)) }
+}
+
+/// The scratch of this CPU.
+#[inline(always)]
+fn scratch() -> Option<*mut Scratch> {
+    SCRATCH.get_ptr_mut(0)
+}
+
+/// Reads what the verdict needs to know into `scratch.facts`.
+#[inline(always)]
+fn read(frame: &impl Frame, ethernet: &Ethernet, tagged: bool, scratch: *mut Scratch) {
+    // SAFETY: `scratch` is this CPU's map value; nothing else refers to it now.
+    let (facts, copy) = unsafe { (&mut (*scratch).facts, (&raw mut (*scratch).head).cast::<u8>()) };
+    facts.reset(ethernet.ethertype, frame.length());
+    if tagged {
+        facts.flaw = DropReason::Vlan as u8;
+        return;
+    }
+    match ethernet.ethertype {
+        packet::ETH_ARP => match frame.head::<{ packet::ARP_HEAD }>(copy) {
+            Some(head) => packet::arp(&head, facts),
+            None => facts.flaw = DropReason::Malformed as u8,
+        },
+        packet::ETH_IPV4 => match frame.head::<{ packet::IPV4_HEAD }>(copy) {
+            Some(head) => packet::ipv4(&head, facts),
+            None => facts.flaw = DropReason::Malformed as u8,
+        },
+        packet::ETH_IPV6 => match frame.head::<{ packet::IPV6_HEAD }>(copy) {
+            Some(head) => packet::ipv6(&head, facts),
+            None => facts.flaw = DropReason::Malformed as u8,
+        },
+        other => packet::other_ethertype(other, facts),
+    }
+    if facts.bits & bit::WALK != 0 && facts.flaw == 0 {
+        packet::walked(frame.walk(facts.protocol), facts);
+    }
+    let rare = bit::SOLICITATION | bit::ADVERTISEMENT | bit::ICMP_ERROR;
+    if facts.bits & rare != 0 {
+        read_body(frame, facts, copy);
+    }
+}
+
+/// Reads the bodies that few packets have, always from a copy.
+#[inline(always)]
+fn read_body(frame: &impl Frame, facts: &mut Facts, copy: *mut u8) {
+    let Some(head) = frame.copied_head(copy) else { return };
+    if packet::is_neighbour(facts) {
+        packet::neighbour(&head, facts);
+    } else if facts.l3 == packet::l3::V4 {
+        packet::quote4(&head, facts);
+    } else {
+        packet::quote6(&head, facts);
+    }
+}
+
+/// The facts as the verifier should see them: a map value about which it knows nothing.
+#[inline(always)]
+fn forgotten(scratch: *mut Scratch) -> &'static Facts {
+    // SAFETY: The pointer itself, hidden from the optimizer so that it reads what was written.
+    unsafe {
+        let mut facts = &raw const (*scratch).facts;
+        core::arch::asm!("{0} = {0}", inout(reg) facts, options(nostack, preserves_flags));
+        &*facts
+    }
+}
+
+/// Whether the MAC is the host's. Then a drop is a mistake: it passes and is counted as an alert.
+#[inline(always)]
+fn is_hosts(row: &Endpoint, mac_raw: u64) -> bool {
+    if row.flags & endpoint_flags::PASSTHRU != 0 {
+        return false;
+    }
+    let Some(master) = MASTERS.get(u32::from(globals::master())) else { return false };
+    if !verdict::is_host(master, mac_raw) {
+        return false;
+    }
+    if let Some(totals) = master_counters() {
+        totals.host_dropped += 1;
+    }
+    true
+}
+
+/// Judges and counts what `row` sent. True: it passes.
+#[inline(always)]
+fn sent(row: &Endpoint, ethernet: &Ethernet, scratch: *mut Scratch, size: Size) -> bool {
+    let reason = match verdict::is_judged(row) {
+        true => verdict::egress(forgotten(scratch), row, &Maps),
+        false => 0,
+    };
+    let fate = verdict::fate(row.mode, reason);
+    if fate == Fate::Drop && is_hosts(row, ethernet.source_raw) {
+        return true;
+    }
+    if let Some(count) = counters(row.id) {
+        match fate {
+            Fate::Drop => count.tx_dropped += size.packets,
+            Fate::Pass | Fate::Audit => {
+                count.tx_packets += size.packets;
+                count.tx_bytes += size.bytes;
+            }
+        }
+        if fate == Fate::Audit {
+            count.tx_audited += size.packets;
+        }
+    }
+    if fate != Fate::Pass {
+        let drop = Drop {
+            endpoint: row.id,
+            generation: row.generation,
+            reason,
+            direction: direction::TX,
+            audited: fate == Fate::Audit,
+        };
+        report(drop, size.packets, forgotten(scratch), ethernet.macs());
+    }
+    fate != Fate::Drop
+}
+
+/// Judges what is for `row`; counts it if `passed` says that a pass is counted here. True: it passes.
+#[inline(always)]
+fn received(
+    row: &Endpoint,
+    ethernet: &Ethernet,
+    scratch: *mut Scratch,
+    size: Size,
+    claim: impl FnOnce() -> bool,
+) -> bool {
+    let reason = match verdict::is_judged(row) {
+        true => verdict::ingress(forgotten(scratch), row, &Maps),
+        false => 0,
+    };
+    let fate = verdict::fate(row.mode, reason);
+    if fate == Fate::Drop && is_hosts(row, ethernet.destination_raw) {
+        return true;
+    }
+    // What passes here unclaimed is counted by the next hook, audits included.
+    if fate != Fate::Drop && !claim() {
+        return true;
+    }
+    if let Some(count) = counters(row.id) {
+        match fate {
+            Fate::Drop => count.rx_dropped += size.packets,
+            Fate::Pass | Fate::Audit => {
+                count.rx_packets += size.packets;
+                count.rx_bytes += size.bytes;
+            }
+        }
+        if fate == Fate::Audit {
+            count.rx_audited += size.packets;
+        }
+    }
+    if fate != Fate::Pass {
+        let drop = Drop {
+            endpoint: row.id,
+            generation: row.generation,
+            reason,
+            direction: direction::RX,
+            audited: fate == Fate::Audit,
+        };
+        report(drop, size.packets, forgotten(scratch), ethernet.macs());
+    }
+    fate != Fate::Drop
+}
+
+/// Every frame that leaves by the master: what pods send out, and the host's own.
+#[classifier]
+pub fn egress(ctx: TcContext) -> i32 {
+    let skb = ctx.skb.skb;
+    let frame = Skb(skb);
+    let Some(scratch) = scratch() else { return NEXT };
+    // SAFETY: This CPU's map value.
+    let copy = unsafe { (&raw mut (*scratch).head).cast::<u8>() };
+    let Some(ethernet) = Ethernet::read(&frame, copy) else { return NEXT };
+    // SAFETY: The context is valid.
+    let (segments, bytes, tagged) =
+        unsafe { ((*skb).gso_segs, (*skb).wire_len, (*skb).vlan_present != 0) };
+    let size = Size { packets: u64::from(if segments == 0 { 1 } else { segments }), bytes: u64::from(bytes) };
+    if let Some(row) = endpoint(ethernet.source_raw) {
+        if verdict::is_judged(row) {
+            read(&frame, &ethernet, tagged, scratch);
+        }
+        return if sent(row, &ethernet, scratch, size) { NEXT } else { SHOT };
+    }
+    let Some(master) = MASTERS.get(u32::from(globals::master())) else { return NEXT };
+    let Some(totals) = master_counters() else { return NEXT };
+    if verdict::is_host(master, ethernet.source_raw) {
+        totals.host_packets += size.packets;
+        return NEXT;
+    }
+    unknown(master, &ethernet, frame.length(), scratch, size)
+}
+
+/// A frame sent with a MAC that nobody owns.
+#[inline(always)]
+fn unknown(master: &Master, ethernet: &Ethernet, length: u32, scratch: *mut Scratch, size: Size) -> i32 {
+    let dropped = master.unknown_source == unknown_source::DROP;
+    if let Some(totals) = master_counters() {
+        match dropped {
+            true => totals.unknown_dropped += size.packets,
+            false => totals.unknown_passed += size.packets,
+        }
+    }
+    // SAFETY: This CPU's map value.
+    unsafe { (*scratch).facts.reset(ethernet.ethertype, length) };
+    let drop = Drop {
+        endpoint: 0,
+        generation: 0,
+        reason: DropReason::UnknownSource as u8,
+        direction: direction::TX,
+        audited: !dropped,
+    };
+    report(drop, size.packets, forgotten(scratch), ethernet.macs());
+    if dropped { SHOT } else { NEXT }
+}
+
+/// Every frame that the master receives, and what pods of one master send each other.
+#[classifier]
+pub fn ingress(ctx: TcContext) -> i32 {
+    let skb = ctx.skb.skb;
+    let frame = Skb(skb);
+    let Some(scratch) = scratch() else { return NEXT };
+    // SAFETY: This CPU's map value.
+    let copy = unsafe { (&raw mut (*scratch).head).cast::<u8>() };
+    let Some(ethernet) = Ethernet::read(&frame, copy) else { return NEXT };
+    let Some(master) = MASTERS.get(u32::from(globals::master())) else { return NEXT };
+    if ethernet.is_group() {
+        // macvlan hands a copy to everybody: it can be attributed to none, and the copies for siblings
+        // pass no hook at all. Policed interfaces refuse unicast in group frames by sysctl.
+        if let Some(totals) = master_counters() {
+            totals.group_packets += 1;
+        }
+        return NEXT;
+    }
+    let receiver = endpoint(ethernet.destination_raw);
+    if receiver.is_none() && verdict::is_host(master, ethernet.destination_raw) {
+        if let Some(totals) = master_counters() {
+            totals.host_packets += 1;
+        }
+        return NEXT;
+    }
+    if receiver.is_some() && is_stamped(skb, master.stamp) {
+        return NEXT;
+    }
+    let sender = endpoint(ethernet.source_raw);
+    let size = received_size(skb);
+    // SAFETY: The context is valid.
+    let tagged = unsafe { (*skb).vlan_present != 0 };
+    let judged = receiver.is_some_and(verdict::is_judged) || sender.is_some_and(verdict::is_judged);
+    if judged {
+        read(&frame, &ethernet, tagged, scratch);
+    }
+    if let Some(row) = sender {
+        if !sent(row, &ethernet, scratch, size) {
+            return SHOT;
+        }
+    }
+    if let Some(row) = receiver {
+        if !received(row, &ethernet, scratch, size, || true) {
+            return SHOT;
+        }
+    }
+    NEXT
+}
+
+/// Whether XDP has judged and counted this frame.
+#[inline(always)]
+fn is_stamped(skb: *mut __sk_buff, stamp: u64) -> bool {
+    // SAFETY: The context is valid; the stamp is read only if it lies in front of the data.
+    unsafe {
+        let (meta, data) = ((*skb).data_meta as usize, (*skb).data as usize);
+        meta + 8 <= data && core::ptr::read_unaligned(meta as *const u64) == stamp
+    }
+}
+
+/// What a received frame counts for: merged packets (GRO) had a header each on the wire.
+#[inline(always)]
+fn received_size(skb: *mut __sk_buff) -> Size {
+    // SAFETY: The context is valid.
+    let (length, segments) = unsafe { ((*skb).len, (*skb).gso_segs) };
+    if segments <= 1 {
+        return Size { packets: 1, bytes: u64::from(length) };
+    }
+    let headers = u64::from(header_length(skb));
+    let segments = u64::from(segments);
+    Size { packets: segments, bytes: u64::from(length) + (segments - 1) * headers }
+}
+
+/// Length of Ethernet, IP and transport headers of a merged TCP or UDP packet.
+#[inline(never)]
+fn header_length(skb: *mut __sk_buff) -> u32 {
+    let byte = |offset: u32| {
+        let mut value = 0u8;
+        // SAFETY: One byte is written to one byte.
+        let ok = unsafe { bpf_skb_load_bytes(skb.cast(), offset, (&raw mut value).cast(), 1) };
+        if ok == 0 { u32::from(value) } else { 0 }
+    };
+    let (transport, protocol) = match byte(14) >> 4 {
+        4 => (14 + (byte(14) & 15) * 4, byte(23)),
+        _ => (54, byte(20)),
+    };
+    match protocol {
+        6 => transport + (byte(transport + 12) >> 4) * 4,
+        _ => transport + 8,
+    }
+}
+
+/// Every frame from the wire, before the kernel has made a packet of it.
+#[xdp(frags)]
+pub fn xdp(ctx: XdpContext) -> u32 {
+    let frame = Buff(ctx.ctx);
+    let Some(scratch) = scratch() else { return xdp_action::XDP_PASS };
+    // SAFETY: This CPU's map value.
+    let copy = unsafe { (&raw mut (*scratch).head).cast::<u8>() };
+    let Some(ethernet) = Ethernet::read(&frame, copy) else { return xdp_action::XDP_PASS };
+    if ethernet.is_group() {
+        return xdp_action::XDP_PASS;
+    }
+    let Some(row) = endpoint(ethernet.destination_raw) else { return xdp_action::XDP_PASS };
+    let Some(master) = MASTERS.get(u32::from(globals::master())) else { return xdp_action::XDP_PASS };
+    let size = Size { packets: 1, bytes: u64::from(frame.length()) };
+    if verdict::is_judged(row) {
+        read(&frame, &ethernet, false, scratch);
+    }
+    match received(row, &ethernet, scratch, size, || stamp(ctx.ctx, master.stamp)) {
+        true => xdp_action::XDP_PASS,
+        false => xdp_action::XDP_DROP,
+    }
+}
+
+/// Marks the frame as counted. False: the driver has no room for metadata, TC counts.
+#[inline(always)]
+fn stamp(buff: *mut xdp_md, stamp: u64) -> bool {
+    // SAFETY: The context is valid; the stamp is written only where there is room.
+    unsafe {
+        if bpf_xdp_adjust_meta(buff, -8) != 0 {
+            return false;
+        }
+        let (meta, data) = ((*buff).data_meta as usize, (*buff).data as usize);
+        if meta + 8 > data {
+            return false;
+        }
+        core::ptr::write_unaligned(meta as *mut u64, stamp);
+    }
+    true
+}
+
+#[cfg(not(test))]
+#[panic_handler]
+fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
+    // SAFETY: The programs cannot panic; the linker removes this.
+    unsafe { core::hint::unreachable_unchecked() }
+}
+
+/// The helpers that this program calls are open to GPL-compatible programs only.
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
