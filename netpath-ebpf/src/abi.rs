@@ -266,9 +266,11 @@ pub struct Master {
     pub host_macs: [[u8; 8]; HOST_MACS],
     /// Interface name when the row was made, zero-padded, for people.
     pub name: [u8; 16],
+    /// Digest of the object file that the attached programs come from; 0 = not attached yet.
+    pub object: u64,
 }
 
-const _: () = assert!(size_of::<Master>() == 8 + 8 + 4 + 1 + 1 + 2 + 8 * HOST_MACS + 16);
+const _: () = assert!(size_of::<Master>() == 8 + 8 + 4 + 1 + 1 + 2 + 8 * HOST_MACS + 16 + 8);
 
 /// Value of `counters`, indexed by `endpoint id * CPUs + CPU`: one cache line an endpoint and CPU.
 ///

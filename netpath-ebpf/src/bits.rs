@@ -70,8 +70,14 @@ pub fn raw16(bytes: &[u8; 16]) -> [u64; 2] {
     {
         let word = |at: usize| {
             u64::from_ne_bytes([
-                bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3],
-                bytes[at + 4], bytes[at + 5], bytes[at + 6], bytes[at + 7],
+                bytes[at],
+                bytes[at + 1],
+                bytes[at + 2],
+                bytes[at + 3],
+                bytes[at + 4],
+                bytes[at + 5],
+                bytes[at + 6],
+                bytes[at + 7],
             ])
         };
         [word(0), word(8)]

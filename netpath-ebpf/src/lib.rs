@@ -6,7 +6,7 @@
 #![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
 
 pub mod abi;
-pub mod drop_reason;
 pub mod bits;
+pub mod drop_reason;
 pub mod packet;
 pub mod verdict;

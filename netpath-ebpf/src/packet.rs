@@ -204,8 +204,8 @@ pub fn arp(head: &impl Head, facts: &mut Facts) {
         return;
     }
     // Ethernet, IPv4, address lengths 6 and 4: one word, then the operation.
-    let form = eq32(head.raw4::<14>(), u32::from_ne_bytes([0, 1, 8, 0]))
-        & eq32(u32::from(head.u16::<18>()), 0x0604);
+    let form =
+        eq32(head.raw4::<14>(), u32::from_ne_bytes([0, 1, 8, 0])) & eq32(u32::from(head.u16::<18>()), 0x0604);
     let operation = head.u16::<20>();
     let sender_mac = eq32(head.raw4::<22>(), head.raw4::<6>())
         & eq32(u32::from(head.u16::<26>()), u32::from(head.u16::<10>()));

@@ -117,8 +117,8 @@ fn egress4(facts: &Facts, endpoint: &Endpoint, rules: &impl Rules) -> u8 {
     if own4(endpoint, facts.source4) == 0 {
         // Without an address yet: DHCP's broadcasts, and IGMP as RFC 4541 has it.
         let broadcast = eq32(destination, u32::MAX);
-        let nameless = facts.source4 == 0
-            && (bits & bit::IGMP != 0 || bits & bit::DHCP_CLIENT != 0 && broadcast != 0);
+        let nameless =
+            facts.source4 == 0 && (bits & bit::IGMP != 0 || bits & bit::DHCP_CLIENT != 0 && broadcast != 0);
         if !nameless {
             return DropReason::SourceV4 as u8;
         }

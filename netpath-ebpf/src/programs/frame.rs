@@ -168,7 +168,9 @@ impl Load for Buff {
     fn pair(&self, offset: u32) -> Option<[u8; 2]> {
         let mut pair = [0; 2];
         // SAFETY: Two bytes are written to two bytes.
-        let ok = unsafe { bpf_xdp_load_bytes(self.0, offset, pair.as_mut_ptr().cast(), size_of::<[u8; 2]>() as u32) };
+        let ok = unsafe {
+            bpf_xdp_load_bytes(self.0, offset, pair.as_mut_ptr().cast(), size_of::<[u8; 2]>() as u32)
+        };
         if ok == 0 { Some(pair) } else { None }
     }
 }

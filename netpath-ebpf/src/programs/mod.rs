@@ -298,8 +298,7 @@ pub fn egress(ctx: TcContext) -> i32 {
     let copy = unsafe { (&raw mut (*scratch).head).cast::<u8>() };
     let Some(ethernet) = Ethernet::read(&frame, copy) else { return NEXT };
     // SAFETY: The context is valid.
-    let (segments, bytes, tagged) =
-        unsafe { ((*skb).gso_segs, (*skb).wire_len, (*skb).vlan_present != 0) };
+    let (segments, bytes, tagged) = unsafe { ((*skb).gso_segs, (*skb).wire_len, (*skb).vlan_present != 0) };
     let size = Size { packets: u64::from(if segments == 0 { 1 } else { segments }), bytes: u64::from(bytes) };
     if let Some(row) = endpoint(ethernet.source_raw) {
         if verdict::is_judged(row) {

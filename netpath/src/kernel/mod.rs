@@ -1,5 +1,6 @@
 //! Effects on the kernel: namespaces, netlink, sysctls and BPF.
 
+pub mod bpf;
 pub mod netlink;
 pub mod netns;
 pub mod sysctl;

@@ -1,0 +1,456 @@
+//! Attaching, checking, replacing and removing the programs of one master.
+//!
+//! A TCX or XDP program is attached by a `bpf_link` pinned below `links/<master id>/`: it stays in force
+//! when nothing of netpath runs. A clsact filter stays by itself; its program is pinned below
+//! `progs/<master id>/` to be recognized again. The caller holds the lock and is in the master's namespace.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use aya::{
+    Ebpf,
+    programs::{
+        LinkOrder, ProgramError, ProgramInfo, SchedClassifier, TcAttachType, Xdp, XdpMode,
+        links::{FdLink, LinkError, PinnedLink},
+        tc::{NlOptions, SchedClassifierLink, TcAttachOptions, TcError, TcHandle, qdisc_add_clsact},
+    },
+};
+
+use super::{
+    BpfError, Hook, TcHook,
+    clsact::{self, HANDLE, PRIORITY},
+    object::{self, Settings},
+    selftest, sys,
+};
+
+/// A master and how its programs shall be attached.
+#[derive(Clone, Debug)]
+pub struct Target<'a> {
+    /// Directory of the pins.
+    pub pins: &'a Path,
+    /// Sizes of the maps.
+    pub settings: &'a Settings,
+    /// CPUs that counters are laid out for.
+    pub cpus: u32,
+    /// Dense id of the master.
+    pub id: u16,
+    /// Its interface index in the current namespace.
+    pub ifindex: u32,
+    /// Its name.
+    pub name: &'a str,
+    /// Whether native XDP is wanted.
+    pub xdp: bool,
+    /// How TC programs are attached.
+    pub tc: TcHook,
+    /// MACs the host sends with, for the self-test.
+    pub host_macs: &'a [[u8; 6]],
+}
+
+/// How a program is attached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Via {
+    /// A pinned TCX link.
+    Tcx,
+    /// A filter on a clsact qdisc.
+    Clsact,
+    /// A pinned XDP link, native mode.
+    XdpNative,
+}
+
+impl Via {
+    /// The word for it in output.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Tcx => "tcx",
+            Self::Clsact => "clsact",
+            Self::XdpNative => "native",
+        }
+    }
+}
+
+/// One hook of a master as found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HookState {
+    /// Which hook.
+    pub hook: Hook,
+    /// How.
+    pub via: Via,
+    /// Id of the program.
+    pub program: u32,
+    /// It is attached to the master that stands there now: a NIC that was deleted leaves a dead pin.
+    pub live: bool,
+}
+
+/// What [`ensure`] did to a hook.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// It was not attached, or to a NIC that is gone.
+    Attached(Hook, Via),
+    /// The program was replaced without a gap.
+    Replaced(Hook, Via),
+    /// It was not wanted any more.
+    Detached(Hook),
+}
+
+fn link_pin(pins: &Path, id: u16, hook: Hook) -> PathBuf {
+    pins.join("links").join(id.to_string()).join(hook.name())
+}
+
+fn program_pin(pins: &Path, id: u16, hook: Hook) -> PathBuf {
+    pins.join("progs").join(id.to_string()).join(hook.name())
+}
+
+/// What is attached to master `id`, whose interface index is now `ifindex`.
+pub fn inspect(pins: &Path, id: u16, ifindex: u32) -> Result<Vec<HookState>, BpfError> {
+    let mut found = Vec::new();
+    for hook in Hook::ALL {
+        let path = link_pin(pins, id, hook);
+        match sys::pinned_link(&path) {
+            Ok(link) => {
+                let via = if hook == Hook::Xdp { Via::XdpNative } else { Via::Tcx };
+                found.push(HookState { hook, via, program: link.program, live: link.ifindex == ifindex });
+                continue;
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(source) => return Err(BpfError::Pin { op: "read", path, source: source.into() }),
+        }
+        let path = program_pin(pins, id, hook);
+        if !path.exists() {
+            continue;
+        }
+        let program = ProgramInfo::from_pin(&path)
+            .map_err(|source| BpfError::Pin { op: "read", path: path.clone(), source: source.into() })?
+            .id();
+        let filters = clsact::filters(ifindex, hook).map_err(|source| BpfError::Pin {
+            op: "compare filters with",
+            path,
+            source: source.into(),
+        })?;
+        let live = filters.iter().any(|filter| filter.program == program);
+        found.push(HookState { hook, via: Via::Clsact, program, live });
+    }
+    Ok(found)
+}
+
+/// Names of programs that run before ours on a TCX hook: with any verdict but "next" they decide alone.
+pub fn programs_before(name: &str, hook: Hook, ours: u32) -> Vec<String> {
+    let Some(attach_type) = tc_type(hook) else { return Vec::new() };
+    let Ok((_, programs)) = SchedClassifier::query_tcx(name, attach_type) else { return Vec::new() };
+    let before = programs.iter().take_while(|program| program.id() != ours);
+    before.map(|program| program.name_as_str().unwrap_or("unnamed").to_owned()).collect()
+}
+
+/// Brings the hooks of a master to what `target` says; with `replace` also the programs of hooks that are in place.
+///
+/// Programs are loaded and tried on the host's frames before the first of them is attached.
+pub fn ensure(target: &Target<'_>, replace: bool) -> Result<Vec<Change>, BpfError> {
+    let states = inspect(target.pins, target.id, target.ifindex)?;
+    let mut changes = Vec::new();
+    for state in &states {
+        if state.hook == Hook::Xdp && !target.xdp {
+            unpin(target.pins, target.id, Hook::Xdp)?;
+            changes.push(Change::Detached(Hook::Xdp));
+        }
+    }
+    let live = |hook| states.iter().find(|state| state.hook == hook && state.live);
+    let wanted = Hook::ALL.into_iter().filter(|hook| *hook != Hook::Xdp || target.xdp);
+    let todo: Vec<Hook> = wanted.filter(|hook| replace || live(*hook).is_none()).collect();
+    if todo.is_empty() {
+        return Ok(changes);
+    }
+    let mut object = object::load(target.pins, target.settings, target.id, target.cpus)?;
+    for hook in &todo {
+        load_and_test(&mut object, *hook, target.host_macs)?;
+    }
+    for hook in todo {
+        let change = match live(hook) {
+            Some(state) => {
+                replace_program(target, &mut object, state)?;
+                Change::Replaced(hook, state.via)
+            }
+            None => {
+                // A pin that is still there belongs to a NIC that is gone; its link cannot be updated.
+                unpin(target.pins, target.id, hook)?;
+                Change::Attached(hook, attach(target, &mut object, hook)?)
+            }
+        };
+        changes.push(change);
+    }
+    Ok(changes)
+}
+
+fn load_and_test(object: &mut Ebpf, hook: Hook, host_macs: &[[u8; 6]]) -> Result<(), BpfError> {
+    let refused = |source| BpfError::Program { program: hook.name(), source: Box::new(source) };
+    match hook {
+        Hook::Xdp => {
+            let program = xdp(object)?;
+            program.load().map_err(refused)?;
+            selftest::run(program, hook, host_macs)
+        }
+        Hook::Ingress | Hook::Egress => {
+            let program = classifier(object, hook)?;
+            program.load().map_err(refused)?;
+            selftest::run(program, hook, host_macs)
+        }
+    }
+}
+
+fn classifier(object: &mut Ebpf, hook: Hook) -> Result<&mut SchedClassifier, BpfError> {
+    let program = object.program_mut(hook.name()).ok_or(BpfError::Missing { program: hook.name() })?;
+    program.try_into().map_err(|source| BpfError::Program { program: hook.name(), source: Box::new(source) })
+}
+
+fn xdp(object: &mut Ebpf) -> Result<&mut Xdp, BpfError> {
+    let program = object.program_mut("xdp").ok_or(BpfError::Missing { program: "xdp" })?;
+    program.try_into().map_err(|source| BpfError::Program { program: "xdp", source: Box::new(source) })
+}
+
+fn tc_type(hook: Hook) -> Option<TcAttachType> {
+    match hook {
+        Hook::Ingress => Some(TcAttachType::Ingress),
+        Hook::Egress => Some(TcAttachType::Egress),
+        Hook::Xdp => None,
+    }
+}
+
+fn attach(target: &Target<'_>, object: &mut Ebpf, hook: Hook) -> Result<Via, BpfError> {
+    let failed = |note, source: Box<dyn std::error::Error + Send + Sync>| BpfError::Attach {
+        hook,
+        master: target.name.to_owned(),
+        note,
+        source,
+    };
+    let Some(attach_type) = tc_type(hook) else {
+        attach_xdp(target, object)?;
+        return Ok(Via::XdpNative);
+    };
+    let program = classifier(object, hook)?;
+    let by_tcx = match target.tc {
+        TcHook::Clsact => None,
+        TcHook::Auto | TcHook::Tcx => {
+            let order = TcAttachOptions::TcxOrder(LinkOrder::first());
+            match program.attach_with_options(target.name, attach_type, order) {
+                Ok(link) => Some(link),
+                Err(error) if target.tc == TcHook::Auto && is_unsupported(&error) => None,
+                Err(error) => return Err(failed("", error.into())),
+            }
+        }
+    };
+    if let Some(link) = by_tcx {
+        let link = program.take_link(link).map_err(|error| failed("", error.into()))?;
+        let path = link_pin(target.pins, target.id, hook);
+        let link = FdLink::try_from(link)
+            .map_err(|source| BpfError::Link { path: path.clone(), source: Box::new(source) })?;
+        pin_link(link, &path)?;
+        return Ok(Via::Tcx);
+    }
+    match qdisc_add_clsact(target.name) {
+        Ok(()) => {}
+        Err(error) if is_errno(&error, libc::EEXIST) => {}
+        Err(error) => return Err(failed("", error.into())),
+    }
+    attach_clsact(target, program, hook, attach_type).map_err(|error| failed("", error.into()))?;
+    pin_program(target, program, hook)?;
+    Ok(Via::Clsact)
+}
+
+/// Adds our filter, or replaces it where one with our handle is left over.
+fn attach_clsact(
+    target: &Target<'_>,
+    program: &mut SchedClassifier,
+    hook: Hook,
+    attach_type: TcAttachType,
+) -> Result<(), ProgramError> {
+    let handle = handle();
+    let present = clsact::filters(target.ifindex, hook)
+        .map_err(TcError::IoError)?
+        .iter()
+        .any(|filter| filter.priority == PRIORITY && filter.handle == HANDLE);
+    let id = if present {
+        let old = SchedClassifierLink::attached(target.name, attach_type, PRIORITY, handle, None)
+            .map_err(TcError::IoError)?;
+        program.attach_to_link(old)?
+    } else {
+        let options = NlOptions { priority: PRIORITY, handle, ..NlOptions::default() };
+        program.attach_with_options(target.name, attach_type, TcAttachOptions::Netlink(options))?
+    };
+    // The filter stays when this process ends: dropping the link would remove it.
+    std::mem::forget(program.take_link(id)?);
+    Ok(())
+}
+
+fn handle() -> TcHandle {
+    TcHandle::new(0, u16::try_from(HANDLE).unwrap_or(u16::MAX))
+}
+
+fn attach_xdp(target: &Target<'_>, object: &mut Ebpf) -> Result<(), BpfError> {
+    let program = xdp(object)?;
+    let failed = |source: ProgramError| BpfError::Attach {
+        hook: Hook::Xdp,
+        master: target.name.to_owned(),
+        note: match is_busy(&source) {
+            true => {
+                " (another XDP program is attached: `bpftool net show` names it; TC enforces without XDP)"
+            }
+            false => " (set `xdp` to `off` for this master in masters.json; TC enforces without XDP)",
+        },
+        source: source.into(),
+    };
+    let id = program.attach_to_if_index(target.ifindex, XdpMode::Driver).map_err(failed)?;
+    let link = program.take_link(id).map_err(failed)?;
+    // On EINVAL the crate attaches by netlink instead, which would end with this process.
+    let link = FdLink::try_from(link)
+        .map_err(|_: LinkError| BpfError::XdpFellBack { master: target.name.to_owned() })?;
+    pin_link(link, &link_pin(target.pins, target.id, Hook::Xdp))
+}
+
+fn replace_program(target: &Target<'_>, object: &mut Ebpf, state: &HookState) -> Result<(), BpfError> {
+    let hook = state.hook;
+    let path = link_pin(target.pins, target.id, hook);
+    let failed =
+        |source: ProgramError| BpfError::Pin { op: "update", path: path.clone(), source: source.into() };
+    let opened = || {
+        let link = PinnedLink::from_pin(&path);
+        link.map(FdLink::from)
+            .map_err(|source| BpfError::Link { path: path.clone(), source: Box::new(source) })
+    };
+    match (state.via, tc_type(hook)) {
+        (Via::XdpNative, _) => {
+            let link = opened()?.try_into();
+            let link =
+                link.map_err(|source| BpfError::Link { path: path.clone(), source: Box::new(source) })?;
+            xdp(object)?.attach_to_link(link).map_err(failed)?;
+        }
+        (Via::Clsact, Some(attach_type)) => {
+            let program = classifier(object, hook)?;
+            attach_clsact(target, program, hook, attach_type).map_err(failed)?;
+            pin_program(target, program, hook)?;
+        }
+        (Via::Tcx | Via::Clsact, _) => {
+            let link = opened()?.try_into();
+            let link =
+                link.map_err(|source| BpfError::Link { path: path.clone(), source: Box::new(source) })?;
+            // The pin follows the update: nothing is pinned again.
+            classifier(object, hook)?.attach_to_link(link).map_err(failed)?;
+        }
+    }
+    Ok(())
+}
+
+fn pin_link(link: FdLink, path: &Path) -> Result<(), BpfError> {
+    make_parent(path)?;
+    link.pin(path).map(drop).map_err(|source| BpfError::Pin {
+        op: "make",
+        path: path.to_owned(),
+        source: source.into(),
+    })
+}
+
+/// Pins the program under its final name in one step, over what was pinned there.
+fn pin_program(target: &Target<'_>, program: &mut SchedClassifier, hook: Hook) -> Result<(), BpfError> {
+    let path = program_pin(target.pins, target.id, hook);
+    make_parent(&path)?;
+    let fresh = path.with_file_name(format!("{}-new", hook.name()));
+    let failed = |source: Box<dyn std::error::Error + Send + Sync>| BpfError::Pin {
+        op: "make",
+        path: path.clone(),
+        source,
+    };
+    remove_file(&fresh)?;
+    program.pin(&fresh).map_err(|source| failed(source.into()))?;
+    fs::rename(&fresh, &path).map_err(|source| failed(source.into()))
+}
+
+fn make_parent(path: &Path) -> Result<(), BpfError> {
+    let Some(parent) = path.parent() else { return Ok(()) };
+    fs::create_dir_all(parent).map_err(|source| BpfError::Pin {
+        op: "make the directory of",
+        path: path.to_owned(),
+        source: source.into(),
+    })
+}
+
+fn remove_file(path: &Path) -> Result<(), BpfError> {
+    match fs::remove_file(path) {
+        Ok(()) => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(source) => Err(BpfError::Pin { op: "remove", path: path.to_owned(), source: source.into() }),
+    }
+}
+
+fn unpin(pins: &Path, id: u16, hook: Hook) -> Result<(), BpfError> {
+    remove_file(&link_pin(pins, id, hook))?;
+    remove_file(&program_pin(pins, id, hook))
+}
+
+/// Detaches everything from master `id`. `name` is its name if it still exists.
+pub fn detach(pins: &Path, id: u16, name: Option<&str>, ifindex: u32) -> Result<(), BpfError> {
+    for state in inspect(pins, id, ifindex)? {
+        let attach_type = tc_type(state.hook);
+        if let (Via::Clsact, true, Some(name), Some(attach_type)) = (state.via, state.live, name, attach_type)
+        {
+            let link = SchedClassifierLink::attached(name, attach_type, PRIORITY, handle(), None);
+            let gone = link.map_err(TcError::IoError).map_err(ProgramError::from);
+            gone.and_then(aya::programs::links::Link::detach).map_err(|source| BpfError::Attach {
+                hook: state.hook,
+                master: name.to_owned(),
+                note: " (while detaching)",
+                source: source.into(),
+            })?;
+        }
+        unpin(pins, id, state.hook)?;
+    }
+    for directory in ["links", "progs"] {
+        let path = pins.join(directory).join(id.to_string());
+        match fs::remove_dir(&path) {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(source) => return Err(BpfError::Pin { op: "remove", path, source: source.into() }),
+        }
+    }
+    Ok(())
+}
+
+/// Removes every pin below `pins`, maps last. Programs that are still attached by link are detached.
+pub fn remove_pins(pins: &Path) -> Result<(), BpfError> {
+    let failed = |path: &Path, source: io::Error| BpfError::Pin {
+        op: "remove",
+        path: path.to_owned(),
+        source: source.into(),
+    };
+    for part in ["links", "progs", "maps", ""] {
+        let path = pins.join(part);
+        match fs::remove_dir_all(&path) {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(source) => return Err(failed(&path, source)),
+        }
+    }
+    Ok(())
+}
+
+fn errno_of(error: &(dyn std::error::Error + 'static)) -> Option<i32> {
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        if let Some(error) = error.downcast_ref::<io::Error>() {
+            return error.raw_os_error();
+        }
+        cause = error.source();
+    }
+    None
+}
+
+fn is_errno(error: &(dyn std::error::Error + 'static), errno: i32) -> bool {
+    errno_of(error) == Some(errno)
+}
+
+fn is_busy(error: &ProgramError) -> bool {
+    is_errno(error, libc::EBUSY) || is_errno(error, libc::EEXIST)
+}
+
+/// Kernels before 6.6 do not know the attach type of TCX.
+fn is_unsupported(error: &ProgramError) -> bool {
+    is_errno(error, libc::EINVAL) || is_errno(error, libc::EOPNOTSUPP)
+}

@@ -1,0 +1,621 @@
+//! The only map I/O: rows in, rows out. What a row means is decided elsewhere.
+//!
+//! Every change happens under the lock that plugin and agent share; the caller holds it. Reading needs none.
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+};
+
+use aya::{
+    Pod,
+    maps::{Array, HashMap, LpmTrie, Map, MapData, MapError, lpm_trie::Key},
+};
+use netpath_ebpf::abi::{
+    ABI_VERSION, Budget, Counters, DropCounters, Endpoint, EndpointKey, Master, MasterCounters, Meta,
+    NAME_LEN, Owner, REASON_SLOTS, TrieKey4, TrieKey6, ZoneInfo, ZoneSlot, zone_word,
+};
+
+use super::sys::{self, Mapped};
+
+/// Events an endpoint may emit per reason and direction before the consumer has to grant more.
+pub const EVENT_BURST: i32 = 8;
+
+/// Why maps could not be read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum MapsError {
+    /// The pin is there and cannot be opened.
+    #[error("cannot open map {}", path.display())]
+    Open {
+        /// The pin.
+        path: PathBuf,
+        /// Why.
+        source: MapError,
+    },
+    /// The map is not the one this version works with.
+    #[error("map {} has values of another size: it belongs to another version of netpath", path.display())]
+    Layout {
+        /// The pin.
+        path: PathBuf,
+        /// Why.
+        source: MapError,
+    },
+    /// Written by a version with another ABI.
+    #[error(
+        "the maps are of ABI version {found}, this netpath speaks {ABI_VERSION}: use the netpath they belong to"
+    )]
+    Abi {
+        /// Version in the map `meta`.
+        found: u32,
+    },
+    /// A read or write failed.
+    #[error("cannot {op} map `{map}`")]
+    Access {
+        /// What was tried.
+        op: &'static str,
+        /// Name of the map.
+        map: &'static str,
+        /// Why.
+        source: MapError,
+    },
+    /// No room.
+    #[error("map `{map}` is full ({capacity} rows): raise `{setting}` in settings.json and restart netpath")]
+    Full {
+        /// Name of the map.
+        map: &'static str,
+        /// Its rows.
+        capacity: u32,
+        /// The setting that sizes it.
+        setting: &'static str,
+    },
+    /// The grace period before a slot is written again could not be waited for.
+    #[error("cannot wait for running programs before zone {zone} is rewritten")]
+    Grace {
+        /// The zone.
+        zone: u32,
+        /// Why.
+        source: io::Error,
+    },
+    /// Counters could not be mapped.
+    #[error("cannot map the memory of `{map}`")]
+    Mmap {
+        /// Name of the map.
+        map: &'static str,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+/// An ABI value as aya wants it.
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+struct Raw<T>(T);
+
+/// Types of the ABI: fixed layout, no padding that is not spelled out, any bytes are a value.
+trait Plain: Copy + 'static {}
+
+macro_rules! plain {
+    ($($name:ty),+) => { $(impl Plain for $name {})+ };
+}
+plain!(
+    Budget,
+    Counters,
+    DropCounters,
+    Endpoint,
+    EndpointKey,
+    Master,
+    MasterCounters,
+    Meta,
+    Owner,
+    TrieKey4,
+    TrieKey6,
+    ZoneInfo,
+    ZoneSlot,
+    u32
+);
+
+// SAFETY: `Plain` is implemented above for ABI types alone, which have no padding and no invalid bytes.
+unsafe impl<T: Plain> Pod for Raw<T> {}
+
+type Table<T> = Array<MapData, Raw<T>>;
+
+/// What a zone's row shall hold.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ZoneContent {
+    /// The slot; its generation is set when it is written.
+    pub slot: ZoneSlot,
+    /// Prefix length, address, verdict bits: what goes into the IPv4 trie.
+    pub trie_v4: Vec<(u32, [u8; 4], u32)>,
+    /// The same for IPv6.
+    pub trie_v6: Vec<(u32, [u8; 16], u32)>,
+}
+
+/// A zone as the maps have it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ZoneRow {
+    /// Row.
+    pub id: u32,
+    /// Name and digest.
+    pub info: ZoneInfo,
+    /// The slot in force.
+    pub slot: ZoneSlot,
+}
+
+/// The pinned maps of one node.
+pub struct Maps {
+    pins: PathBuf,
+    meta: Table<Meta>,
+    masters: Table<Master>,
+    endpoints: HashMap<MapData, Raw<EndpointKey>, Raw<Endpoint>>,
+    owners: Table<Owner>,
+    zone_words: Table<u32>,
+    zone_slots: Table<ZoneSlot>,
+    zone_info: Table<ZoneInfo>,
+    zone_trie_v4: LpmTrie<MapData, Raw<TrieKey4>, Raw<u32>>,
+    zone_trie_v6: LpmTrie<MapData, Raw<TrieKey6>, Raw<u32>>,
+    counters: Table<Counters>,
+    master_counters: Table<MasterCounters>,
+    drops: Table<DropCounters>,
+    budgets: Table<Budget>,
+    cpus: u32,
+}
+
+/// Names of every pinned map, as in the object.
+pub const NAMES: &[&str] = &[
+    "meta",
+    "masters",
+    "endpoints",
+    "owners",
+    "zone_words",
+    "zone_slots",
+    "zone_info",
+    "zone_trie_v4",
+    "zone_trie_v6",
+    "counters",
+    "master_counters",
+    "drops",
+    "budgets",
+    "events",
+    "scratch",
+];
+
+/// Where map `name` is pinned below the pin directory.
+pub fn pin_of(pins: &Path, name: &str) -> PathBuf {
+    pins.join("maps").join(name)
+}
+
+fn open<T: TryFrom<Map, Error = MapError>>(
+    pins: &Path,
+    name: &str,
+    wrap: impl Fn(MapData) -> Map,
+) -> Result<T, MapsError> {
+    let path = pin_of(pins, name);
+    let data = MapData::from_pin(&path).map_err(|source| MapsError::Open { path: path.clone(), source })?;
+    T::try_from(wrap(data)).map_err(|source| MapsError::Layout { path, source })
+}
+
+impl Maps {
+    /// Opens the maps pinned below `pins`; `None` if nothing has been loaded there.
+    pub fn open(pins: &Path) -> Result<Option<Self>, MapsError> {
+        if !NAMES.iter().all(|name| pin_of(pins, name).exists()) {
+            return Ok(None);
+        }
+        let meta: Table<Meta> = open(pins, "meta", Map::Array)?;
+        let Raw(found) =
+            meta.get(&0, 0).map_err(|source| MapsError::Access { op: "read", map: "meta", source })?;
+        match found.abi_version {
+            ABI_VERSION => {}
+            // Whoever made the maps was ended before the last step; loading finishes it.
+            0 => return Ok(None),
+            found => return Err(MapsError::Abi { found }),
+        }
+        Self::open_all(pins, meta, found.cpus).map(Some)
+    }
+
+    /// Opens maps that were just made and writes down what they are.
+    pub(super) fn initialize(pins: &Path, cpus: u32) -> Result<Self, MapsError> {
+        let mut meta: Table<Meta> = open(pins, "meta", Map::Array)?;
+        let value = Meta { abi_version: ABI_VERSION, cpus, last_endpoint_id: 0, last_zone: 0 };
+        meta.set(0, Raw(value), 0).map_err(|source| MapsError::Access {
+            op: "write",
+            map: "meta",
+            source,
+        })?;
+        let mut maps = Self::open_all(pins, meta, cpus)?;
+        // Frames that nobody owns are reported under id 0.
+        maps.grant(0, EVENT_BURST)?;
+        Ok(maps)
+    }
+
+    fn open_all(pins: &Path, meta: Table<Meta>, cpus: u32) -> Result<Self, MapsError> {
+        Ok(Self {
+            pins: pins.to_owned(),
+            meta,
+            masters: open(pins, "masters", Map::Array)?,
+            endpoints: open(pins, "endpoints", Map::HashMap)?,
+            owners: open(pins, "owners", Map::Array)?,
+            zone_words: open(pins, "zone_words", Map::Array)?,
+            zone_slots: open(pins, "zone_slots", Map::Array)?,
+            zone_info: open(pins, "zone_info", Map::Array)?,
+            zone_trie_v4: open(pins, "zone_trie_v4", Map::LpmTrie)?,
+            zone_trie_v6: open(pins, "zone_trie_v6", Map::LpmTrie)?,
+            counters: open(pins, "counters", Map::Array)?,
+            master_counters: open(pins, "master_counters", Map::Array)?,
+            drops: open(pins, "drops", Map::Array)?,
+            budgets: open(pins, "budgets", Map::Array)?,
+            cpus,
+        })
+    }
+
+    /// The directory the maps are pinned below.
+    pub fn pins(&self) -> &Path {
+        &self.pins
+    }
+
+    /// What the maps say of themselves.
+    pub fn meta(&self) -> Result<Meta, MapsError> {
+        get(&self.meta, "meta", 0)
+    }
+
+    /// Rows in use and rows there are, for endpoints and zones.
+    pub fn fill(&self) -> Result<Fill, MapsError> {
+        Ok(Fill {
+            endpoints: self.endpoints()?.len(),
+            endpoint_rows: self.owners.len() as usize - 1,
+            zones: self.zones()?.len(),
+            zone_rows: self.zone_words.len() as usize - 1,
+        })
+    }
+
+    /// Every master that has a row.
+    pub fn masters(&self) -> Result<Vec<(u16, Master)>, MapsError> {
+        let mut found = Vec::new();
+        for (id, index) in (1..u16::MAX).zip(1..self.masters.len()) {
+            let master: Master = get(&self.masters, "masters", index)?;
+            if master.ifindex != 0 {
+                found.push((id, master));
+            }
+        }
+        Ok(found)
+    }
+
+    /// The dense id for a master that has none yet; ids named by an endpoint row are not given again.
+    pub fn free_master_id(&self) -> Result<u16, MapsError> {
+        let endpoints = self.endpoints()?;
+        for (id, index) in (1..u16::MAX).zip(1..self.masters.len()) {
+            let row: Master = get(&self.masters, "masters", index)?;
+            if row.ifindex == 0 && endpoints.iter().all(|(key, _)| key.master != id) {
+                return Ok(id);
+            }
+        }
+        Err(MapsError::Full { map: "masters", capacity: self.masters.len(), setting: "masters" })
+    }
+
+    /// Writes the row of a master; a zeroed one frees it.
+    pub fn set_master(&mut self, id: u16, master: &Master) -> Result<(), MapsError> {
+        set(&mut self.masters, "masters", u32::from(id), *master)
+    }
+
+    /// Every endpoint and foreign row.
+    pub fn endpoints(&self) -> Result<Vec<(EndpointKey, Endpoint)>, MapsError> {
+        self.endpoints
+            .iter()
+            .map(|row| row.map(|(Raw(key), Raw(value))| (key, value)))
+            .collect::<Result<_, _>>()
+            .map_err(|source| MapsError::Access { op: "list", map: "endpoints", source })
+    }
+
+    /// The row of `key`.
+    pub fn endpoint(&self, key: EndpointKey) -> Result<Option<Endpoint>, MapsError> {
+        match self.endpoints.get(&Raw(key), 0) {
+            Ok(Raw(row)) => Ok(Some(row)),
+            Err(MapError::KeyNotFound) => Ok(None),
+            Err(source) => Err(MapsError::Access { op: "read", map: "endpoints", source }),
+        }
+    }
+
+    /// Gives `row` a fresh id and generation, zeroes that id's counters, and puts the row in force.
+    ///
+    /// Ids go round: one that was freed is used again only after all others, so that no program that still
+    /// runs with the old row counts for its successor.
+    pub fn add_endpoint(&mut self, key: EndpointKey, mut row: Endpoint) -> Result<Endpoint, MapsError> {
+        if let Some(old) = self.endpoint(key)? {
+            self.release(key, old.id)?;
+        }
+        let mut meta = self.meta()?;
+        let ids = self.owners.len();
+        let mut id = meta.last_endpoint_id;
+        for _ in 1..ids {
+            id = if id + 1 < ids { id + 1 } else { 1 };
+            let mut owner: Owner = get(&self.owners, "owners", id)?;
+            if owner.key.master != 0 {
+                continue;
+            }
+            owner.key = key;
+            owner.generation = owner.generation.wrapping_add(1);
+            set(&mut self.owners, "owners", id, owner)?;
+            meta.last_endpoint_id = id;
+            set(&mut self.meta, "meta", 0, meta)?;
+            self.reset(id)?;
+            (row.id, row.generation) = (id, owner.generation);
+            self.set_endpoint(key, &row)?;
+            return Ok(row);
+        }
+        Err(MapsError::Full { map: "endpoints", capacity: ids - 1, setting: "endpoints" })
+    }
+
+    /// Replaces the row of an endpoint that keeps its id.
+    pub fn set_endpoint(&mut self, key: EndpointKey, row: &Endpoint) -> Result<(), MapsError> {
+        self.endpoints.insert(Raw(key), Raw(*row), 0).map_err(|source| MapsError::Access {
+            op: "write",
+            map: "endpoints",
+            source,
+        })
+    }
+
+    /// Removes the row of `key` if it still has `id`; a row that is gone, or another's, is fine.
+    pub fn remove_endpoint(&mut self, key: EndpointKey, id: u32) -> Result<(), MapsError> {
+        if self.endpoint(key)?.is_some_and(|row| row.id == id) {
+            match self.endpoints.remove(&Raw(key)) {
+                Ok(()) | Err(MapError::KeyNotFound) => {}
+                Err(source) => return Err(MapsError::Access { op: "remove from", map: "endpoints", source }),
+            }
+        }
+        self.release(key, id)
+    }
+
+    fn release(&mut self, key: EndpointKey, id: u32) -> Result<(), MapsError> {
+        let mut owner: Owner = get(&self.owners, "owners", id)?;
+        if owner.key == key {
+            owner.key = EndpointKey::new(0, [0; 6]);
+            set(&mut self.owners, "owners", id, owner)?;
+        }
+        Ok(())
+    }
+
+    fn reset(&mut self, id: u32) -> Result<(), MapsError> {
+        for cpu in 0..self.cpus {
+            set(&mut self.counters, "counters", id * self.cpus + cpu, Counters::default())?;
+        }
+        let zero = [0; REASON_SLOTS];
+        let drops = DropCounters { tx_dropped: zero, rx_dropped: zero, tx_audited: zero, rx_audited: zero };
+        set(&mut self.drops, "drops", id, drops)?;
+        self.grant(id, EVENT_BURST)
+    }
+
+    /// Lets endpoint `id` emit `events` more per reason and direction.
+    pub fn grant(&mut self, id: u32, events: i32) -> Result<(), MapsError> {
+        let budget = Budget { tx: [events; REASON_SLOTS], rx: [events; REASON_SLOTS] };
+        set(&mut self.budgets, "budgets", id, budget)
+    }
+
+    /// Every zone that is loaded.
+    pub fn zones(&self) -> Result<Vec<ZoneRow>, MapsError> {
+        let mut rows = Vec::new();
+        for id in 1..self.zone_words.len() {
+            if let Some(row) = self.zone(id)? {
+                rows.push(row);
+            }
+        }
+        Ok(rows)
+    }
+
+    /// The zone in row `id`, if one is loaded.
+    pub fn zone(&self, id: u32) -> Result<Option<ZoneRow>, MapsError> {
+        let word: u32 = get(&self.zone_words, "zone_words", id)?;
+        if word & zone_word::LOADED == 0 {
+            return Ok(None);
+        }
+        let info = get(&self.zone_info, "zone_info", id)?;
+        let slot = get(&self.zone_slots, "zone_slots", slot_index(id, word))?;
+        Ok(Some(ZoneRow { id, info, slot }))
+    }
+
+    /// The row of the zone with this digest, made if there is none.
+    ///
+    /// An existing row is never changed here: two networks of one name cannot loosen each other's zone.
+    pub fn ensure_zone(
+        &mut self,
+        name: &str,
+        digest: [u8; 16],
+        content: &ZoneContent,
+    ) -> Result<u32, MapsError> {
+        let rows = self.zones()?;
+        if let Some(row) = rows.iter().find(|row| row.info.digest == digest) {
+            return Ok(row.id);
+        }
+        let mut meta = self.meta()?;
+        let capacity = self.zone_words.len();
+        let mut used: Vec<u32> = rows.iter().map(|row| row.id).collect();
+        if used.len() + 1 >= capacity as usize {
+            // Zones are kept for the next pod of their network until the room is needed.
+            let named: Vec<u32> = self.endpoints()?.iter().map(|(_, row)| row.zone).collect();
+            used.retain(|id| named.contains(id));
+        }
+        let mut id = meta.last_zone;
+        for _ in 1..capacity {
+            id = if id + 1 < capacity { id + 1 } else { 1 };
+            if used.contains(&id) {
+                continue;
+            }
+            meta.last_zone = id;
+            set(&mut self.meta, "meta", 0, meta)?;
+            self.write_zone(id, name, digest, content)?;
+            return Ok(id);
+        }
+        Err(MapsError::Full { map: "zone_slots", capacity: capacity - 1, setting: "zones" })
+    }
+
+    /// Puts new content in force for zone `id` as one generation; returns its number.
+    pub fn write_zone(
+        &mut self,
+        id: u32,
+        name: &str,
+        digest: [u8; 16],
+        content: &ZoneContent,
+    ) -> Result<u64, MapsError> {
+        let word: u32 = get(&self.zone_words, "zone_words", id)?;
+        let current: ZoneSlot = get(&self.zone_slots, "zone_slots", slot_index(id, word))?;
+        let next = word ^ zone_word::SLOT | zone_word::LOADED;
+        let index = slot_index(id, next);
+        // A program that read the word before the last flip may still be reading this slot.
+        sys::grace_period().map_err(|source| MapsError::Grace { zone: id, source })?;
+        self.clear_tries(index)?;
+        let slot = ZoneSlot { generation: current.generation + 1, ..content.slot };
+        set(&mut self.zone_slots, "zone_slots", index, slot)?;
+        for (length, addr, verdict) in &content.trie_v4 {
+            let key = Key::new(32 + length, Raw(TrieKey4 { slot: index, addr: *addr }));
+            let result = self.zone_trie_v4.insert(&key, Raw(*verdict), 0);
+            result.map_err(|source| trie_error("zone_trie_v4", source))?;
+        }
+        for (length, addr, verdict) in &content.trie_v6 {
+            let key = Key::new(32 + length, Raw(TrieKey6 { slot: index, addr: *addr }));
+            let result = self.zone_trie_v6.insert(&key, Raw(*verdict), 0);
+            result.map_err(|source| trie_error("zone_trie_v6", source))?;
+        }
+        // Whoever is ended between these steps leaves a zone without a digest, never a wrong one.
+        let info = ZoneInfo { name: padded(name), digest: [0; 16], flipped_ns: boot_ns() };
+        set(&mut self.zone_info, "zone_info", id, info)?;
+        set(&mut self.zone_words, "zone_words", id, next)?;
+        set(&mut self.zone_info, "zone_info", id, ZoneInfo { digest, ..info })?;
+        Ok(slot.generation)
+    }
+
+    /// Takes zone `id` out of force: enforcing endpoints that name it drop everything.
+    pub fn remove_zone(&mut self, id: u32) -> Result<(), MapsError> {
+        let word: u32 = get(&self.zone_words, "zone_words", id)?;
+        set(&mut self.zone_words, "zone_words", id, word & !zone_word::LOADED)
+    }
+
+    fn clear_tries(&mut self, index: u32) -> Result<(), MapsError> {
+        let v4: Vec<_> =
+            self.zone_trie_v4.keys().flatten().filter(|key| key.data().0.slot == index).collect();
+        for key in v4 {
+            let result = self.zone_trie_v4.remove(&key);
+            result.map_err(|source| trie_error("zone_trie_v4", source))?;
+        }
+        let v6: Vec<_> =
+            self.zone_trie_v6.keys().flatten().filter(|key| key.data().0.slot == index).collect();
+        for key in v6 {
+            let result = self.zone_trie_v6.remove(&key);
+            result.map_err(|source| trie_error("zone_trie_v6", source))?;
+        }
+        Ok(())
+    }
+
+    /// Drops by reason of endpoint `id`; 0 = frames that nobody owns.
+    pub fn drops(&self, id: u32) -> Result<DropCounters, MapsError> {
+        get(&self.drops, "drops", id)
+    }
+
+    /// Maps the counters for reading.
+    pub fn counters(&self) -> Result<CounterView, MapsError> {
+        let view = |map: &'static str, fd: &MapData, rows: u32| {
+            Mapped::new(fd.fd(), rows as usize * 64).map_err(|source| MapsError::Mmap { map, source })
+        };
+        let data = |name: &'static str| {
+            let path = pin_of(&self.pins, name);
+            MapData::from_pin(&path).map_err(|source| MapsError::Open { path, source })
+        };
+        Ok(CounterView {
+            endpoints: view("counters", &data("counters")?, self.counters.len())?,
+            masters: view("master_counters", &data("master_counters")?, self.master_counters.len())?,
+            cpus: self.cpus as usize,
+        })
+    }
+}
+
+/// Rows in use and rows there are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fill {
+    /// Endpoint and foreign rows in use.
+    pub endpoints: usize,
+    /// Endpoint rows there are.
+    pub endpoint_rows: usize,
+    /// Zones loaded.
+    pub zones: usize,
+    /// Zones there is room for.
+    pub zone_rows: usize,
+}
+
+/// The counters as they stand, read from mapped memory.
+pub struct CounterView {
+    endpoints: Mapped,
+    masters: Mapped,
+    cpus: usize,
+}
+
+impl CounterView {
+    /// Sum over all CPUs for endpoint `id`.
+    pub fn endpoint(&self, id: u32) -> Counters {
+        let w = self.sum(&self.endpoints, id as usize);
+        Counters {
+            tx_packets: w[0],
+            tx_bytes: w[1],
+            rx_packets: w[2],
+            rx_bytes: w[3],
+            tx_dropped: w[4],
+            rx_dropped: w[5],
+            tx_audited: w[6],
+            rx_audited: w[7],
+        }
+    }
+
+    /// Sum over all CPUs for master `id`.
+    pub fn master(&self, id: u16) -> MasterCounters {
+        let w = self.sum(&self.masters, usize::from(id));
+        MasterCounters {
+            host_packets: w[0],
+            host_dropped: w[1],
+            unknown_passed: w[2],
+            unknown_dropped: w[3],
+            group_packets: w[4],
+            events_emitted: w[5],
+            events_limited: w[6],
+            events_lost: w[7],
+        }
+    }
+
+    fn sum(&self, map: &Mapped, id: usize) -> [u64; 8] {
+        let mut total = [0u64; 8];
+        for cpu in 0..self.cpus {
+            let words: [u64; 8] = map.words(id * self.cpus + cpu).unwrap_or_default();
+            for (sum, word) in total.iter_mut().zip(words) {
+                *sum = sum.wrapping_add(word);
+            }
+        }
+        total
+    }
+}
+
+fn slot_index(zone: u32, word: u32) -> u32 {
+    zone * 2 + (word & zone_word::SLOT) / zone_word::SLOT
+}
+
+fn get<T: Plain>(map: &Table<T>, name: &'static str, index: u32) -> Result<T, MapsError> {
+    let value = map.get(&index, 0).map_err(|source| MapsError::Access { op: "read", map: name, source })?;
+    Ok(value.0)
+}
+
+fn set<T: Plain>(map: &mut Table<T>, name: &'static str, index: u32, value: T) -> Result<(), MapsError> {
+    map.set(index, Raw(value), 0).map_err(|source| MapsError::Access { op: "write", map: name, source })
+}
+
+fn trie_error(map: &'static str, source: MapError) -> MapsError {
+    MapsError::Access { op: "write", map, source }
+}
+
+/// `text` cut to fit, at a character's boundary, and padded with zeros.
+fn padded(text: &str) -> [u8; NAME_LEN] {
+    let mut bytes = [0; NAME_LEN];
+    let end = text.floor_char_boundary(NAME_LEN);
+    bytes[..end].copy_from_slice(&text.as_bytes()[..end]);
+    bytes
+}
+
+fn boot_ns() -> u64 {
+    let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_BOOTTIME);
+    now.map_or(0, |now| {
+        u64::try_from(now.tv_sec()).unwrap_or(0) * 1_000_000_000 + u64::try_from(now.tv_nsec()).unwrap_or(0)
+    })
+}

@@ -1,0 +1,150 @@
+//! The eBPF data path: maps, programs, pins and events.
+
+pub mod attach;
+pub mod clsact;
+pub mod events;
+pub mod maps;
+pub mod object;
+pub mod selftest;
+pub mod sys;
+
+use std::{io, path::PathBuf};
+
+use aya::{
+    EbpfError,
+    programs::{ProgramError, links::LinkError},
+};
+
+/// The points of a master that programs are attached to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Hook {
+    /// TC ingress: what the master receives, and what pods of one master send each other.
+    Ingress,
+    /// TC egress: everything that leaves by the master.
+    Egress,
+    /// Native XDP: what comes from the wire, before the kernel has made a packet of it.
+    Xdp,
+}
+
+impl Hook {
+    /// All hooks, in the order they are attached: nothing is dropped before it can be counted on the way in.
+    pub const ALL: [Self; 3] = [Self::Ingress, Self::Egress, Self::Xdp];
+
+    /// Name of the program, of its pin and in output.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Ingress => "ingress",
+            Self::Egress => "egress",
+            Self::Xdp => "xdp",
+        }
+    }
+}
+
+/// How a TC program is attached.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum TcHook {
+    /// TCX where the kernel has it (Linux 6.6), else clsact.
+    #[default]
+    Auto,
+    /// TCX or failure.
+    Tcx,
+    /// A clsact qdisc with a direct-action filter, on every kernel.
+    Clsact,
+}
+
+/// Why the data path could not be set up or changed.
+#[derive(Debug, thiserror::Error)]
+pub enum BpfError {
+    /// This binary was built without the programs.
+    #[error(
+        "this netpath was built without its eBPF programs: run `cargo xtask build-ebpf` and build it again"
+    )]
+    NoObject,
+    /// An administrator has switched the data path off.
+    #[error("{} exists, so nothing is attached: remove the file to switch netpath on again", path.display())]
+    Disabled {
+        /// The file.
+        path: PathBuf,
+    },
+    /// No BPF file system, and none could be mounted.
+    #[error("cannot mount the BPF file system at {}", path.display())]
+    Bpffs {
+        /// Where.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The object could not be loaded.
+    #[error("cannot load the eBPF object")]
+    Load {
+        /// Why.
+        source: Box<EbpfError>,
+    },
+    /// One program was refused.
+    #[error("the kernel refused program `{program}`")]
+    Program {
+        /// Its name.
+        program: &'static str,
+        /// Why.
+        source: Box<ProgramError>,
+    },
+    /// The object has no such program.
+    #[error("the eBPF object has no program `{program}`: it belongs to another version")]
+    Missing {
+        /// Its name.
+        program: &'static str,
+    },
+    /// The self-test said no.
+    #[error(
+        "program `{program}` would not let a frame of the host pass ({frame}: verdict {verdict}); nothing was attached"
+    )]
+    SelfTest {
+        /// Its name.
+        program: &'static str,
+        /// Which frame.
+        frame: &'static str,
+        /// What it returned.
+        verdict: i32,
+    },
+    /// A hook is taken or cannot be used.
+    #[error("cannot attach program `{}` to {master}{}", hook.name(), note)]
+    Attach {
+        /// Where.
+        hook: Hook,
+        /// Name of the master.
+        master: String,
+        /// What to do about it; empty or a parenthesis.
+        note: &'static str,
+        /// Why.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// The kernel attached XDP by netlink, where it cannot be pinned and ends with this process.
+    #[error(
+        "native XDP on {master} was refused by bpf_link (MTU or driver): set `xdp` to `off` for this master in masters.json"
+    )]
+    XdpFellBack {
+        /// Name of the master.
+        master: String,
+    },
+    /// A pin could not be made, read or removed.
+    #[error("cannot {op} pin {}", path.display())]
+    Pin {
+        /// What was tried.
+        op: &'static str,
+        /// The pin.
+        path: PathBuf,
+        /// Why.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// A pinned link could not be used.
+    #[error("cannot use the link pinned at {}", path.display())]
+    Link {
+        /// The pin.
+        path: PathBuf,
+        /// Why.
+        source: Box<LinkError>,
+    },
+    /// Map I/O.
+    #[error("cannot use the maps")]
+    Maps(#[from] maps::MapsError),
+}

@@ -1,0 +1,125 @@
+//! The object file: sizes, constants, loading.
+
+use std::{
+    hash::{DefaultHasher, Hasher},
+    path::Path,
+};
+
+use aya::{Ebpf, EbpfLoader};
+use serde::Deserialize;
+
+use super::{
+    BpfError,
+    maps::{Maps, NAMES, pin_of},
+};
+
+#[cfg(not(no_bpf_object))]
+static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("NETPATH_BPF_OBJECT"));
+#[cfg(no_bpf_object)]
+static OBJECT: &[u8] = &[];
+
+/// Sizes of the maps, from `settings.json`; they hold from the next time the maps are made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Settings {
+    /// Endpoints a node may have.
+    pub endpoints: u32,
+    /// Zones a node may have.
+    pub zones: u32,
+    /// Prefixes of one family that zones with long lists may have together, both generations counted.
+    pub prefixes: u32,
+    /// Bytes of the ring buffer for drop events; a power of two, at least a page.
+    pub event_bytes: u32,
+}
+
+/// The smallest and largest node that the sizes are tested for.
+impl Default for Settings {
+    fn default() -> Self {
+        Self { endpoints: 1024, zones: 256, prefixes: 16_384, event_bytes: 256 * 1024 }
+    }
+}
+
+/// The object this binary carries; an error if it was built without.
+pub fn bytes() -> Result<&'static [u8], BpfError> {
+    match OBJECT {
+        [] => Err(BpfError::NoObject),
+        bytes => Ok(bytes),
+    }
+}
+
+/// Digest of the object this binary carries: tells an older build's programs from ours. 0 = no object.
+pub fn digest() -> u64 {
+    if OBJECT.is_empty() {
+        return 0;
+    }
+    let mut hasher = DefaultHasher::new();
+    hasher.write(OBJECT);
+    hasher.finish().max(1)
+}
+
+/// Opens the maps below `pins`, making those that are not there.
+pub fn maps(pins: &Path, settings: &Settings) -> Result<Maps, BpfError> {
+    if let Some(maps) = Maps::open(pins)? {
+        return Ok(maps);
+    }
+    let maps_dir = pins.join("maps");
+    std::fs::create_dir_all(&maps_dir).map_err(|source| BpfError::Pin {
+        op: "make the directory of",
+        path: maps_dir,
+        source: source.into(),
+    })?;
+    let cpus = cpus();
+    drop(load(pins, settings, 0, cpus)?);
+    Ok(Maps::initialize(pins, cpus)?)
+}
+
+/// Parses the object for the master with dense id `master` and binds it to the pinned maps.
+///
+/// The programs are parsed, not yet in the kernel.
+pub fn load(pins: &Path, settings: &Settings, master: u16, cpus: u32) -> Result<Ebpf, BpfError> {
+    let master = u32::from(master);
+    let mut loader = EbpfLoader::new();
+    loader.override_global("MASTER", &master, true).override_global("CPUS", &cpus, true);
+    for name in NAMES {
+        loader.map_pin_path(name, pin_of(pins, name));
+    }
+    // Row 0 of each table is nobody's.
+    let endpoints = settings.endpoints + 1;
+    let zones = settings.zones + 1;
+    let masters = netpath_ebpf::abi::MAX_MASTERS;
+    for (name, rows) in [
+        ("endpoints", settings.endpoints),
+        ("owners", endpoints),
+        ("drops", endpoints),
+        ("budgets", endpoints),
+        ("counters", endpoints * cpus),
+        ("master_counters", masters * cpus),
+        ("zone_words", zones),
+        ("zone_info", zones),
+        ("zone_slots", 2 * zones),
+        ("zone_trie_v4", settings.prefixes),
+        ("zone_trie_v6", settings.prefixes),
+        ("events", settings.event_bytes),
+    ] {
+        loader.map_max_entries(name, rows);
+    }
+    loader.load(bytes()?).map_err(|source| BpfError::Load { source: Box::new(source) })
+}
+
+/// CPUs the kernel may ever bring up: the index of per-CPU slots stays below it.
+pub fn cpus() -> u32 {
+    aya::util::nr_cpus().ok().and_then(|cpus| u32::try_from(cpus).ok()).unwrap_or(1).max(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn settings_name_a_misspelt_key() {
+        let error = serde_json::from_str::<Settings>(r#"{"endpoint": 5}"#).expect_err("misspelt");
+        assert!(error.to_string().contains("unknown field `endpoint`"), "{error}");
+        let settings: Settings = serde_json::from_str(r#"{"endpoints": 4096}"#).expect("good");
+        assert_eq!(settings, Settings { endpoints: 4096, ..Settings::default() });
+    }
+}
