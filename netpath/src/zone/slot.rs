@@ -1,0 +1,250 @@
+//! A zone's image as the bytes of the maps, and back.
+
+use std::net::{Ipv4Addr, Ipv6Addr};
+
+use ipnetwork::{Ipv4Network, Ipv6Network};
+use netpath_ebpf::abi::{
+    Prefix4, Prefix6, TrieKey4, TrieKey6, ZONE_INLINE, ZoneSlot, zone_flags, zone_verdict,
+};
+
+use super::ZoneImage;
+
+/// An entry of `zone_trie_v4` or `zone_trie_v6`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TrieEntry<K> {
+    /// Length of the prefix in bits, the 32 bits of the slot included.
+    pub prefix_len: u32,
+    /// Slot and network address.
+    pub key: K,
+    /// Bits of [`zone_verdict`].
+    pub verdicts: u32,
+}
+
+/// Why map content is not a zone: it was not written by this program.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SlotError {
+    /// Never written.
+    #[error("the zone's slot was never written")]
+    Empty,
+    /// An inline entry whose mask is not a prefix, or whose address has host bits.
+    #[error("entry {index} of the zone's inline {family} list is not a prefix")]
+    Inline {
+        /// `IPv4` or `IPv6`.
+        family: &'static str,
+        /// Position in the list.
+        index: usize,
+    },
+    /// A trie entry with an impossible length or host bits.
+    #[error("the zone's {family} trie holds an entry of {prefix_len} bits that is not a prefix")]
+    Trie {
+        /// `IPv4` or `IPv6`.
+        family: &'static str,
+        /// Its length, the slot included.
+        prefix_len: u32,
+    },
+}
+
+/// Bits of a trie key before the address: the slot.
+const SLOT_BITS: u32 = 32;
+
+impl ZoneImage {
+    /// The slot of this image as the zone's `generation`. A family that is a trie leaves its list empty.
+    pub fn slot(&self, generation: u64) -> ZoneSlot {
+        let mut slot = ZoneSlot {
+            generation,
+            flags: self.flags,
+            egress_v4: 0,
+            ingress_v4: 0,
+            egress_v6: 0,
+            ingress_v6: 0,
+            v4: [Prefix4::NONE; ZONE_INLINE],
+            v6: [Prefix6::NONE; ZONE_INLINE],
+        };
+        if self.flags & zone_flags::TRIE_V4 == 0 {
+            for (index, (prefix, verdicts)) in self.v4.iter().enumerate() {
+                slot.v4[index] = Prefix4 { net: prefix.network().octets(), mask: prefix.mask().octets() };
+                set(&mut slot.egress_v4, index, verdicts & zone_verdict::EGRESS);
+                set(&mut slot.ingress_v4, index, verdicts & zone_verdict::INGRESS);
+            }
+        }
+        if self.flags & zone_flags::TRIE_V6 == 0 {
+            for (index, (prefix, verdicts)) in self.v6.iter().enumerate() {
+                slot.v6[index] = Prefix6 { net: prefix.network().octets(), mask: prefix.mask().octets() };
+                set(&mut slot.egress_v6, index, verdicts & zone_verdict::EGRESS);
+                set(&mut slot.ingress_v6, index, verdicts & zone_verdict::INGRESS);
+            }
+        }
+        slot
+    }
+
+    /// Entries of `zone_trie_v4` for row `slot` of `zone_slots`; none where the list is inline.
+    pub fn trie4(&self, slot: u32) -> Vec<TrieEntry<TrieKey4>> {
+        if self.flags & zone_flags::TRIE_V4 == 0 {
+            return Vec::new();
+        }
+        let entry = |&(prefix, verdicts): &(Ipv4Network, u32)| TrieEntry {
+            prefix_len: SLOT_BITS + u32::from(prefix.prefix()),
+            key: TrieKey4 { slot, addr: prefix.network().octets() },
+            verdicts,
+        };
+        self.v4.iter().map(entry).collect()
+    }
+
+    /// Entries of `zone_trie_v6` for row `slot` of `zone_slots`; none where the list is inline.
+    pub fn trie6(&self, slot: u32) -> Vec<TrieEntry<TrieKey6>> {
+        if self.flags & zone_flags::TRIE_V6 == 0 {
+            return Vec::new();
+        }
+        let entry = |&(prefix, verdicts): &(Ipv6Network, u32)| TrieEntry {
+            prefix_len: SLOT_BITS + u32::from(prefix.prefix()),
+            key: TrieKey6 { slot, addr: prefix.network().octets() },
+            verdicts,
+        };
+        self.v6.iter().map(entry).collect()
+    }
+
+    /// Reads an image back from a slot and those entries of the tries that belong to it, in any order.
+    pub fn from_maps(
+        slot: &ZoneSlot,
+        trie4: &[TrieEntry<TrieKey4>],
+        trie6: &[TrieEntry<TrieKey6>],
+    ) -> Result<Self, SlotError> {
+        if slot.generation == 0 {
+            return Err(SlotError::Empty);
+        }
+        let v4 = if slot.flags & zone_flags::TRIE_V4 == 0 {
+            inline4(slot)?
+        } else {
+            trie4.iter().map(from_trie4).collect::<Result<_, _>>()?
+        };
+        let v6 = if slot.flags & zone_flags::TRIE_V6 == 0 {
+            inline6(slot)?
+        } else {
+            trie6.iter().map(from_trie6).collect::<Result<_, _>>()?
+        };
+        let mut image = Self { flags: slot.flags, v4, v6 };
+        image.sort();
+        Ok(image)
+    }
+}
+
+fn set(bits: &mut u8, index: usize, verdict: u32) {
+    if verdict != 0 {
+        *bits |= 1 << index;
+    }
+}
+
+fn verdicts(egress: u8, ingress: u8, index: usize) -> u32 {
+    let mut verdicts = 0;
+    if egress >> index & 1 == 1 {
+        verdicts |= zone_verdict::EGRESS;
+    }
+    if ingress >> index & 1 == 1 {
+        verdicts |= zone_verdict::INGRESS;
+    }
+    verdicts
+}
+
+fn inline4(slot: &ZoneSlot) -> Result<Vec<(Ipv4Network, u32)>, SlotError> {
+    let used = slot.v4.iter().enumerate().filter(|(_, entry)| **entry != Prefix4::NONE);
+    used.map(|(index, entry)| {
+        let (net, mask) = (Ipv4Addr::from(entry.net), Ipv4Addr::from(entry.mask));
+        match Ipv4Network::with_netmask(net, mask) {
+            Ok(prefix) if prefix.network() == net => {
+                Ok((prefix, verdicts(slot.egress_v4, slot.ingress_v4, index)))
+            }
+            _ => Err(SlotError::Inline { family: "IPv4", index }),
+        }
+    })
+    .collect()
+}
+
+fn inline6(slot: &ZoneSlot) -> Result<Vec<(Ipv6Network, u32)>, SlotError> {
+    let used = slot.v6.iter().enumerate().filter(|(_, entry)| **entry != Prefix6::NONE);
+    used.map(|(index, entry)| {
+        let (net, mask) = (Ipv6Addr::from(entry.net), Ipv6Addr::from(entry.mask));
+        match Ipv6Network::with_netmask(net, mask) {
+            Ok(prefix) if prefix.network() == net => {
+                Ok((prefix, verdicts(slot.egress_v6, slot.ingress_v6, index)))
+            }
+            _ => Err(SlotError::Inline { family: "IPv6", index }),
+        }
+    })
+    .collect()
+}
+
+fn from_trie4(entry: &TrieEntry<TrieKey4>) -> Result<(Ipv4Network, u32), SlotError> {
+    let error = SlotError::Trie { family: "IPv4", prefix_len: entry.prefix_len };
+    let length =
+        entry.prefix_len.checked_sub(SLOT_BITS).and_then(|bits| u8::try_from(bits).ok()).ok_or(error)?;
+    match Ipv4Network::new(Ipv4Addr::from(entry.key.addr), length) {
+        Ok(prefix) if prefix.network() == prefix.ip() => Ok((prefix, entry.verdicts)),
+        _ => Err(error),
+    }
+}
+
+fn from_trie6(entry: &TrieEntry<TrieKey6>) -> Result<(Ipv6Network, u32), SlotError> {
+    let error = SlotError::Trie { family: "IPv6", prefix_len: entry.prefix_len };
+    let length =
+        entry.prefix_len.checked_sub(SLOT_BITS).and_then(|bits| u8::try_from(bits).ok()).ok_or(error)?;
+    match Ipv6Network::new(Ipv6Addr::from(entry.key.addr), length) {
+        Ok(prefix) if prefix.network() == prefix.ip() => Ok((prefix, entry.verdicts)),
+        _ => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::super::{Zone, compile};
+    use super::*;
+
+    #[test]
+    fn the_bytes_of_a_slot() {
+        let zone = Zone::from_json(&json!({
+            "local": ["10.12.34.0/24"], "allow": ["172.16.5.0/24", "fd00::/16"], "deny": ["10.12.34.13"],
+            "ingress": "local",
+        }));
+        let slot = compile(&zone.expect("valid zone")).slot(3);
+        assert_eq!((slot.generation, slot.flags), (3, zone_flags::HAS_V6));
+        assert_eq!(slot.v4[0], Prefix4 { net: [10, 12, 34, 13], mask: [255; 4] });
+        assert_eq!(slot.v4[1], Prefix4 { net: [10, 12, 34, 0], mask: [255, 255, 255, 0] });
+        assert_eq!(slot.v4[2], Prefix4 { net: [172, 16, 5, 0], mask: [255, 255, 255, 0] });
+        assert_eq!(slot.v4[3..], [Prefix4::NONE; 5]);
+        assert_eq!((slot.egress_v4, slot.ingress_v4), (0b110, 0b010));
+        let (mut net, mut mask) = ([0; 16], [0; 16]);
+        (net[0], mask[0], mask[1]) = (0xfd, 0xff, 0xff);
+        assert_eq!(slot.v6[0], Prefix6 { net, mask });
+        assert_eq!(slot.v6[1..], [Prefix6::NONE; 7]);
+        assert_eq!((slot.egress_v6, slot.ingress_v6), (0b1, 0b0));
+    }
+
+    /// `0.0.0.0/0` has the mask of an unused entry and must not be one.
+    #[test]
+    fn the_widest_prefix_is_not_an_unused_entry() {
+        let image =
+            compile(&Zone::from_json(&json!({ "local": ["0.0.0.0/0", "::/0"] })).expect("valid zone"));
+        let slot = image.slot(1);
+        assert_eq!(slot.v4[0], Prefix4 { net: [0; 4], mask: [0; 4] });
+        assert_eq!(ZoneImage::from_maps(&slot, &[], &[]), Ok(image));
+    }
+
+    #[test]
+    fn what_we_did_not_write_is_an_error() {
+        let image = compile(&Zone::from_json(&json!({ "local": ["10.0.0.0/8"] })).expect("valid zone"));
+        assert_eq!(ZoneImage::from_maps(&image.slot(0), &[], &[]), Err(SlotError::Empty));
+        let mut slot = image.slot(1);
+        slot.v4[0].mask = [255, 0, 255, 0];
+        let inline = Err(SlotError::Inline { family: "IPv4", index: 0 });
+        assert_eq!(ZoneImage::from_maps(&slot, &[], &[]), inline);
+        slot.v4[0] = Prefix4 { net: [10, 0, 0, 1], mask: [255, 0, 0, 0] };
+        assert_eq!(ZoneImage::from_maps(&slot, &[], &[]), inline);
+        slot.flags = zone_flags::TRIE_V4;
+        for (prefix_len, addr) in [(31, [0; 4]), (65, [0; 4]), (40, [10, 0, 0, 1])] {
+            let entry = TrieEntry { prefix_len, key: TrieKey4 { slot: 2, addr }, verdicts: 3 };
+            let error = Err(SlotError::Trie { family: "IPv4", prefix_len });
+            assert_eq!(ZoneImage::from_maps(&slot, &[entry], &[]), error);
+        }
+    }
+}
