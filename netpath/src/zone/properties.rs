@@ -156,7 +156,7 @@ fn conf(zone: &Zone) -> ZoneConf {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(2_000))]
+    #![proptest_config(ProptestConfig::with_cases(400))]
 
     #[test]
     fn maps_say_what_the_zone_means(zone in zone(), more in prop::collection::vec(address(), 20), row in 0..9_u32) {
