@@ -99,9 +99,10 @@ impl Records {
 
     /// The file of an attachment.
     ///
-    /// A `-` in an interface name is escaped, since `a` with `b-c` and `a-b` with `c` would be one file.
+    /// A `-` in an interface name is escaped, since `a` with `b-c` and `a-b` with `c` would be one file. An
+    /// interface name has no `%`.
     pub fn path(&self, container_id: &ContainerId, ifname: &IfName) -> PathBuf {
-        let ifname = ifname.as_str().replace('%', "%25").replace('-', "%2d");
+        let ifname = ifname.as_str().replace('-', "%2d");
         self.dir.join(format!("{container_id}-{ifname}.json"))
     }
 

@@ -92,7 +92,7 @@ fn nothing_there_is_not_an_error() {
 #[test]
 fn names_that_look_alike_do_not_meet() {
     let (_dir, records) = records();
-    let pairs = [("a", "b-c"), ("a-b", "c"), ("a", "b%2dc"), ("a", "b%252dc")];
+    let pairs = [("a", "b-c"), ("a-b", "c"), ("a", "b--c"), ("a-b", "-c")];
     for (container_id, ifname) in pairs {
         records.write(&record(container_id, ifname)).unwrap();
     }
@@ -209,8 +209,8 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
     #[test]
     fn file_names_are_unique(
-        a in ("[a-z][a-z._-]{0,6}", "[a-z%-]{1,6}"),
-        b in ("[a-z][a-z._-]{0,6}", "[a-z%-]{1,6}"),
+        a in ("[a-z][a-z._-]{0,6}", "[a-z2-]{1,6}"),
+        b in ("[a-z][a-z._-]{0,6}", "[a-z2-]{1,6}"),
     ) {
         let records = Records::new(&Root::new("/"));
         let path = |(id, ifname): &(String, String)| records.path(
