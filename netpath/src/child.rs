@@ -90,12 +90,18 @@ pub enum ChildError {
 ///
 /// Whatever the child wrote to stderr goes to our stderr. Nothing of its process group is left when this
 /// returns, be it with an error or not.
-pub fn run(mut command: Command, stdin: &[u8], within: Duration, prepare: Prepare) -> Result<Output, ChildError> {
+pub fn run(
+    mut command: Command,
+    stdin: &[u8],
+    within: Duration,
+    prepare: Prepare,
+) -> Result<Output, ChildError> {
     let program = command.get_program().to_string_lossy().into_owned();
     let deadline = Instant::now() + within;
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
     prepare(&mut command);
-    let child = spawn(&mut command, deadline).map_err(|source| ChildError::Spawn { program: program.clone(), source })?;
+    let child = spawn(&mut command, deadline)
+        .map_err(|source| ChildError::Spawn { program: program.clone(), source })?;
     let mut group = Group { child, ended: None };
 
     let mut talk = match Talk::begin(&mut group.child) {
@@ -111,9 +117,15 @@ pub fn run(mut command: Command, stdin: &[u8], within: Duration, prepare: Prepar
         Err(source) => return Err(ChildError::Pipe { what: "use the pipes", program, source }),
     }
     // What it wrote before its end is in the pipes by now; a descendant that still holds them is not ours to wait for.
-    talk.drain().map_err(|source| ChildError::Pipe { what: "read the output", program: program.clone(), source })?;
+    talk.drain().map_err(|source| ChildError::Pipe {
+        what: "read the output",
+        program: program.clone(),
+        source,
+    })?;
     match status {
-        Some(status) if talk.stdout.len() <= STDOUT_LIMIT => Ok(Output { status, stdout: talk.stdout, stderr: talk.stderr }),
+        Some(status) if talk.stdout.len() <= STDOUT_LIMIT => {
+            Ok(Output { status, stdout: talk.stdout, stderr: talk.stderr })
+        }
         Some(_) => Err(ChildError::TooMuchOutput { program }),
         None => Err(ChildError::Deadline { program, within }),
     }
@@ -304,6 +316,7 @@ mod tests {
     use super::*;
     use crate::kernel::pdeathsig::die_with_us;
     use std::fs;
+    use std::os::unix::process::ExitStatusExt;
     use std::path::Path;
 
     const LONG: Duration = Duration::from_secs(20);
@@ -353,7 +366,10 @@ mod tests {
     #[test]
     fn status_and_both_outputs() {
         let output = sh("echo out; echo err >&2; exit 7", b"", LONG).unwrap();
-        assert_eq!((output.status.code(), &*output.stdout, &*output.stderr), (Some(7), &b"out\n"[..], &b"err\n"[..]));
+        assert_eq!(
+            (output.status.code(), &*output.stdout, &*output.stderr),
+            (Some(7), &b"out\n"[..], &b"err\n"[..])
+        );
     }
 
     #[test]
@@ -384,12 +400,16 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("pid");
         let start = Instant::now();
-        let script = format!("setsid sh -c 'echo $$ > {0}; exec sleep 30' & while [ ! -s {0} ]; do :; done; echo done", file.display());
+        let script = format!(
+            "setsid sh -c 'echo $$ > {0}; exec sleep 30' & while [ ! -s {0} ]; do :; done; echo done",
+            file.display()
+        );
         let output = sh(&script, b"", LONG).unwrap();
         assert_eq!(output.stdout, b"done\n");
         assert!(start.elapsed() < LONG, "{:?}", start.elapsed());
         let pid = pid_in(&file).trim().parse().unwrap();
-        nix::sys::signal::kill(Pid::from_raw(pid), Signal::SIGKILL).expect("it outlived its group, as this test needs");
+        nix::sys::signal::kill(Pid::from_raw(pid), Signal::SIGKILL)
+            .expect("it outlived its group, as this test needs");
     }
 
     #[test]
@@ -406,7 +426,9 @@ mod tests {
         let file = dir.path().join("plugin");
         fs::copy("/bin/true", &file).unwrap();
         let writer = File::options().append(true).open(&file).unwrap();
-        let runner = thread::spawn(move || run(Command::new(file), b"", LONG, die_with_us).map(|output| output.status.success()));
+        let runner = thread::spawn(move || {
+            run(Command::new(file), b"", LONG, die_with_us).map(|output| output.status.success())
+        });
         thread::park_timeout(Duration::from_millis(60));
         drop(writer);
         assert!(runner.join().unwrap().unwrap());
@@ -414,7 +436,8 @@ mod tests {
 
     #[test]
     fn what_is_not_there_is_named() {
-        let error = run(Command::new("/nonexistent/plugin"), b"", LONG, die_with_us).expect_err("there is none");
+        let error =
+            run(Command::new("/nonexistent/plugin"), b"", LONG, die_with_us).expect_err("there is none");
         assert_eq!(error.to_string(), "cannot execute /nonexistent/plugin");
     }
 
@@ -423,7 +446,14 @@ mod tests {
         let mut command = Command::new("sleep");
         command.arg("1000");
         die_with_us(&mut command);
-        let child = thread::spawn(move || command.spawn().unwrap()).join().unwrap();
-        dies(&child.id().to_string());
+        let mut child = thread::spawn(move || command.spawn().unwrap()).join().unwrap();
+        let deadline = Instant::now() + LONG;
+        let status = loop {
+            match child.try_wait().unwrap() {
+                Some(status) => break status,
+                None => assert!(Instant::now() < deadline, "it survives the thread that started it"),
+            }
+        };
+        assert_eq!(status.signal(), Some(9));
     }
 }

@@ -12,7 +12,9 @@ use std::time::{Duration, Instant};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
-use standard::{Call, Outcome, Running, endless_worker, files, ours, ours_in_a_process, spawn, standard_plugin};
+use standard::{
+    Call, Outcome, Running, endless_worker, files, ours, ours_in_a_process, spawn, standard_plugin,
+};
 
 /// A network configuration with `ipam`; its reservations, if any, are in `dir`.
 fn conf(version: &str, dir: &Path, ipam: &Value) -> Value {
@@ -113,7 +115,8 @@ fn host_local_goes_round_and_ends() {
         add("c8"),
     ];
     let outcomes = same("1.0.0", &small(), &steps);
-    let exhausted = "failed to allocate for range 0: no IP addresses available in range set: 10.0.0.1-10.0.0.5";
+    let exhausted =
+        "failed to allocate for range 0: no IP addresses available in range set: 10.0.0.1-10.0.0.5";
     assert_eq!(outcomes[6].msg(), exhausted);
     assert!(outcomes[10].msg().ends_with("has been allocated to c7, duplicate allocation is not allowed"));
     assert_eq!(outcomes[12].msg(), exhausted);
@@ -130,9 +133,9 @@ fn host_local_requested_addresses() {
         ("ADD", "c3", "net1", "", capability(&["10.0.0.3/24", "fd00::77"])),
         // The same address by two ways counts once.
         ("ADD", "c6", "net1", "IP=10.0.0.2", capability(&["10.0.0.2/24"])),
-        ("ADD", "c4", "net1", "", args(&["fd00::78"])),
+        ("ADD", "c4", "net1", "", args(&["fd00::88"])),
         del("c4"),
-        ("ADD", "c5", "net1", "IP=fd00::79", args(&["fd00::79"])),
+        ("ADD", "c5", "net1", "IP=fd00::99", args(&["fd00::99"])),
         ("ADD", "c7", "net1", "", capability(&["10.0.1.9"])),
     ];
     let outcomes = same("1.0.0", &dual(), &steps);
@@ -203,7 +206,10 @@ fn host_local_configurations_that_both_refuse() {
         ("1.0.0", ranges(json!([[{"subnet": "10.1.0.0/31"}]]))),
         ("1.0.0", ranges(json!([[{"subnet": "nonsense"}]]))),
         ("1.0.0", ranges(json!([[{"subnet": "10.1.0.0/24", "rangeStart": "10.2.0.1"}]]))),
-        ("1.0.0", ranges(json!([[{"subnet": "10.1.0.0/24", "rangeStart": "10.1.0.9", "rangeEnd": "10.1.0.8"}]]))),
+        (
+            "1.0.0",
+            ranges(json!([[{"subnet": "10.1.0.0/24", "rangeStart": "10.1.0.9", "rangeEnd": "10.1.0.8"}]])),
+        ),
         ("1.0.0", ranges(json!([[{"subnet": "10.1.0.0/24"}, {"subnet": "fd00::/64"}]]))),
         ("1.0.0", ranges(json!([[{"subnet": "10.1.0.0/24"}], [{"subnet": "10.1.0.0/16"}]]))),
         ("1.0.0", ranges(json!([[]]))),
@@ -224,8 +230,12 @@ fn addresses_that_only_we_refuse() {
     let dir = tempfile::tempdir().unwrap();
     let ends = json!({"type": "host-local", "ranges": [subnet("10.0.0.0/29", "10.0.0.0", "10.0.0.7")]});
     let call = |args: &str| Call::new("ADD", "c1", "net1", args, conf("1.0.0", dir.path(), &ends));
-    assert!(ours(&call("IP=10.0.0.0")).msg().contains("address 10.0.0.0 is the address of the network itself"));
-    assert!(ours(&call("IP=10.0.0.7")).msg().contains("address 10.0.0.7 is the broadcast address of the network"));
+    assert!(
+        ours(&call("IP=10.0.0.0")).msg().contains("address 10.0.0.0 is the address of the network itself")
+    );
+    assert!(
+        ours(&call("IP=10.0.0.7")).msg().contains("address 10.0.0.7 is the broadcast address of the network")
+    );
     let node = ours(&call("IP=10.0.0.5").refusing("10.0.0.5"));
     assert!(node.msg().contains("address 10.0.0.5 is the node's own"), "{node:?}");
     let next = ours(&call("").refusing("10.0.0.2"));
@@ -276,9 +286,7 @@ fn static_addresses() {
 #[test]
 fn static_check() {
     let ipam = json!({"type": "static", "addresses": [{"address": "10.1.0.5/24", "gateway": "10.1.0.1"}]});
-    let prev = |address: &str, gateway: &str| {
-        json!({"prevResult": {"cniVersion": "1.0.0", "ips": [{"address": address, "gateway": gateway}]}})
-    };
+    let prev = |address: &str, gateway: &str| json!({"prevResult": {"cniVersion": "1.0.0", "ips": [{"address": address, "gateway": gateway}]}});
     let check = |change: Value| ("CHECK", "c1", "net1", "", change);
     let steps =
         [check(prev("10.1.0.5/24", "10.1.0.1")), check(prev("10.1.0.5/24", "10.1.0.2")), check(json!({}))];
@@ -304,9 +312,8 @@ struct AnyStep {
 
 fn any_step() -> impl Strategy<Value = AnyStep> {
     let command = prop_oneof![4 => Just("ADD"), 3 => Just("DEL"), 1 => Just("CHECK")];
-    (command, 0..6u8, 1..=2u8, prop::option::weighted(0.3, 1..9u8), any::<bool>()).prop_map(
-        |(command, id, ifname, request, ours)| AnyStep { command, id, ifname, request, ours },
-    )
+    (command, 0..6u8, 1..=2u8, prop::option::weighted(0.3, 1..9u8), any::<bool>())
+        .prop_map(|(command, id, ifname, request, ours)| AnyStep { command, id, ifname, request, ours })
 }
 
 proptest! {

@@ -19,7 +19,7 @@ pub(super) fn run(
     let plugin = find(kind, &network.env.path)?;
     let mut child = process::Command::new(&plugin);
     child
-        .env("CNI_COMMAND", name(command))
+        .env("CNI_COMMAND", command.as_str())
         .env("CNI_ARGS", args(network))
         .env("CNI_PATH", std::env::join_paths(&network.env.path).unwrap_or_default());
     for variable in ["CNI_CONTAINERID", "CNI_IFNAME", "CNI_NETNS"] {
@@ -37,7 +37,11 @@ pub(super) fn run(
 }
 
 /// Reads what an ADD printed.
-pub(super) fn parse_result(network: &Network<'_>, kind: &str, output: &Output) -> Result<IpamResult, DelegateError> {
+pub(super) fn parse_result(
+    network: &Network<'_>,
+    kind: &str,
+    output: &Output,
+) -> Result<IpamResult, DelegateError> {
     let value = serde_json::from_slice(&output.stdout).map_err(|source| DelegateError::Output {
         plugin: kind.to_owned(),
         stdout: excerpt(&output.stdout),
@@ -59,17 +63,6 @@ fn find(kind: &str, path: &[PathBuf]) -> Result<PathBuf, DelegateError> {
         .map(|dir| dir.join(kind))
         .find(|file| file.is_file())
         .ok_or_else(|| DelegateError::NotFound { plugin: kind.to_owned(), path: path.to_vec() })
-}
-
-fn name(command: Command) -> &'static str {
-    match command {
-        Command::Add => "ADD",
-        Command::Del => "DEL",
-        Command::Check => "CHECK",
-        Command::Gc => "GC",
-        Command::Status => "STATUS",
-        Command::Version => "VERSION",
-    }
 }
 
 fn args(network: &Network<'_>) -> String {
@@ -216,5 +209,32 @@ impl DelegateError {
             Self::NotFound { .. } | Self::Run { .. } | Self::Mute { .. } => code::PLUGIN,
             Self::Output { .. } | Self::Result { .. } => spec::code::DECODE,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_file_names_on_the_path_are_found() {
+        let (first, second) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let path = [first.path().to_owned(), second.path().to_owned()];
+        std::fs::create_dir(first.path().join("dhcp")).unwrap();
+        std::fs::write(second.path().join("dhcp"), "").unwrap();
+        assert_eq!(find("dhcp", &path).unwrap(), second.path().join("dhcp"));
+        for kind in ["", "/bin/true", "../dhcp", "a/dhcp"] {
+            assert!(matches!(find(kind, &path), Err(DelegateError::Name { .. })), "{kind}");
+        }
+        assert!(matches!(find("whereabouts", &path), Err(DelegateError::NotFound { .. })));
+    }
+
+    #[test]
+    fn excerpts_keep_the_end_and_whole_characters() {
+        assert_eq!(excerpt(b" a\n"), "a");
+        let long = format!("{}end", "\u{e4}".repeat(600));
+        let cut = excerpt(long.as_bytes());
+        assert!(cut.len() <= 512 && cut.len() > 500 && cut.ends_with("end"), "{cut}");
+        assert_eq!(excerpt(&[0xff; 2]), "\u{fffd}\u{fffd}");
     }
 }

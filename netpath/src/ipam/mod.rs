@@ -159,7 +159,9 @@ fn add_delegated(request: &Request<'_>, kind: &str, refuse: Refuse<'_>) -> Resul
         });
     let error = match added {
         Ok(result) => return Ok(result),
-        Err(error @ IpamError::Delegate(DelegateError::NotFound { .. } | DelegateError::Name { .. })) => return Err(error),
+        Err(error @ IpamError::Delegate(DelegateError::NotFound { .. } | DelegateError::Name { .. })) => {
+            return Err(error);
+        }
         Err(error) => error,
     };
     // The specification's order: who executes an ADD that fails executes its DEL.
@@ -175,7 +177,9 @@ fn run_optional(network: &Network<'_>, kind: &str, command: Command) -> Result<(
         return Ok(());
     }
     match delegate::run(network, kind, command, None) {
-        Err(DelegateError::Failed { code: crate::spec::code::ENV | crate::spec::code::VERSION, .. }) => Ok(()),
+        Err(DelegateError::Failed { code: crate::spec::code::ENV | crate::spec::code::VERSION, .. }) => {
+            Ok(())
+        }
         result => Ok(result.map(drop)?),
     }
 }

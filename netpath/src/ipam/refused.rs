@@ -52,7 +52,9 @@ pub(super) fn by_nature(network: &IpNetwork) -> Option<&'static str> {
             Ipv6Addr::UNSPECIFIED => Some("is the unspecified address"),
             ip if ip.is_multicast() => Some("is a multicast address"),
             // Every router of the network listens to it (RFC 4291, 2.6.1), except where two ends share a link.
-            ip if v6.prefix() < 127 && ip == v6.network() => Some("is the routers' anycast address of the network"),
+            ip if v6.prefix() < 127 && ip == v6.network() => {
+                Some("is the routers' anycast address of the network")
+            }
             _ => None,
         },
     }

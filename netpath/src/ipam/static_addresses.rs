@@ -19,12 +19,17 @@ pub(super) fn add(conf: &StaticConf, refuse: Refuse<'_>) -> Result<IpamResult, S
 }
 
 /// The standard plugin compares the gateway of an address that it finds, and does not miss one that it does not find.
-pub(super) fn check(conf: &StaticConf, ifname: &IfName, prev_result: Option<&CniResult>) -> Result<(), StaticError> {
+pub(super) fn check(
+    conf: &StaticConf,
+    ifname: &IfName,
+    prev_result: Option<&CniResult>,
+) -> Result<(), StaticError> {
     let prev_result = prev_result.ok_or(StaticError::NoPrevResult)?;
     for &(address, gateway) in &conf.addresses {
-        let is_there = prev_result.ips.iter().any(|ip| {
-            ip.address.ip() == address.ip() && (gateway.is_none() || gateway == ip.gateway)
-        });
+        let is_there = prev_result
+            .ips
+            .iter()
+            .any(|ip| ip.address.ip() == address.ip() && (gateway.is_none() || gateway == ip.gateway));
         if !is_there {
             return Err(StaticError::NoMatch { address: address.ip(), ifname: ifname.clone() });
         }
@@ -97,9 +102,14 @@ mod tests {
             ..CniResult::default()
         };
         let both = conf(&[("10.1.2.3/24", Some("10.1.2.1")), ("fd00::3/64", None)]);
-        let test = |prev_result: Option<&CniResult>| check(&both, &ifname, prev_result).map_err(|error| error.to_string());
+        let test = |prev_result: Option<&CniResult>| {
+            check(&both, &ifname, prev_result).map_err(|error| error.to_string())
+        };
 
-        assert_eq!(test(Some(&prev(&[("10.1.2.3/24", Some("10.1.2.1")), ("fd00::3/64", Some("fd00::1"))]))), Ok(()));
+        assert_eq!(
+            test(Some(&prev(&[("10.1.2.3/24", Some("10.1.2.1")), ("fd00::3/64", Some("fd00::1"))]))),
+            Ok(())
+        );
         assert_eq!(test(None).unwrap_err(), "Required prevResult missing");
         let text = "static: Failed to match addr fd00::3 on interface net1";
         assert_eq!(test(Some(&prev(&[("10.1.2.3/24", Some("10.1.2.1"))]))).unwrap_err(), text);

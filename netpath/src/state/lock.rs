@@ -11,6 +11,7 @@ use nix::fcntl::Flock;
 
 use crate::flock;
 use crate::root::Root;
+use crate::spec::code;
 
 /// How long an ADD waits: a holder needs milliseconds, so one that takes longer is stuck or starved.
 pub const PATIENCE: Duration = Duration::from_secs(2);
@@ -111,8 +112,8 @@ impl LockError {
     /// Code of the CNI error object.
     pub fn cni_code(&self) -> u32 {
         match self {
-            Self::Held { .. } => 11,
-            Self::Open { .. } | Self::Lock { .. } | Self::Sign { .. } => 5,
+            Self::Held { .. } => code::TRY_AGAIN,
+            Self::Open { .. } | Self::Lock { .. } | Self::Sign { .. } => code::IO,
         }
     }
 }
@@ -128,7 +129,7 @@ mod tests {
         let first = Lock::acquire(&root).unwrap();
 
         let error = Lock::acquire_within(&root, Duration::from_millis(20)).expect_err("it is held");
-        assert_eq!(error.cni_code(), 11);
+        assert_eq!(error.cni_code(), code::TRY_AGAIN);
         let text = error.to_string();
         assert!(text.contains(&format!("process {} holds", std::process::id())), "{text}");
         assert!(text.contains("run/netpath/lock"), "{text}");

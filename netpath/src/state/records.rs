@@ -10,7 +10,7 @@ use std::time::{Duration, SystemTime};
 
 use super::record::Record;
 use crate::root::Root;
-use crate::spec::{ContainerId, IfName};
+use crate::spec::{ContainerId, IfName, code};
 
 /// The records of a node.
 #[derive(Clone, Debug)]
@@ -83,7 +83,7 @@ pub enum StateError {
 impl StateError {
     /// Code of the CNI error object.
     pub fn cni_code(&self) -> u32 {
-        crate::spec::code::IO
+        code::IO
     }
 
     fn io(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
@@ -131,7 +131,9 @@ impl Records {
             let _ = fs::remove_file(&draft);
         }
         result?;
-        File::open(&self.dir).and_then(|dir| dir.sync_all()).map_err(StateError::io("sync the directory", &self.dir))
+        File::open(&self.dir)
+            .and_then(|dir| dir.sync_all())
+            .map_err(StateError::io("sync the directory", &self.dir))
     }
 
     /// The record of an attachment. An empty or torn one is none, and says so in the log.
@@ -201,7 +203,9 @@ impl Records {
             Err(error) => return Err(StateError::io("list the directory", &self.dir)(error)),
         };
         entries
-            .map(|entry| entry.map(|entry| entry.path()).map_err(StateError::io("list the directory", &self.dir)))
+            .map(|entry| {
+                entry.map(|entry| entry.path()).map_err(StateError::io("list the directory", &self.dir))
+            })
             .collect()
     }
 
@@ -216,7 +220,9 @@ impl Records {
         }
         Ok(Some(match serde_json::from_slice::<Record>(&bytes) {
             Ok(record) if self.path(&record.container_id, &record.ifname) == path => Ok(record),
-            Ok(record) => Err(TornCause::Misnamed { container_id: record.container_id, ifname: record.ifname }),
+            Ok(record) => {
+                Err(TornCause::Misnamed { container_id: record.container_id, ifname: record.ifname })
+            }
             Err(source) => Err(TornCause::Invalid(source)),
         }))
     }

@@ -8,7 +8,8 @@ use crate::spec::{Mac, NetworkName};
 use crate::state::{Endpoint, Kind, Master, Netns, Phase, Pod, Zone};
 
 fn record(container_id: &str, ifname: &str) -> Record {
-    let conf = json!({"cniVersion": "1.0.0", "name": "priv", "type": "macvlan", "zone": {"policy": "private"}});
+    let conf =
+        json!({"cniVersion": "1.0.0", "name": "priv", "type": "macvlan", "zone": {"policy": "private"}});
     Record {
         container_id: ContainerId::parse("container_id", container_id).unwrap(),
         ifname: IfName::parse("ifname", ifname).unwrap(),
@@ -160,7 +161,11 @@ fn a_killed_writer_leaves_a_draft_that_is_swept() {
     let listing = records.all().unwrap();
     assert_eq!((listing.records.len(), listing.torn.len()), (1, 0));
     let now = SystemTime::now();
-    assert_eq!(records.sweep_drafts(now, Duration::from_secs(600)).unwrap(), 0, "its writer may still be at it");
+    assert_eq!(
+        records.sweep_drafts(now, Duration::from_secs(600)).unwrap(),
+        0,
+        "its writer may still be at it"
+    );
     assert_eq!(records.sweep_drafts(now + Duration::from_secs(601), Duration::from_secs(600)).unwrap(), 1);
     assert!(!draft.exists());
     assert!(path.exists());
@@ -178,7 +183,11 @@ fn a_failed_write_keeps_the_earlier_record() {
     let error = records.write(&other).expect_err("a directory is in the way");
     assert!(error.to_string().contains("cannot put into place the record"), "{error}");
     fs::remove_dir(&path).unwrap();
-    assert_eq!(records.names().unwrap(), [records.path(&record.container_id, &record.ifname)], "no draft stays");
+    assert_eq!(
+        records.names().unwrap(),
+        [records.path(&record.container_id, &record.ifname)],
+        "no draft stays"
+    );
 }
 
 #[test]

@@ -93,7 +93,9 @@ fn gc_and_status_only_where_the_version_has_them() {
 
 #[test]
 fn a_failed_add_is_forwarded_and_deleted() {
-    let fake = Fake::new(r#"[ $CNI_COMMAND = DEL ] || { echo '{"cniVersion": "1.0.0", "code": 142, "msg": "no lease", "details": "timeout"}'; exit 1; }"#);
+    let fake = Fake::new(
+        r#"[ $CNI_COMMAND = DEL ] || { echo '{"cniVersion": "1.0.0", "code": 142, "msg": "no lease", "details": "timeout"}'; exit 1; }"#,
+    );
     assert_eq!(ours(&fake.call("ADD", "1.0.0")).msg(), "no lease");
     assert_eq!(fake.read("commands"), "ADD\nDEL\n");
 
@@ -109,12 +111,18 @@ fn what_it_says_otherwise_is_quoted() {
         assert!(got.msg().contains(want), "{got:?}");
         assert_eq!(fake.read("commands"), "ADD\nDEL\n", "{then}");
     };
-    check("echo broken >&2; exit 3", "the IPAM plugin fake ended with status 3 without an error object; it said: \"broken\"");
+    check(
+        "echo broken >&2; exit 3",
+        "the IPAM plugin fake ended with status 3 without an error object; it said: \"broken\"",
+    );
     check("echo broken; exit 1", "ended with status 1 without an error object; it said: \"broken\"");
     check("kill -9 $$", "ended by signal 9");
     check("echo hello", "the IPAM plugin fake printed no JSON but \"hello\"");
     check("true", "the IPAM plugin fake printed no JSON but \"\"");
-    check(r#"echo '{"cniVersion": "1.0.0", "ips": [{"address": "x"}]}'"#, "the IPAM plugin fake printed an invalid result");
+    check(
+        r#"echo '{"cniVersion": "1.0.0", "ips": [{"address": "x"}]}'"#,
+        "the IPAM plugin fake printed an invalid result",
+    );
 }
 
 #[test]
@@ -134,7 +142,10 @@ fn what_is_not_there_is_named() {
         Call::new("ADD", "c1", "net1", "", conf).path(dir.path())
     };
     let text = ours(&call("whereabouts")).msg().to_owned();
-    assert_eq!(text, format!("failed to find plugin \"whereabouts\" in path [{}]: install it there", dir.path().display()));
+    assert_eq!(
+        text,
+        format!("failed to find plugin \"whereabouts\" in path [{}]: install it there", dir.path().display())
+    );
     let text = ours(&call("../../bin/true")).msg().to_owned();
     assert!(text.contains("ipam.type `../../bin/true`"), "{text}");
 }
@@ -166,7 +177,8 @@ fn one_that_hangs_and_forks_is_killed_and_deleted() {
 /// The standard `host-local` under another name is a plugin like any other.
 #[test]
 fn a_real_one() {
-    let (bin, theirs, mine) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let (bin, theirs, mine) =
+        (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let real = Path::new(STANDARD).join("host-local");
     assert!(real.exists(), "{} is missing: apt-get install containernetworking-plugins", real.display());
     std::os::unix::fs::symlink(&real, bin.path().join("pool")).unwrap();
@@ -175,7 +187,9 @@ fn a_real_one() {
         let conf = json!({"cniVersion": "1.0.0", "name": "priv", "type": "macvlan", "ipam": ipam});
         Call::new(command, "c1", "net1", args, conf).path(bin.path())
     };
-    for (command, args) in [("ADD", ""), ("CHECK", ""), ("ADD", ""), ("DEL", ""), ("ADD", "IP=10.9.9.9"), ("ADD", "IP=10.0.0.2")] {
+    for (command, args) in
+        [("ADD", ""), ("CHECK", ""), ("ADD", ""), ("DEL", ""), ("ADD", "IP=10.9.9.9"), ("ADD", "IP=10.0.0.2")]
+    {
         let want = standard_plugin("host-local", &call(command, theirs.path(), args));
         assert_eq!(ours(&call(command, mine.path(), args)), want, "{command} {args}");
         if want.ok() {

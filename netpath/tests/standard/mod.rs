@@ -11,12 +11,12 @@ use std::time::Duration;
 use netpath::ipam::{self, IpamError};
 use netpath::kernel::pdeathsig::die_with_us;
 use netpath::root::Root;
-use netpath::spec::{CniEnv, CniResult, ErrorObject, IpamConf, NetConf, Command as CniCommand};
+use netpath::spec::{CniEnv, CniResult, Command as CniCommand, ErrorObject, IpamConf, NetConf};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 /// Where Debian's package `containernetworking-plugins` puts them.
-pub const STANDARD: &str = "/usr/lib/cni";
+pub(crate) const STANDARD: &str = "/usr/lib/cni";
 
 /// In the environment of a worker: where it writes its outcome.
 const OUTCOME: &str = "NETPATH_TEST_OUTCOME";
@@ -27,15 +27,15 @@ const CONF: &str = "NETPATH_TEST_CONF";
 
 /// One call of a plugin, as a runtime makes it.
 #[derive(Clone, Debug)]
-pub struct Call {
-    pub env: BTreeMap<String, String>,
-    pub conf: Value,
-    pub within: Duration,
+pub(crate) struct Call {
+    pub(crate) env: BTreeMap<String, String>,
+    pub(crate) conf: Value,
+    pub(crate) within: Duration,
     refused: Option<IpAddr>,
 }
 
 impl Call {
-    pub fn new(command: &str, id: &str, ifname: &str, args: &str, conf: Value) -> Self {
+    pub(crate) fn new(command: &str, id: &str, ifname: &str, args: &str, conf: Value) -> Self {
         let env = [
             ("CNI_COMMAND", command),
             ("CNI_CONTAINERID", id),
@@ -49,17 +49,17 @@ impl Call {
     }
 
     /// The address is the node's own.
-    pub fn refusing(mut self, address: &str) -> Self {
+    pub(crate) fn refusing(mut self, address: &str) -> Self {
         self.refused = Some(address.parse().unwrap());
         self
     }
 
-    pub fn path(mut self, path: &Path) -> Self {
+    pub(crate) fn path(mut self, path: &Path) -> Self {
         self.env.insert("CNI_PATH".to_owned(), path.to_str().unwrap().to_owned());
         self
     }
 
-    pub fn netns(mut self, path: &str) -> Self {
+    pub(crate) fn netns(mut self, path: &str) -> Self {
         self.env.insert("CNI_NETNS".to_owned(), path.to_owned());
         self
     }
@@ -67,23 +67,24 @@ impl Call {
 
 /// How a call ended. The code of an error is left out: the standard plugins have one for all.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Outcome {
-    pub exit: i32,
+pub(crate) struct Outcome {
+    pub(crate) exit: i32,
     /// The result; of an error the message alone.
-    pub json: Value,
+    pub(crate) json: Value,
 }
 
 impl Outcome {
-    pub fn ok(&self) -> bool {
+    pub(crate) fn ok(&self) -> bool {
         self.exit == 0
     }
 
-    pub fn msg(&self) -> &str {
+    pub(crate) fn msg(&self) -> &str {
         self.json["msg"].as_str().unwrap_or_else(|| panic!("no error: {self:?}"))
     }
 
     fn new(exit: i32, stdout: &[u8]) -> Self {
-        let mut json: Value = if stdout.is_empty() { Value::Null } else { serde_json::from_slice(stdout).unwrap() };
+        let mut json: Value =
+            if stdout.is_empty() { Value::Null } else { serde_json::from_slice(stdout).unwrap() };
         if exit != 0 {
             json = json!({"msg": json["msg"]});
         } else if json["dns"] == json!({}) {
@@ -95,7 +96,7 @@ impl Outcome {
 }
 
 /// What is on disk below `dir`: names and contents, without locks.
-pub fn files(dir: &Path) -> BTreeMap<String, String> {
+pub(crate) fn files(dir: &Path) -> BTreeMap<String, String> {
     let mut all = BTreeMap::new();
     for entry in fs::read_dir(dir).unwrap().flatten() {
         if entry.file_type().unwrap().is_dir() {
@@ -108,14 +109,14 @@ pub fn files(dir: &Path) -> BTreeMap<String, String> {
 }
 
 /// A call under way in another process.
-pub struct Running {
+pub(crate) struct Running {
     child: Child,
     /// Where a worker of ours leaves its outcome.
     file: Option<tempfile::NamedTempFile>,
 }
 
 impl Running {
-    pub fn outcome(self) -> Outcome {
+    pub(crate) fn outcome(self) -> Outcome {
         let output = self.child.wait_with_output().unwrap();
         match self.file {
             Some(file) => {
@@ -128,26 +129,22 @@ impl Running {
 }
 
 /// Starts a standard plugin.
-pub fn spawn(plugin: &str, call: &Call) -> Running {
+pub(crate) fn spawn(plugin: &str, call: &Call) -> Running {
     let file = Path::new(STANDARD).join(plugin);
     assert!(file.exists(), "{} is missing: apt-get install containernetworking-plugins", file.display());
-    let mut child = Command::new(file)
-        .envs(&call.env)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
+    let mut child =
+        Command::new(file).envs(&call.env).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
     child.stdin.take().unwrap().write_all(call.conf.to_string().as_bytes()).unwrap();
     Running { child, file: None }
 }
 
 /// Runs a standard plugin.
-pub fn standard_plugin(plugin: &str, call: &Call) -> Outcome {
+pub(crate) fn standard_plugin(plugin: &str, call: &Call) -> Outcome {
     spawn(plugin, call).outcome()
 }
 
 /// Does the same in-process.
-pub fn ours(call: &Call) -> Outcome {
+pub(crate) fn ours(call: &Call) -> Outcome {
     let stdin = call.conf.to_string();
     let version = NetConf::parse_version(stdin.as_bytes());
     match try_ours(call, stdin.as_bytes()) {
@@ -164,8 +161,10 @@ type Failure = (u32, Box<dyn std::error::Error>);
 
 fn try_ours(call: &Call, stdin: &[u8]) -> Result<Option<Value>, Failure> {
     let conf = NetConf::parse(stdin).map_err(|error| (error.cni_code(), error.into()))?;
-    let env = CniEnv::parse(|key| call.env.get(key).cloned()).map_err(|error| (error.cni_code(), error.into()))?;
-    let ipam_conf = IpamConf::from_conf(&conf, &env.args).map_err(|error| (error.cni_code(), error.into()))?;
+    let env =
+        CniEnv::parse(|key| call.env.get(key).cloned()).map_err(|error| (error.cni_code(), error.into()))?;
+    let ipam_conf =
+        IpamConf::from_conf(&conf, &env.args).map_err(|error| (error.cni_code(), error.into()))?;
     let of_ipam = |error: IpamError| -> Failure { (error.cni_code(), error.into()) };
     let root = Root::default();
     let network = ipam::Network {
@@ -187,11 +186,14 @@ fn try_ours(call: &Call, stdin: &[u8]) -> Result<Option<Value>, Failure> {
     match env.command {
         CniCommand::Add => {
             let added = ipam::add(&attachment(), &refuse).map_err(of_ipam)?;
-            let result = CniResult { interfaces: vec![], ips: added.ips, routes: added.routes, dns: added.dns };
+            let result =
+                CniResult { interfaces: vec![], ips: added.ips, routes: added.routes, dns: added.dns };
             Ok(Some(result.to_json(conf.cni_version).map_err(|error| (error.cni_code(), error.into()))?))
         }
         CniCommand::Del => ipam::del(&attachment()).map(|()| None).map_err(of_ipam),
-        CniCommand::Check => ipam::check(&attachment(), conf.prev_result.as_ref()).map(|()| None).map_err(of_ipam),
+        CniCommand::Check => {
+            ipam::check(&attachment(), conf.prev_result.as_ref()).map(|()| None).map_err(of_ipam)
+        }
         CniCommand::Gc => ipam::gc(&network, &|_, _| false).map(|_| None).map_err(of_ipam),
         CniCommand::Status => ipam::status(&network).map(|()| None).map_err(of_ipam),
         CniCommand::Version => panic!("no IPAM's business"),
@@ -199,14 +201,14 @@ fn try_ours(call: &Call, stdin: &[u8]) -> Result<Option<Value>, Failure> {
 }
 
 /// Starts a process of this program that does the call, see [`work`].
-pub fn ours_in_a_process(call: &Call) -> Running {
+pub(crate) fn ours_in_a_process(call: &Call) -> Running {
     let file = tempfile::NamedTempFile::new().unwrap();
     let child = worker_command(call).env(OUTCOME, file.path()).spawn().unwrap();
     Running { child, file: Some(file) }
 }
 
 /// Starts a process of this program that adds and deletes without end.
-pub fn endless_worker(call: &Call) -> Child {
+pub(crate) fn endless_worker(call: &Call) -> Child {
     worker_command(call).env(FOREVER, "1").spawn().unwrap()
 }
 
@@ -222,7 +224,7 @@ fn worker_command(call: &Call) -> Command {
 }
 
 /// What the worker process does.
-pub fn work() {
+pub(crate) fn work() {
     let var = |name: &str| std::env::var(name).ok();
     let conf = var(CONF).expect("started by another test of this program");
     let mut call = Call::new("ADD", "", "", "", serde_json::from_str(&conf).unwrap());

@@ -4,7 +4,7 @@
 //! last; `lock` is locked by `flock(2)` while anything is read or changed.
 
 use std::fs::{self, DirBuilder, File};
-use std::io::{self, ErrorKind, Write};
+use std::io::{self, ErrorKind, Read, Write};
 use std::net::IpAddr;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -49,7 +49,11 @@ pub(super) fn owner(container_id: &str, ifname: &str) -> String {
 impl Store {
     /// Locks `dir`, making it first if need be.
     pub(super) fn create(dir: &Path, within: Duration) -> Result<Self, HostLocalError> {
-        DirBuilder::new().recursive(true).mode(0o755).create(dir).map_err(io_error("create the directory", dir))?;
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o755)
+            .create(dir)
+            .map_err(io_error("create the directory", dir))?;
         Self::lock(dir, within)
     }
 
@@ -92,9 +96,11 @@ impl Store {
             let Some(address) = name.to_str().and_then(|name| name.parse::<IpAddr>().ok()) else { continue };
             let path = self.dir.join(&name);
             // One that cannot be read is taken all the same.
-            let owner = fs::read(&path).ok().map(|bytes| String::from_utf8_lossy(&bytes).trim().to_owned());
+            let owner = read_owner(&path).ok();
             match owner {
-                Some(owner) if owner.is_empty() => fs::remove_file(&path).map_err(io_error("remove the empty file", &path))?,
+                Some(owner) if owner.is_empty() => {
+                    fs::remove_file(&path).map_err(io_error("remove the empty file", &path))?;
+                }
                 owner => entries.push(Entry { address, owner: owner.unwrap_or_default() }),
             }
         }
@@ -102,7 +108,13 @@ impl Store {
     }
 
     /// Takes `address`; false if it is taken.
-    pub(super) fn reserve(&self, address: IpAddr, set: usize, container_id: &str, ifname: &str) -> Result<bool, HostLocalError> {
+    pub(super) fn reserve(
+        &self,
+        address: IpAddr,
+        set: usize,
+        container_id: &str,
+        ifname: &str,
+    ) -> Result<bool, HostLocalError> {
         let path = self.path(address);
         let mut file = match File::options().write(true).create_new(true).mode(0o600).open(&path) {
             Ok(file) => file,
@@ -142,6 +154,14 @@ impl Store {
     fn last_path(&self, set: usize) -> PathBuf {
         self.dir.join(format!("last_reserved_ip.{set}"))
     }
+}
+
+/// With as few system calls as can be: an ADD does it for every address of the network.
+fn read_owner(path: &Path) -> io::Result<String> {
+    let mut buffer = [0; 512];
+    let length = File::open(path)?.read(&mut buffer)?;
+    let trim = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().to_owned();
+    if length < buffer.len() { Ok(trim(&buffer[..length])) } else { fs::read(path).map(|bytes| trim(&bytes)) }
 }
 
 fn write_last(path: &Path, address: IpAddr) -> io::Result<()> {

@@ -36,7 +36,11 @@ pub(super) fn directory(network: &Network<'_>, conf: &HostLocalConf) -> PathBuf 
 }
 
 /// Decides on all addresses before the first is reserved, so that an error leaves nothing behind.
-pub(super) fn add(request: &Request<'_>, conf: &HostLocalConf, refuse: Refuse<'_>) -> Result<IpamResult, HostLocalError> {
+pub(super) fn add(
+    request: &Request<'_>,
+    conf: &HostLocalConf,
+    refuse: Refuse<'_>,
+) -> Result<IpamResult, HostLocalError> {
     let network = &request.network;
     let dns = match &conf.resolv_conf {
         Some(path) => resolv_conf(&network.root.join(&path.to_string_lossy()))?,
@@ -77,7 +81,11 @@ pub(super) fn del(request: &Request<'_>, conf: &HostLocalConf) -> Result<(), Hos
 
 /// Beyond the standard plugin, which is content with any reservation: every address of `ips` that comes from
 /// our ranges must be the attachment's.
-pub(super) fn check(request: &Request<'_>, conf: &HostLocalConf, ips: &[IpConfig]) -> Result<(), HostLocalError> {
+pub(super) fn check(
+    request: &Request<'_>,
+    conf: &HostLocalConf,
+    ips: &[IpConfig],
+) -> Result<(), HostLocalError> {
     let network = &request.network;
     let mine = match Store::open(&directory(network, conf), network.within)? {
         Some(store) => held(&store.entries()?, request.container_id, request.ifname),
@@ -91,7 +99,9 @@ pub(super) fn check(request: &Request<'_>, conf: &HostLocalConf, ips: &[IpConfig
         .map(|ip| ip.address.ip())
         .find(|&address| conf.ranges.iter().any(|set| set.contains(address)) && !mine.contains(&address));
     match missing {
-        Some(address) => Err(HostLocalError::NotReserved { address, container_id: request.container_id.clone() }),
+        Some(address) => {
+            Err(HostLocalError::NotReserved { address, container_id: request.container_id.clone() })
+        }
         None => Ok(()),
     }
 }
@@ -145,9 +155,18 @@ fn held(entries: &[Entry], container_id: &ContainerId, ifname: &IfName) -> Vec<I
 }
 
 /// Reserves all or nothing; the address that somebody else was faster with, if any.
-fn reserve_all(store: &Store, choices: &[pool::Choice], owner: Owner<'_>) -> Result<Option<IpAddr>, HostLocalError> {
+fn reserve_all(
+    store: &Store,
+    choices: &[pool::Choice],
+    owner: Owner<'_>,
+) -> Result<Option<IpAddr>, HostLocalError> {
     for (done, choice) in choices.iter().enumerate() {
-        let reserved = store.reserve(choice.address.ip(), choice.set, owner.container_id.as_str(), owner.ifname.as_str());
+        let reserved = store.reserve(
+            choice.address.ip(),
+            choice.set,
+            owner.container_id.as_str(),
+            owner.ifname.as_str(),
+        );
         if matches!(reserved, Ok(true)) {
             continue;
         }
@@ -166,7 +185,9 @@ fn resolv_conf(path: &Path) -> Result<Dns, HostLocalError> {
     let mut dns = Dns::default();
     for line in text.lines().map(str::trim).filter(|line| !line.starts_with(['#', ';'])) {
         let mut fields = line.split_whitespace();
-        let (Some(key), values) = (fields.next(), fields.map(str::to_owned).collect::<Vec<_>>()) else { continue };
+        let (Some(key), values) = (fields.next(), fields.map(str::to_owned).collect::<Vec<_>>()) else {
+            continue;
+        };
         let Some(first) = values.first() else { continue };
         match key {
             "nameserver" => dns.nameservers.push(first.clone()),
@@ -203,7 +224,9 @@ pub enum HostLocalError {
         container_id: ContainerId,
     },
     /// The address that was asked for is taken.
-    #[error("failed to allocate for range {set}: requested IP address {address} is not available in range set {range_set}")]
+    #[error(
+        "failed to allocate for range {set}: requested IP address {address} is not available in range set {range_set}"
+    )]
     Taken {
         /// Index of the range set.
         set: usize,
@@ -291,7 +314,9 @@ impl HostLocalError {
     /// Code of the CNI error object.
     pub fn cni_code(&self) -> u32 {
         match self {
-            Self::Exhausted { .. } | Self::Duplicate { .. } | Self::Taken { .. } | Self::Leftover { .. } => code::ALLOCATION,
+            Self::Exhausted { .. } | Self::Duplicate { .. } | Self::Taken { .. } | Self::Leftover { .. } => {
+                code::ALLOCATION
+            }
             Self::Gateway { .. } | Self::Refused { .. } => code::REFUSED,
             Self::NotFound { .. } | Self::NotReserved { .. } => code::CHECK,
             Self::Locked { .. } => spec::code::TRY_AGAIN,

@@ -35,7 +35,11 @@ pub(super) struct Choice {
 
 impl Pool<'_> {
     /// One address from each range set: the one in `requested` that lies in it, else the next in turn.
-    pub(super) fn choose(&self, requested: &[IpAddr], container_id: &ContainerId) -> Result<Vec<Choice>, HostLocalError> {
+    pub(super) fn choose(
+        &self,
+        requested: &[IpAddr],
+        container_id: &ContainerId,
+    ) -> Result<Vec<Choice>, HostLocalError> {
         let mut wishes: Vec<IpAddr> = Vec::new();
         for wish in requested {
             // By capability and by CNI_ARGS the same address may be asked for twice.
@@ -45,7 +49,8 @@ impl Pool<'_> {
         }
         let mut choices = Vec::new();
         for set in 0..self.sets.len() {
-            let wish = wishes.iter().position(|&wish| in_set(self.sets, set, wish)).map(|at| wishes.remove(at));
+            let wish =
+                wishes.iter().position(|&wish| in_set(self.sets, set, wish)).map(|at| wishes.remove(at));
             choices.push(match wish {
                 Some(address) => self.grant(set, address)?,
                 None => self.next(set, container_id)?,
@@ -96,7 +101,8 @@ fn in_subnet(range: &Range, address: IpAddr) -> Option<IpNetwork> {
 /// Every address of `set` once, beginning after `last`, around to `last` itself.
 fn turn(set: &RangeSet, last: Option<IpAddr>) -> impl Iterator<Item = (&Range, IpAddr)> {
     let ranges = &set.0;
-    let at = last.and_then(|last| ranges.iter().position(|range| range.contains(last)).map(|at| (at, number(last))));
+    let at = last
+        .and_then(|last| ranges.iter().position(|range| range.contains(last)).map(|at| (at, number(last))));
     let (first, split) = at.unwrap_or((0, 0));
     let whole = move |range: &Range| (number(range.start), number(range.end));
     // The range of `last` comes twice: what is after it first, what is before it, and it, at the end.
@@ -104,14 +110,16 @@ fn turn(set: &RangeSet, last: Option<IpAddr>) -> impl Iterator<Item = (&Range, I
     for range in ranges[first..].iter().chain(&ranges[..first]) {
         parts.push((range, whole(range)));
     }
-    if at.is_some() && let Some(&(range, (start, end))) = parts.first() {
+    if at.is_some()
+        && let Some(&(range, (start, end))) = parts.first()
+    {
         parts[0].1 = (split.saturating_add(1), end);
         parts.push((range, (start, split)));
     }
     // An empty part has its start after its end.
-    parts.into_iter().flat_map(|(range, (start, end))| {
-        (start..=end).map(move |number| (range, address(range, number)))
-    })
+    parts
+        .into_iter()
+        .flat_map(|(range, (start, end))| (start..=end).map(move |number| (range, address(range, number))))
 }
 
 fn number(address: IpAddr) -> u128 {

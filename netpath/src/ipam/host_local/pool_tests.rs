@@ -34,8 +34,10 @@ fn choose(requested: &[&str], taken: &[&str], mine: &[&str], last: &[&str], refu
     let pool = Pool { sets: &sets, taken: &taken, mine: &mine, last: &last, refuse: &refuse };
     match pool.choose(&ips(requested), &ContainerId::parse("container id", "c1").unwrap()) {
         Ok(choices) => {
-            let texts: Vec<_> =
-                choices.iter().map(|choice| format!("{} {} {}", choice.set, choice.address, choice.gateway)).collect();
+            let texts: Vec<_> = choices
+                .iter()
+                .map(|choice| format!("{} {} {}", choice.set, choice.address, choice.gateway))
+                .collect();
             texts.join(", ")
         }
         Err(error) => format!("{}: {error}", error.cni_code()),
@@ -53,9 +55,15 @@ fn one_address_from_each_set_in_turn() {
     assert_eq!(got, "0 10.0.0.2/24 10.0.0.1, 1 fd00::2/64 fd00::1");
     // The last one again, if nothing else is free.
     let taken = &["10.0.0.2", "10.0.1.6", "10.0.1.7"];
-    assert_eq!(choose(&[], taken, &[], &["10.0.0.3", ""], &[]), "0 10.0.0.3/24 10.0.0.1, 1 fd00::2/64 fd00::1");
+    assert_eq!(
+        choose(&[], taken, &[], &["10.0.0.3", ""], &[]),
+        "0 10.0.0.3/24 10.0.0.1, 1 fd00::2/64 fd00::1"
+    );
     // One that is no longer in the ranges is forgotten.
-    assert_eq!(choose(&[], &[], &[], &["10.9.9.9", "x"], &[]), "0 10.0.0.2/24 10.0.0.1, 1 fd00::2/64 fd00::1");
+    assert_eq!(
+        choose(&[], &[], &[], &["10.9.9.9", "x"], &[]),
+        "0 10.0.0.2/24 10.0.0.1, 1 fd00::2/64 fd00::1"
+    );
 }
 
 #[test]
@@ -88,15 +96,24 @@ fn what_is_asked_for_is_given_or_refused() {
         &["10.0.0.2"],
         &["10.0.0.2"],
         &[],
-        &format!("120: failed to allocate for range 0: requested IP address 10.0.0.2 is not available in range set {a}"),
+        &format!(
+            "120: failed to allocate for range 0: requested IP address 10.0.0.2 is not available in range set {a}"
+        ),
     );
     check(
         &["fd00::9"],
         &["fd00::9"],
         &[],
-        &format!("120: failed to allocate for range 1: requested IP address fd00::9 is not available in range set {b}"),
+        &format!(
+            "120: failed to allocate for range 1: requested IP address fd00::9 is not available in range set {b}"
+        ),
     );
-    check(&["10.0.0.1"], &[], &[], "121: failed to allocate for range 0: requested ip 10.0.0.1 is subnet's gateway");
+    check(
+        &["10.0.0.1"],
+        &[],
+        &[],
+        "121: failed to allocate for range 0: requested ip 10.0.0.1 is subnet's gateway",
+    );
     check(
         &["10.0.0.2"],
         &[],
@@ -114,8 +131,7 @@ fn what_is_asked_for_is_given_or_refused() {
 #[test]
 fn nothing_left_and_twice() {
     let all = &["10.0.0.2", "10.0.0.3", "10.0.1.6", "10.0.1.7"];
-    let exhausted =
-        "120: failed to allocate for range 0: no IP addresses available in range set: 10.0.0.1-10.0.0.3,10.0.1.6-10.0.1.7";
+    let exhausted = "120: failed to allocate for range 0: no IP addresses available in range set: 10.0.0.1-10.0.0.3,10.0.1.6-10.0.1.7";
     assert_eq!(choose(&[], all, &[], &["10.0.0.3"], &[]), exhausted);
     assert_eq!(choose(&[], &all[..2], &[], &["10.0.0.3"], &all[2..]), exhausted);
     assert_eq!(
@@ -128,7 +144,8 @@ fn nothing_left_and_twice() {
 
 #[test]
 fn the_whole_of_ipv6_is_not_walked() {
-    let sets = [RangeSet(vec![range("fd00::/16", "fd00::1", "fd00:ffff:ffff:ffff:ffff:ffff:ffff:ffff", "fd00::1")])];
+    let sets =
+        [RangeSet(vec![range("fd00::/16", "fd00::1", "fd00:ffff:ffff:ffff:ffff:ffff:ffff:ffff", "fd00::1")])];
     let last = [Some("fd00::ffff:ffff:ffff:ffff".parse().unwrap())];
     let taken = ips(&["fd00:0:0:1::", "fd00:0:0:1::1"]).into_iter().collect();
     let pool = Pool { sets: &sets, taken: &taken, mine: &[], last: &last, refuse: &|_| None };
@@ -171,12 +188,12 @@ fn standard_next(set: &RangeSet, last: Option<IpAddr>, taken: &HashSet<IpAddr>) 
 fn any_set() -> impl Strategy<Value = RangeSet> {
     let any_range = (1..=12u8, 0..=8u8, 1..=12u8);
     prop::collection::vec(any_range, 1..=3).prop_map(|parts| {
-        let range = |(third, &(start, length, gateway)): (usize, &(u8, u8, u8))| {
-            let ip = |last: u8| IpAddr::from([10, 0, third as u8, last]);
+        let range = |(third, &(start, length, gateway)): (u8, &(u8, u8, u8))| {
+            let ip = |last: u8| IpAddr::from([10, 0, third, last]);
             let subnet = IpNetwork::new(ip(0), 24).unwrap();
             Range { subnet, start: ip(start), end: ip(start + length), gateway: ip(gateway) }
         };
-        RangeSet(parts.iter().enumerate().map(range).collect())
+        RangeSet((0..).zip(&parts).map(range).collect())
     })
 }
 

@@ -21,10 +21,18 @@ impl Node {
         let dir = tempfile::tempdir().unwrap();
         let range = |subnet: &str, start: &str, end: &str| {
             let ip = |text: &str| text.parse().unwrap();
-            RangeSet(vec![Range { subnet: subnet.parse().unwrap(), start: ip(start), end: ip(end), gateway: ip(start) }])
+            RangeSet(vec![Range {
+                subnet: subnet.parse().unwrap(),
+                start: ip(start),
+                end: ip(end),
+                gateway: ip(start),
+            }])
         };
         let conf = HostLocalConf {
-            ranges: vec![range("10.0.0.0/24", "10.0.0.1", "10.0.0.4"), range("fd00::/64", "fd00::1", "fd00::ffff")],
+            ranges: vec![
+                range("10.0.0.0/24", "10.0.0.1", "10.0.0.4"),
+                range("fd00::/64", "fd00::1", "fd00::ffff"),
+            ],
             routes: vec![],
             data_dir: None,
             resolv_conf: None,
@@ -64,9 +72,16 @@ impl Node {
         }
     }
 
-    fn ask<T>(&self, id: &str, ifname: &str, ask: impl FnOnce(&Request<'_>) -> Result<T, crate::ipam::IpamError>) -> Result<T, String> {
-        let (container_id, ifname) = (ContainerId::parse("id", id).unwrap(), IfName::parse("ifname", ifname).unwrap());
-        ask(&Request { network: self.network(), container_id: &container_id, ifname: &ifname }).map_err(|error| error.to_string())
+    fn ask<T>(
+        &self,
+        id: &str,
+        ifname: &str,
+        ask: impl FnOnce(&Request<'_>) -> Result<T, crate::ipam::IpamError>,
+    ) -> Result<T, String> {
+        let (container_id, ifname) =
+            (ContainerId::parse("id", id).unwrap(), IfName::parse("ifname", ifname).unwrap());
+        ask(&Request { network: self.network(), container_id: &container_id, ifname: &ifname })
+            .map_err(|error| error.to_string())
     }
 
     fn add(&self, id: &str) -> Result<Vec<String>, String> {
@@ -107,7 +122,10 @@ fn files_are_the_standard_plugins() {
     ];
     assert_eq!(node.files(), want.map(|(name, content)| (name.to_owned(), content.to_owned())));
     let mode = |file: &str| fs::metadata(node.path(file)).unwrap().permissions().mode() & 0o777;
-    assert_eq!((mode(""), mode("lock"), mode("10.0.0.2"), mode("last_reserved_ip.0")), (0o755, 0o750, 0o600, 0o600));
+    assert_eq!(
+        (mode(""), mode("lock"), mode("10.0.0.2"), mode("last_reserved_ip.0")),
+        (0o755, 0o750, 0o600, 0o600)
+    );
 
     node.del("c1");
     node.del("c1");
@@ -142,7 +160,8 @@ fn a_failed_add_changes_nothing() {
     fs::create_dir(node.path("last_reserved_ip.1")).unwrap();
     let error = node.add("c2").unwrap_err();
     assert!(error.contains("cannot write") && error.contains("last_reserved_ip.1"), "{error}");
-    let held: Vec<_> = reservations(&node.path(""), Duration::ZERO).unwrap().into_iter().map(|r| r.container_id).collect();
+    let held: Vec<_> =
+        reservations(&node.path(""), Duration::ZERO).unwrap().into_iter().map(|r| r.container_id).collect();
     assert_eq!(held, ["c1", "c1"]);
 }
 
@@ -151,7 +170,10 @@ fn an_add_that_is_a_duplicate_keeps_what_is_there() {
     let node = Node::new();
     node.add("c1").unwrap();
     let error = node.add("c1").unwrap_err();
-    assert!(error.contains("10.0.0.2 has been allocated to c1, duplicate allocation is not allowed"), "{error}");
+    assert!(
+        error.contains("10.0.0.2 has been allocated to c1, duplicate allocation is not allowed"),
+        "{error}"
+    );
     assert_eq!(reservations(&node.path(""), Duration::ZERO).unwrap().len(), 2);
     let other = node.ask("c1", "net2", |request| crate::ipam::add(request, &|_| None)).unwrap();
     assert_eq!(other.ips[0].address.to_string(), "10.0.0.3/24");
@@ -195,13 +217,25 @@ fn files_of_old_versions_and_strangers() {
     fs::write(node.path("README"), "c1").unwrap();
     fs::create_dir(node.path("10.0.0.4")).unwrap();
 
-    assert!(node.add("c3").unwrap_err().contains("no IP addresses available in range set: 10.0.0.1-10.0.0.4"));
+    assert!(
+        node.add("c3").unwrap_err().contains("no IP addresses available in range set: 10.0.0.1-10.0.0.4")
+    );
     node.ask("c1", "net1", |request| crate::ipam::check(request, None)).unwrap();
     assert!(node.add("c1").unwrap_err().contains("duplicate"));
     node.del("c1");
     node.del("c2");
     assert!(!node.path("10.0.0.2").exists() && !node.path("10.0.0.3").exists());
     assert!(node.path("README").exists() && node.path("10.0.0.4").exists());
+}
+
+#[test]
+fn names_longer_than_any_buffer() {
+    let node = Node::new();
+    let id = "c".repeat(3000);
+    node.add(&id).unwrap();
+    assert!(node.add(&id).unwrap_err().contains("duplicate"));
+    node.del(&id);
+    assert_eq!(node.files().len(), 2);
 }
 
 #[test]
@@ -234,12 +268,14 @@ fn gc_releases_what_is_known_dead_and_nothing_else() {
         id.as_str() == "c1"
     })
     .unwrap();
-    let mut released: Vec<_> = released.iter().map(|r| (r.address.to_string(), r.container_id.clone())).collect();
+    let mut released: Vec<_> =
+        released.iter().map(|r| (r.address.to_string(), r.container_id.clone())).collect();
     released.sort();
     assert_eq!(released, [("10.0.0.2".to_owned(), "c1".to_owned()), ("fd00::2".to_owned(), "c1".to_owned())]);
     asked.lock().unwrap().sort();
     assert_eq!(*asked.lock().unwrap(), ["c1 net1", "c1 net1", "c2 net1", "c2 net1"]);
-    let held: Vec<_> = reservations(&node.path(""), Duration::ZERO).unwrap().iter().map(|r| r.address.to_string()).collect();
+    let held: Vec<_> =
+        reservations(&node.path(""), Duration::ZERO).unwrap().iter().map(|r| r.address.to_string()).collect();
     assert_eq!(held, ["10.0.0.3", "10.0.0.99", "fd00::3"]);
 }
 
@@ -255,7 +291,10 @@ fn data_dir_and_resolv_conf_hang_off_the_root() {
     });
     let result = node.ask("c1", "net1", |request| crate::ipam::add(request, &|_| None)).unwrap();
     assert!(node.dir.path().join("run/addresses/priv/10.0.0.2").exists());
-    assert_eq!(crate::ipam::host_local_dir(&node.network()), Some(node.dir.path().join("run/addresses/priv")));
+    assert_eq!(
+        crate::ipam::host_local_dir(&node.network()),
+        Some(node.dir.path().join("run/addresses/priv"))
+    );
     let texts = |texts: &[&str]| texts.iter().map(|&text| text.to_owned()).collect::<Vec<_>>();
     let want = Dns {
         nameservers: texts(&["10.0.0.53", "10.0.0.54"]),
@@ -294,7 +333,8 @@ fn who_ignores_the_lock_is_not_overwritten() {
         };
         [choice(0, "10.0.0.2/24", "10.0.0.1"), choice(1, v6, "fd00::1")]
     };
-    let (container_id, ifname) = (ContainerId::parse("id", "c1").unwrap(), IfName::parse("ifname", "net1").unwrap());
+    let (container_id, ifname) =
+        (ContainerId::parse("id", "c1").unwrap(), IfName::parse("ifname", "net1").unwrap());
     let owner = Owner { container_id: &container_id, ifname: &ifname };
     let taken = reserve_all(&store, &choices("fd00::2/64"), owner).unwrap();
     assert_eq!(taken, Some("fd00::2".parse().unwrap()));
