@@ -122,10 +122,14 @@ impl Records {
             .mode(0o700)
             .create(&self.dir)
             .map_err(StateError::io("create the directory", &self.dir))?;
-        let draft = self.draft(&path);
-        let result = write_draft(&draft, &bytes).and_then(|()| {
-            fs::rename(&draft, &path).map_err(StateError::io("put into place the record", &path))
-        });
+        let (draft, mut file) = self.draft()?;
+        let result = file
+            .write_all(&bytes)
+            .and_then(|()| file.sync_all())
+            .map_err(StateError::io("write the draft", &draft))
+            .and_then(|()| {
+                fs::rename(&draft, &path).map_err(StateError::io("put into place the record", &path))
+            });
         if result.is_err() {
             // What failed is reported; a draft that stays is swept later.
             let _ = fs::remove_file(&draft);
@@ -227,22 +231,19 @@ impl Records {
         }))
     }
 
-    /// A name that no other writer uses, of this process or another.
-    fn draft(&self, path: &Path) -> PathBuf {
+    /// A file that no other writer uses. In another container a writer may have the same process id.
+    fn draft(&self) -> Result<(PathBuf, File), StateError> {
         static COUNT: AtomicU32 = AtomicU32::new(0);
-        let name = path.file_name().unwrap_or_default().to_string_lossy();
-        let count = COUNT.fetch_add(1, Ordering::Relaxed);
-        self.dir.join(format!(".{name}.{}-{count}", std::process::id()))
+        loop {
+            let count = COUNT.fetch_add(1, Ordering::Relaxed);
+            let path = self.dir.join(format!(".{}-{count}", std::process::id()));
+            match File::options().write(true).create_new(true).mode(0o600).open(&path) {
+                Ok(file) => return Ok((path, file)),
+                Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
+                Err(error) => return Err(StateError::io("create the draft", &path)(error)),
+            }
+        }
     }
-}
-
-fn write_draft(draft: &Path, bytes: &[u8]) -> Result<(), StateError> {
-    let write = || -> io::Result<()> {
-        let mut file = File::options().write(true).create(true).truncate(true).mode(0o600).open(draft)?;
-        file.write_all(bytes)?;
-        file.sync_all()
-    };
-    write().map_err(StateError::io("write the draft", draft))
 }
 
 /// Container ids do not begin with a dot, so records do not either.

@@ -105,6 +105,14 @@ fn names_that_look_alike_do_not_meet() {
 }
 
 #[test]
+fn the_longest_names_fit() {
+    let (_dir, records) = records();
+    let record = record(&"c".repeat(200), &"-".repeat(15));
+    records.write(&record).unwrap();
+    assert_eq!(records.all().unwrap().records, [record]);
+}
+
+#[test]
 fn a_torn_record_is_none_and_can_be_replaced_and_removed() {
     let (_dir, records) = records();
     let good = record("good", "net1");
@@ -155,7 +163,7 @@ fn a_killed_writer_leaves_a_draft_that_is_swept() {
     let record = record("c1", "net1");
     records.write(&record).unwrap();
     let path = records.path(&record.container_id, &record.ifname);
-    let draft = records.draft(&path);
+    let (draft, _) = records.draft().unwrap();
     fs::write(&draft, "{").unwrap();
 
     let listing = records.all().unwrap();

@@ -229,13 +229,14 @@ fn files_of_old_versions_and_strangers() {
 }
 
 #[test]
-fn names_longer_than_any_buffer() {
+fn a_file_longer_than_the_buffer_is_read_whole() {
     let node = Node::new();
-    let id = "c".repeat(3000);
-    node.add(&id).unwrap();
-    assert!(node.add(&id).unwrap_err().contains("duplicate"));
-    node.del(&id);
-    assert_eq!(node.files().len(), 2);
+    fs::create_dir_all(node.path("")).unwrap();
+    for length in [511, 512, 513, 5000] {
+        fs::write(node.path("10.0.0.2"), "x".repeat(length)).unwrap();
+        let reservation = reservations(&node.path(""), Duration::ZERO).unwrap().remove(0);
+        assert_eq!(reservation.container_id.len(), length);
+    }
 }
 
 #[test]
