@@ -4,7 +4,9 @@
 //! `ipam` and `state` are effects that do not know each other, `exec` runs a plan, `plugin`, `cli` and
 //! `lab` are the journeys. `tests/layering.rs` holds this.
 
+pub mod child;
 pub mod exec;
+pub mod flock;
 pub mod ipam;
 pub mod kernel;
 pub mod observe;

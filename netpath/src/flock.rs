@@ -1,0 +1,80 @@
+//! `flock(2)` with an end to the patience.
+
+use std::fs::File;
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
+
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg};
+
+/// Locks `file` exclusively; `None` when others held it for longer than `patience`.
+///
+/// The lock ends when the returned value is dropped, or with the process however it ends.
+pub fn exclusive(file: File, patience: Duration) -> Result<Option<Flock<File>>, Errno> {
+    let file = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+        Ok(locked) => return Ok(Some(locked)),
+        Err((file, Errno::EWOULDBLOCK | Errno::EINTR)) => file,
+        Err((_, errno)) => return Err(errno),
+    };
+    // The kernel knows no deadline for a lock, and asking it again and again would lose every race against
+    // those who wait. So a thread waits in line; when it is late, the lock it gets is dropped unused.
+    let (sender, receiver) = mpsc::channel();
+    thread::spawn(move || {
+        let _ = sender.send(wait_in_line(file));
+    });
+    match receiver.recv_timeout(patience) {
+        Ok(result) => result.map(Some),
+        Err(_) => Ok(None),
+    }
+}
+
+fn wait_in_line(mut file: File) -> Result<Flock<File>, Errno> {
+    loop {
+        file = match Flock::lock(file, FlockArg::LockExclusive) {
+            Ok(locked) => return Ok(locked),
+            Err((file, Errno::EINTR)) => file,
+            Err((_, errno)) => return Err(errno),
+        };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Instant;
+
+    const LONG: Duration = Duration::from_secs(20);
+
+    fn open(path: &std::path::Path) -> File {
+        File::options().read(true).write(true).create(true).truncate(false).open(path).unwrap()
+    }
+
+    #[test]
+    fn patience_ends_and_a_late_lock_is_given_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("lock");
+        let held = exclusive(open(&path), LONG).unwrap().expect("nobody else holds it");
+
+        let start = Instant::now();
+        assert!(exclusive(open(&path), Duration::from_millis(50)).unwrap().is_none());
+        assert!(start.elapsed() >= Duration::from_millis(50));
+
+        drop(held);
+        // The thread of the second caller may get the lock before us; it must not keep it.
+        assert!(exclusive(open(&path), LONG).unwrap().is_some());
+    }
+
+    #[test]
+    fn who_waits_is_woken_by_the_release() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("lock");
+        let held = exclusive(open(&path), LONG).unwrap().unwrap();
+        let second = thread::spawn({
+            let file = open(&path);
+            move || exclusive(file, LONG).unwrap().is_some()
+        });
+        drop(held);
+        assert!(second.join().unwrap());
+    }
+}

@@ -1,0 +1,262 @@
+//! The records on disk: one file each, written whole or not at all.
+
+use std::ffi::OsStr;
+use std::fs::{self, DirBuilder, File};
+use std::io::{self, ErrorKind, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, SystemTime};
+
+use super::record::Record;
+use crate::root::Root;
+use crate::spec::{ContainerId, IfName, code};
+
+/// The records of a node.
+#[derive(Clone, Debug)]
+pub struct Records {
+    dir: PathBuf,
+}
+
+/// All that lies in the directory.
+#[derive(Debug, Default)]
+pub struct Listing {
+    /// What can be read, by container id and interface name.
+    pub records: Vec<Record>,
+    /// What cannot: it counts as no record, and is shown to the operator.
+    pub torn: Vec<Torn>,
+}
+
+/// A file that is no record, though it has the name of one.
+#[derive(Debug)]
+pub struct Torn {
+    /// The file.
+    pub path: PathBuf,
+    /// What is wrong with it.
+    pub cause: TornCause,
+}
+
+/// What is wrong with a record.
+#[derive(Debug, thiserror::Error)]
+pub enum TornCause {
+    /// Nothing was written, or a power failure took it.
+    #[error("it is empty")]
+    Empty,
+    /// It is cut off, or somebody edited it.
+    #[error("it is not a valid record")]
+    Invalid(#[source] serde_json::Error),
+    /// Somebody renamed or copied it.
+    #[error("it holds the record of {container_id} {ifname}")]
+    Misnamed {
+        /// Container id inside.
+        container_id: ContainerId,
+        /// Interface name inside.
+        ifname: IfName,
+    },
+}
+
+/// Why records could not be read or changed.
+#[derive(Debug, thiserror::Error)]
+pub enum StateError {
+    /// A file operation failed.
+    #[error("cannot {what} {}", path.display())]
+    Io {
+        /// What was attempted.
+        what: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// The cause.
+        source: io::Error,
+    },
+    /// A record could not be written as JSON.
+    #[error("cannot write the record of {container_id} {ifname} as JSON")]
+    Encode {
+        /// Of which container.
+        container_id: ContainerId,
+        /// Of which interface.
+        ifname: IfName,
+        /// The cause.
+        source: serde_json::Error,
+    },
+}
+
+impl StateError {
+    /// Code of the CNI error object.
+    pub fn cni_code(&self) -> u32 {
+        code::IO
+    }
+
+    fn io(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
+        move |source| Self::Io { what, path: path.to_owned(), source }
+    }
+}
+
+impl Records {
+    /// The records of `root`. Nothing is created before the first write.
+    pub fn new(root: &Root) -> Self {
+        Self { dir: root.state() }
+    }
+
+    /// The file of an attachment.
+    ///
+    /// A `-` in an interface name is escaped, since `a` with `b-c` and `a-b` with `c` would be one file. An
+    /// interface name has no `%`.
+    pub fn path(&self, container_id: &ContainerId, ifname: &IfName) -> PathBuf {
+        let ifname = ifname.as_str().replace('-', "%2d");
+        self.dir.join(format!("{container_id}-{ifname}.json"))
+    }
+
+    /// Writes `record` in place of an earlier one of the same attachment.
+    ///
+    /// When this returns the record outlives a power failure; when it fails the earlier one is untouched.
+    pub fn write(&self, record: &Record) -> Result<(), StateError> {
+        let mut bytes = serde_json::to_vec_pretty(record).map_err(|source| StateError::Encode {
+            container_id: record.container_id.clone(),
+            ifname: record.ifname.clone(),
+            source,
+        })?;
+        bytes.push(b'\n');
+        let path = self.path(&record.container_id, &record.ifname);
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&self.dir)
+            .map_err(StateError::io("create the directory", &self.dir))?;
+        let (draft, mut file) = self.draft()?;
+        let result = file
+            .write_all(&bytes)
+            .and_then(|()| file.sync_all())
+            .map_err(StateError::io("write the draft", &draft))
+            .and_then(|()| {
+                fs::rename(&draft, &path).map_err(StateError::io("put into place the record", &path))
+            });
+        if result.is_err() {
+            // What failed is reported; a draft that stays is swept later.
+            let _ = fs::remove_file(&draft);
+        }
+        result?;
+        File::open(&self.dir)
+            .and_then(|dir| dir.sync_all())
+            .map_err(StateError::io("sync the directory", &self.dir))
+    }
+
+    /// The record of an attachment. An empty or torn one is none, and says so in the log.
+    pub fn read(&self, container_id: &ContainerId, ifname: &IfName) -> Result<Option<Record>, StateError> {
+        let path = self.path(container_id, ifname);
+        match self.load(&path)? {
+            None => Ok(None),
+            Some(Ok(record)) => Ok(Some(record)),
+            Some(Err(cause)) => {
+                tracing::warn!(path = %path.display(), cause = &cause as &dyn std::error::Error, "a record is ignored");
+                Ok(None)
+            }
+        }
+    }
+
+    /// Removes the record of an attachment, torn or not; whether there was one.
+    ///
+    /// Not synced: a record that a power failure brings back carries the boot id of before.
+    pub fn remove(&self, container_id: &ContainerId, ifname: &IfName) -> Result<bool, StateError> {
+        let path = self.path(container_id, ifname);
+        match fs::remove_file(&path) {
+            Ok(()) => Ok(true),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(StateError::io("remove the record", &path)(error)),
+        }
+    }
+
+    /// All records. One that comes or goes meanwhile is listed or not.
+    pub fn all(&self) -> Result<Listing, StateError> {
+        let mut paths = self.names()?;
+        paths.retain(|path| path.extension() == Some(OsStr::new("json")) && !is_draft(path));
+        let mut listing = Listing::default();
+        for path in paths {
+            match self.load(&path)? {
+                None => {}
+                Some(Ok(record)) => listing.records.push(record),
+                Some(Err(cause)) => listing.torn.push(Torn { path, cause }),
+            }
+        }
+        listing.records.sort_by(|a, b| (&a.container_id, &a.ifname).cmp(&(&b.container_id, &b.ifname)));
+        Ok(listing)
+    }
+
+    /// Removes drafts that nobody finished for `age`: their writers were killed. Returns how many.
+    pub fn sweep_drafts(&self, now: SystemTime, age: Duration) -> Result<usize, StateError> {
+        let mut swept = 0;
+        for path in self.names()?.into_iter().filter(|path| is_draft(path)) {
+            let old = fs::symlink_metadata(&path)
+                .and_then(|meta| meta.modified())
+                .is_ok_and(|modified| now.duration_since(modified).is_ok_and(|since| since >= age));
+            if !old {
+                continue;
+            }
+            match fs::remove_file(&path) {
+                Ok(()) => swept += 1,
+                Err(error) if error.kind() == ErrorKind::NotFound => {}
+                Err(error) => return Err(StateError::io("remove the draft", &path)(error)),
+            }
+        }
+        Ok(swept)
+    }
+
+    fn names(&self) -> Result<Vec<PathBuf>, StateError> {
+        let entries = match fs::read_dir(&self.dir) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) => return Err(StateError::io("list the directory", &self.dir)(error)),
+        };
+        entries
+            .map(|entry| {
+                entry.map(|entry| entry.path()).map_err(StateError::io("list the directory", &self.dir))
+            })
+            .collect()
+    }
+
+    fn load(&self, path: &Path) -> Result<Option<Result<Record, TornCause>>, StateError> {
+        let bytes = match fs::read(path) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(StateError::io("read the record", path)(error)),
+        };
+        if bytes.iter().all(u8::is_ascii_whitespace) {
+            return Ok(Some(Err(TornCause::Empty)));
+        }
+        Ok(Some(match serde_json::from_slice::<Record>(&bytes) {
+            Ok(record) if self.path(&record.container_id, &record.ifname) == path => Ok(record),
+            Ok(record) => {
+                Err(TornCause::Misnamed { container_id: record.container_id, ifname: record.ifname })
+            }
+            Err(source) => Err(TornCause::Invalid(source)),
+        }))
+    }
+
+    /// A file that no other writer uses. In another container a writer may have the same process id.
+    fn draft(&self) -> Result<(PathBuf, File), StateError> {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        loop {
+            let count = COUNT.fetch_add(1, Ordering::Relaxed);
+            let path = self.dir.join(format!(".{}-{count}", std::process::id()));
+            match File::options().write(true).create_new(true).mode(0o600).open(&path) {
+                Ok(file) => return Ok((path, file)),
+                Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
+                Err(error) => return Err(StateError::io("create the draft", &path)(error)),
+            }
+        }
+    }
+}
+
+/// Container ids do not begin with a dot, so records do not either.
+fn is_draft(path: &Path) -> bool {
+    path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."))
+}
+
+/// Names the current boot of the kernel.
+pub fn boot_id() -> Result<String, StateError> {
+    let path = Path::new("/proc/sys/kernel/random/boot_id");
+    Ok(fs::read_to_string(path).map_err(StateError::io("read", path))?.trim().to_owned())
+}
+
+#[cfg(test)]
+#[path = "tests.rs"]
+mod tests;
