@@ -1,20 +1,27 @@
-//! From wire format to valid types.
+//! From wire format to valid types: all that CNI says about environment, stdin and stdout.
+//!
+//! Everything here is pure. What is parsed once cannot be wrong afterwards, and every error names the field,
+//! its value and what to write instead.
 
+pub mod address;
 pub mod args;
 pub mod conf;
 pub mod env;
 pub mod error;
 pub mod ipam;
 pub mod json;
+pub mod macvlan;
 pub mod names;
 pub mod result;
 pub mod version;
 
+pub use address::RequestedIp;
 pub use args::CniArgs;
-pub use conf::{ArgsCni, MacvlanConf, MacvlanMode, NetConf, RequestedIp, RuntimeConfig, ValidAttachment};
+pub use conf::{ArgsCni, NetConf, RuntimeConfig, ValidAttachment};
 pub use env::{CniEnv, Command, EnvError};
 pub use error::{ConfError, ErrorObject, code};
 pub use ipam::{HostLocalConf, IpamConf, Range, RangeSet, StaticConf};
+pub use macvlan::{MacvlanConf, MacvlanMode};
 pub use names::{ContainerId, IfName, Mac, NetworkName};
 pub use result::{CniResult, Dns, Interface, IpConfig, Route};
 pub use version::CniVersion;
