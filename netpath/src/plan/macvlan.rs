@@ -2,9 +2,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use super::{Macvlan, Place, RouteVia, Setting, Step};
-use crate::spec::conf::MacvlanConf;
-use crate::spec::names::IfName;
-use crate::spec::result::{IpConfig, Route};
+use crate::spec::{IfName, IpConfig, MacvlanConf, Route};
 
 /// How long duplicate address detection may take; it takes one to two seconds where nobody answers.
 const DAD: Duration = Duration::from_secs(5);

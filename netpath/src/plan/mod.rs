@@ -13,8 +13,7 @@ use ipnetwork::IpNetwork;
 
 pub use macvlan::{Guard, Master, PlanError, activate, create, prepare, routes};
 
-use crate::spec::conf::MacvlanMode;
-use crate::spec::names::Mac;
+use crate::spec::{Mac, MacvlanMode};
 
 /// One change of the host. Links are those of the sandbox, by name.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -8,7 +8,7 @@ use rtnetlink::packet_route::link::MacVlanMode;
 
 use super::error::Refusal;
 use super::{Address, Link, Route};
-use crate::spec::names::Mac;
+use crate::spec::Mac;
 
 /// `RTNH_F_ONLINK` among the flags of a route.
 const ONLINK: u32 = 4;

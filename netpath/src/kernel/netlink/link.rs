@@ -14,8 +14,7 @@ use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 
 use super::super::netns::Netns;
 use super::{Netlink, NetlinkError, Op, decode};
-use crate::spec::conf::MacvlanMode;
-use crate::spec::names::Mac;
+use crate::spec::{Mac, MacvlanMode};
 
 /// A link as the kernel describes it.
 #[derive(Clone, Debug, PartialEq, Eq)]
