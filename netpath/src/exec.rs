@@ -48,12 +48,16 @@ impl From<SysctlError> for Cause {
 #[error("cannot {step}{}", hint(step, source))]
 pub struct StepError {
     /// What was attempted.
-    pub step: Step,
+    pub step: Box<Step>,
     /// Why it failed.
     pub source: Cause,
 }
 
 impl StepError {
+    fn new(step: &Step, source: Cause) -> Self {
+        Self { step: Box::new(step.clone()), source }
+    }
+
     /// The kernel's error number, where it refused.
     pub fn errno(&self) -> Option<i32> {
         errno(&self.source)
@@ -250,7 +254,7 @@ fn do_next(fx: &mut Effects, step: &Step, due: &[Step], undo: &mut UndoStack) ->
             fx.index(ifname).and_then(|index| fx.sandbox.delete_route(&through(index, route)))
         }
     };
-    done.map_err(|error| StepError { step: step.clone(), source: error.into() })?;
+    done.map_err(|error| StepError::new(step, error.into()))?;
     undo.0.extend(step.undo());
     Ok(Done::One)
 }
@@ -278,12 +282,12 @@ fn set_sysctls(effects: &Effects, steps: &[Step], undo: &mut UndoStack) -> Resul
         for step in steps {
             match set_sysctl(step, made) {
                 Ok(restore) => undos.extend(restore),
-                Err(source) => return (undos, Err(StepError { step: step.clone(), source })),
+                Err(source) => return (undos, Err(StepError::new(step, source))),
             }
         }
         (undos, Ok(()))
     };
-    let failed = |error| StepError { step: steps[0].clone(), source: Cause::Netns(error) };
+    let failed = |error| StepError::new(&steps[0], Cause::Netns(error));
     let (undos, result) = effects.netns.within(write_all).map_err(failed)?;
     undo.0.extend(undos);
     result

@@ -187,3 +187,6 @@ pub fn routes(ips: &[IpConfig], routes: &[Route], existing: &[RouteVia]) -> Resu
 fn gateway(ips: &[IpConfig], v6: bool) -> Option<IpAddr> {
     ips.iter().filter_map(|ip| ip.gateway).find(|gateway| gateway.is_ipv6() == v6)
 }
+
+#[cfg(test)]
+mod tests;

@@ -262,3 +262,66 @@ fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
 fn i32_at(bytes: &[u8], at: usize) -> Option<i32> {
     bytes.get(at..)?.first_chunk().map(|chunk| i32::from_ne_bytes(*chunk))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn nla(kind: u16, value: &[u8]) -> Vec<u8> {
+        let length = u16::try_from(4 + value.len()).unwrap();
+        let mut bytes = [length.to_ne_bytes(), kind.to_ne_bytes()].concat();
+        bytes.extend_from_slice(value);
+        bytes.resize(bytes.len().next_multiple_of(4), 0);
+        bytes
+    }
+
+    #[test]
+    fn a_refusal_has_the_kernel_s_words() {
+        let mut payload = (-22i32).to_ne_bytes().to_vec();
+        // The header of the request: its length is that of the whole request, though the rest was capped.
+        payload.extend([60u32.to_ne_bytes(), [0; 4], [0; 4], [0; 4]].concat());
+        payload.extend(nla(ERROR_TEXT, b"MTU too large\0"));
+        let said = refusal(NLM_F_ACK_TLVS | NLM_F_CAPPED, &payload).unwrap();
+        assert_eq!(said.to_string(), "Invalid argument (os error 22): MTU too large");
+        assert_eq!(refusal(0, &payload).unwrap().to_string(), "Invalid argument (os error 22)");
+        // Not capped: the length would lead beyond the end.
+        assert_eq!(refusal(NLM_F_ACK_TLVS, &payload).unwrap().reason, None);
+        assert!(refusal(0, &0i32.to_ne_bytes()).is_none(), "an acknowledgement");
+    }
+
+    #[test]
+    fn attributes_nobody_knows_are_stepped_over() {
+        let mut payload = vec![0; LINK_HEADER];
+        payload[4..8].copy_from_slice(&7u32.to_ne_bytes());
+        payload.extend(nla(0x3ff0, &[1, 2, 3]));
+        payload.extend(nla(libc::IFLA_IFNAME, b"eno1\0"));
+        let link = link(libc::RTM_NEWLINK, &payload).unwrap();
+        assert_eq!((link.index, link.name.as_str()), (7, "eno1"));
+    }
+
+    proptest! {
+        /// Whatever the kernel sends, reading it ends and does not panic.
+        #[test]
+        fn garbage_is_survived(
+            kind in prop::sample::select(vec![
+                libc::RTM_NEWLINK, libc::RTM_NEWADDR, libc::RTM_NEWROUTE, libc::RTM_NEWNEIGH, libc::RTM_NEWNSID,
+            ]),
+            flags: u16,
+            family in prop::sample::select(vec![2u8, 10]),
+            bytes: Vec<u8>,
+        ) {
+            let mut bytes = bytes;
+            if let Some(first) = bytes.first_mut() {
+                *first = family;
+            }
+            link(kind, &bytes);
+            address(kind, &bytes);
+            routes(kind, &bytes);
+            neighbour(kind, &bytes, 0);
+            nsid(kind, &bytes);
+            refusal(flags, &bytes);
+            next_hops(&bytes);
+        }
+    }
+}
