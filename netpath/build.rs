@@ -14,7 +14,9 @@ fn main() -> Result<(), Box<dyn Error>> {
     instruct(&format!("rerun-if-env-changed={OVERRIDE}"));
     instruct("rerun-if-env-changed=CARGO_TARGET_DIR");
     let object = match env::var_os(OVERRIDE).map(PathBuf::from) {
-        Some(object) if !object.is_file() => return Err(format!("{OVERRIDE}={}: no such file", object.display()).into()),
+        Some(object) if !object.is_file() => {
+            return Err(format!("{OVERRIDE}={}: no such file", object.display()).into());
+        }
         Some(object) => {
             instruct(&format!("rerun-if-changed={}", object.display()));
             object

@@ -31,12 +31,12 @@ pub(crate) fn run() -> Result<()> {
     let path = workspace::bpf_object(&target);
     write_if_changed(&path, &object)?;
 
-    let (programs, shared) = elf::programs(&object)?;
+    let programs = elf::programs(&object)?;
     if programs.is_empty() {
         bail!("{} has no program: are the functions marked with a program type?", path.display());
     }
     let verified = verified_instructions()?;
-    for line in table(&programs, shared, verified.as_ref()) {
+    for line in table(&programs, verified.as_ref()) {
         say(line);
     }
     say(format_args!("{}: {} bytes with BTF", path.display(), object.len()));
@@ -89,15 +89,12 @@ fn within_limit(programs: &[Program], verified: &Verified) -> Result<()> {
     Ok(())
 }
 
-fn table(programs: &[Program], shared: u64, verified: Option<&Verified>) -> Vec<String> {
+fn table(programs: &[Program], verified: Option<&Verified>) -> Vec<String> {
     let mut rows = vec![["program", "hook", "instructions", "verified"].map(str::to_owned)];
     for program in programs {
         let verified = verified.and_then(|verified| verified.get(&program.name));
         let verified = verified.map_or_else(String::new, u64::to_string);
         rows.push([program.name.clone(), program.hook.clone(), program.instructions.to_string(), verified]);
-    }
-    if 0 < shared {
-        rows.push(["(shared functions)".to_owned(), ".text".to_owned(), shared.to_string(), String::new()]);
     }
     if verified.is_none() {
         rows[0][3].clear();
@@ -127,17 +124,16 @@ mod tests {
     #[test]
     fn the_table_has_a_column_for_what_was_measured() {
         assert_eq!(
-            table(&programs(), 76, None),
+            table(&programs(), None),
             [
-                "program             hook        instructions",
-                "egress              classifier           901",
-                "xdp                 xdp.frags           1042",
-                "(shared functions)  .text                 76",
+                "program  hook        instructions",
+                "egress   classifier           901",
+                "xdp      xdp.frags           1042",
             ]
         );
         let verified = Verified::from([("egress".to_owned(), 7512), ("xdp".to_owned(), 35_000)]);
         assert_eq!(
-            table(&programs(), 0, Some(&verified)),
+            table(&programs(), Some(&verified)),
             [
                 "program  hook        instructions  verified",
                 "egress   classifier           901      7512",
