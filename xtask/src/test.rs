@@ -1,0 +1,273 @@
+//! `cargo xtask test`: the tests by tier, from what needs nothing to what needs a whole lab.
+//!
+//! A file in `netpath/tests` belongs to a tier by its name. One that belongs to none, or to two, fails the
+//! run: no test is forgotten. What cannot run fails as well; only asking for another tier leaves tests out.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    io::{BufRead as _, BufReader},
+    path::Path,
+    process::{Command, Stdio},
+};
+
+use anyhow::{Context as _, Result, bail};
+use clap::ValueEnum;
+
+use crate::{
+    build::{self, Profile},
+    ebpf, lint,
+    process::{self, say},
+    setup, workspace,
+};
+
+/// What is asked for on the command line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Selection {
+    /// Set-up, lint, release binary, every tier.
+    All,
+    /// Pure code and the tools; needs neither root nor the eBPF object.
+    Unit,
+    /// The compiled programs, by BPF_PROG_TEST_RUN.
+    Programs,
+    /// Links, routes, programs and maps in network namespaces.
+    Kernel,
+    /// The plugin, by its protocol and against the standard plugins.
+    Cni,
+    /// The lab.
+    Lab,
+}
+
+/// Tests that need the same things.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Tier {
+    Unit,
+    Programs,
+    Kernel,
+    Cni,
+    Lab,
+}
+
+/// Which files of `netpath/tests` belong to which tier; `*` at the end stands for anything.
+const TIERS: &[(Tier, &[&str])] = &[
+    (Tier::Unit, &["layering", "golden*", "pure_*", "docs*"]),
+    (Tier::Programs, &["bpf_*", "programs*"]),
+    (Tier::Kernel, &["kernel_*", "netns_*", "exec_*", "datapath_*"]),
+    (Tier::Cni, &["cni_*", "plugin_*", "ipam*", "dhcp*", "state_*"]),
+    (Tier::Lab, &["lab*"]),
+];
+
+/// What the summary lines of test runs add up to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Tally {
+    passed: u64,
+    failed: u64,
+    ignored: u64,
+}
+
+/// Runs the tests that were asked for. The last line is the sum of all of them.
+pub(crate) fn run(selection: Selection, skip_setup: bool) -> Result<()> {
+    let files = by_tier(&test_targets(&workspace::root()?.join("netpath/tests"))?)?;
+    let tiers: Vec<Tier> =
+        TIERS.iter().map(|(tier, _)| *tier).filter(|tier| selection.includes(*tier)).collect();
+    if let [tier] = tiers[..]
+        && !files.contains_key(&tier)
+    {
+        bail!("no file in netpath/tests belongs to tier {tier:?}");
+    }
+    let privileged = tiers.iter().any(|tier| *tier != Tier::Unit);
+    if privileged && !process::is_root()? {
+        bail!(
+            "these tests make network namespaces and load programs: run them as root (`cargo xtask test unit` needs no rights)"
+        );
+    }
+    if privileged && !skip_setup {
+        setup::run(setup::Mode::Install)?;
+    }
+    match selection {
+        Selection::All => {
+            lint::run()?;
+            build::run(Profile::Release)?;
+        }
+        Selection::Unit => {}
+        _ => ebpf::run()?,
+    }
+    let mut tally = Tally::default();
+    let mut broken = Vec::new();
+    for tier in tiers {
+        let targets = files.get(&tier).map(Vec::as_slice).unwrap_or_default();
+        for args in arguments(tier, targets) {
+            say(format_args!("\n== {tier:?} =="));
+            broken.extend(cargo_test(&args, &mut tally)?);
+        }
+    }
+    conclude(tally, &broken)
+}
+
+impl Selection {
+    fn includes(self, tier: Tier) -> bool {
+        match self {
+            Self::All => true,
+            Self::Unit => tier == Tier::Unit,
+            Self::Programs => tier == Tier::Programs,
+            Self::Kernel => tier == Tier::Kernel,
+            Self::Cni => tier == Tier::Cni,
+            Self::Lab => tier == Tier::Lab,
+        }
+    }
+}
+
+/// Names of cargo's test targets in a directory: `x.rs`, or `x/main.rs`.
+fn test_targets(dir: &Path) -> Result<Vec<String>> {
+    let mut targets = Vec::new();
+    for entry in fs::read_dir(dir).with_context(|| format!("cannot list {}", dir.display()))? {
+        let path = entry.with_context(|| format!("cannot list {}", dir.display()))?.path();
+        let is_target = match path.is_dir() {
+            true => path.join("main.rs").exists(),
+            false => path.extension().is_some_and(|extension| extension == "rs"),
+        };
+        if is_target && let Some(name) = path.file_stem() {
+            targets.push(name.to_string_lossy().into_owned());
+        }
+    }
+    targets.sort();
+    Ok(targets)
+}
+
+fn by_tier(targets: &[String]) -> Result<BTreeMap<Tier, Vec<String>>> {
+    let mut files: BTreeMap<Tier, Vec<String>> = BTreeMap::new();
+    for target in targets {
+        let belongs = |patterns: &[&str]| patterns.iter().any(|pattern| matches(pattern, target));
+        let tiers: Vec<Tier> =
+            TIERS.iter().filter(|(_, patterns)| belongs(patterns)).map(|(tier, _)| *tier).collect();
+        match tiers[..] {
+            [tier] => files.entry(tier).or_default().push(target.clone()),
+            [] => bail!(
+                "netpath/tests/{target}.rs belongs to no tier, so it would never run: name it by a pattern of TIERS in \
+                 xtask/src/test.rs, or add one"
+            ),
+            _ => bail!(
+                "netpath/tests/{target}.rs belongs to more than one tier by TIERS in xtask/src/test.rs: {tiers:?}"
+            ),
+        }
+    }
+    Ok(files)
+}
+
+fn matches(pattern: &str, name: &str) -> bool {
+    match pattern.strip_suffix('*') {
+        Some(prefix) => name.starts_with(prefix),
+        None => name == pattern,
+    }
+}
+
+/// The arguments of each `cargo test` that a tier takes.
+fn arguments(tier: Tier, targets: &[String]) -> Vec<Vec<String>> {
+    let words = |line: &str| -> Vec<String> { line.split(' ').map(str::to_owned).collect() };
+    let mut own = words("--package netpath");
+    own.extend(targets.iter().flat_map(|target| ["--test".to_owned(), target.clone()]));
+    match tier {
+        Tier::Unit => {
+            own.extend(words("--lib --bins"));
+            vec![words("--workspace --exclude netpath"), own, words("--package netpath --doc")]
+        }
+        _ if targets.is_empty() => Vec::new(),
+        _ => vec![own],
+    }
+}
+
+/// Runs one `cargo test` to its end, whatever fails in it; returns its command line if it failed.
+fn cargo_test(args: &[String], tally: &mut Tally) -> Result<Option<String>> {
+    let mut command: Command = workspace::cargo()?;
+    command.args(["test", "--quiet", "--locked", "--no-fail-fast"]).args(args);
+    let line = process::line(&command);
+    say(format_args!("$ {line}"));
+    let mut child =
+        command.stdout(Stdio::piped()).spawn().with_context(|| format!("cannot start: {line}"))?;
+    let stdout = child.stdout.take().with_context(|| format!("no output of: {line}"))?;
+    for text in BufReader::new(stdout).split(b'\n') {
+        let text = text.with_context(|| format!("cannot read the output of: {line}"))?;
+        let text = String::from_utf8_lossy(&text);
+        say(&text);
+        if let Some(result) = parse_result(&text) {
+            tally.passed += result.passed;
+            tally.failed += result.failed;
+            tally.ignored += result.ignored;
+        }
+    }
+    let status = child.wait().with_context(|| format!("cannot wait for: {line}"))?;
+    Ok((!status.success()).then_some(line))
+}
+
+/// Reads `test result: ok. 5 passed; 0 failed; 0 ignored; …`.
+fn parse_result(line: &str) -> Option<Tally> {
+    let (_, counts) = line.strip_prefix("test result: ")?.split_once(". ")?;
+    let count = |name: &str| {
+        let field = counts.split("; ").find_map(|field| field.strip_suffix(name))?;
+        field.trim().parse().ok()
+    };
+    Some(Tally { passed: count("passed")?, failed: count("failed")?, ignored: count("ignored")? })
+}
+
+fn conclude(tally: Tally, broken: &[String]) -> Result<()> {
+    let Tally { passed, failed, ignored } = tally;
+    let verdict = match (broken, passed, ignored) {
+        ([], 0, _) => Err("no test ran".to_owned()),
+        ([], _, 1..) => Err(format!("{ignored} ignored tests: a test that does not run is a failed test")),
+        ([], _, 0) => Ok(()),
+        (broken, ..) => Err(format!("failed:\n  {}", broken.join("\n  "))),
+    };
+    if let Err(reason) = &verdict {
+        say(format_args!("\n{reason}"));
+    }
+    say(format_args!("\n{passed} passed, {failed} failed"));
+    match verdict {
+        Ok(()) => Ok(()),
+        // The reason stands above; the sum is to be the last line of a run.
+        Err(_) => std::process::exit(1),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(names: &[&str]) -> Vec<String> {
+        names.iter().map(|name| (*name).to_owned()).collect()
+    }
+
+    #[test]
+    fn every_file_belongs_to_one_tier() {
+        let files = by_tier(&names(&["bpf_egress", "kernel_netns", "lab", "layering"])).unwrap();
+        assert_eq!(files[&Tier::Programs], ["bpf_egress"]);
+        assert_eq!(files[&Tier::Unit], ["layering"]);
+        let forgotten = by_tier(&names(&["kernel_netns", "somewhere"])).unwrap_err().to_string();
+        assert!(forgotten.starts_with("netpath/tests/somewhere.rs belongs to no tier"), "{forgotten}");
+    }
+
+    #[test]
+    fn patterns_do_not_overlap() {
+        let all: Vec<&str> = TIERS.iter().flat_map(|(_, patterns)| *patterns).copied().collect();
+        for (index, pattern) in all.iter().enumerate() {
+            let example = pattern.trim_end_matches('*');
+            let others = all.iter().enumerate().filter(|(other, _)| *other != index);
+            let hits: Vec<_> = others.filter(|(_, other)| matches(other, example)).collect();
+            assert!(hits.is_empty(), "{pattern} overlaps {hits:?}");
+        }
+    }
+
+    #[test]
+    fn summaries_are_added_up() {
+        let line = "test result: FAILED. 5 passed; 2 failed; 1 ignored; 0 measured; 3 filtered out; finished in 0.01s";
+        assert_eq!(parse_result(line), Some(Tally { passed: 5, failed: 2, ignored: 1 }));
+        assert_eq!(parse_result("test spec::names ... ok"), None);
+    }
+
+    #[test]
+    fn a_tier_runs_its_files_and_nothing_twice() {
+        let cni = arguments(Tier::Cni, &names(&["cni_add", "ipam"]));
+        assert_eq!(cni, [names(&["--package", "netpath", "--test", "cni_add", "--test", "ipam"])]);
+        assert!(arguments(Tier::Lab, &[]).is_empty());
+        assert_eq!(arguments(Tier::Unit, &[]).len(), 3);
+    }
+}
