@@ -1,16 +1,19 @@
 //! netpath: secondary interfaces of Kubernetes pods with a policed, measured path.
 //!
 //! Modules in the order they build on each other: `spec`, `zone`, `plan` and `observe` are pure, `kernel`,
-//! `ipam` and `state` are effects that do not know each other, `exec` runs a plan, `plugin`, `cli` and
-//! `lab` are the journeys. `tests/layering.rs` holds this.
+//! `ipam` and `state` are effects that do not know each other, `exec` runs a plan, `police` is what the
+//! journeys `plugin`, `cli` and `lab` share. `tests/layering.rs` holds this.
 
 pub mod child;
+pub mod cli;
 pub mod exec;
 pub mod flock;
 pub mod ipam;
 pub mod kernel;
 pub mod observe;
 pub mod plan;
+pub mod plugin;
+pub mod police;
 pub mod root;
 pub mod spec;
 pub mod state;

@@ -1,0 +1,56 @@
+//! `netpath attach`
+
+use std::process::ExitCode;
+
+use anyhow::{Context, bail};
+
+use super::say;
+use crate::{
+    kernel::{bpf::attach::Change, netlink::Netlink},
+    police::{self, MasterLink},
+    root::Root,
+    state::Lock,
+};
+
+/// Arguments of `netpath attach`.
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// Names of the masters; without any, all that masters.json names and that exist.
+    #[arg(value_name = "MASTER")]
+    masters: Vec<String>,
+}
+
+pub(super) fn run(root: &Root, args: &Args) -> anyhow::Result<ExitCode> {
+    let masters = police::masters(root)?;
+    let mut node = Netlink::open()?;
+    let names = match args.masters.is_empty() {
+        true => masters.entries().iter().map(|entry| entry.name().to_owned()).collect(),
+        false => args.masters.clone(),
+    };
+    if names.is_empty() {
+        bail!("no master to attach to: name one, or write {}", root.masters().display());
+    }
+    for name in names {
+        let Some(link) = node.find_link(&name)? else {
+            if args.masters.is_empty() {
+                say(format_args!("{name}: no such link, skipped"));
+                continue;
+            }
+            bail!("no link `{name}` on this node");
+        };
+        let all: Vec<&str> =
+            std::iter::once(link.name.as_str()).chain(link.alt_names.iter().map(String::as_str)).collect();
+        let entry = masters.find(&all)?.cloned();
+        let _lock = Lock::acquire(root)?;
+        let attached = police::attach(root, &mut node, &MasterLink { link, entry }, true)
+            .with_context(|| format!("cannot attach to `{name}`"))?;
+        for change in attached.changes {
+            say(match change {
+                Change::Attached(hook, via) => format!("{name}: {} attached ({})", hook.name(), via.name()),
+                Change::Replaced(hook, via) => format!("{name}: {} replaced ({})", hook.name(), via.name()),
+                Change::Detached(hook) => format!("{name}: {} detached", hook.name()),
+            });
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}

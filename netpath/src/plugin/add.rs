@@ -1,0 +1,270 @@
+//! ADD of a macvlan.
+
+use std::{
+    net::IpAddr,
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use serde_json::Value;
+
+use super::{
+    Call, PluginError,
+    police::{Attachment, Entered, Rules, leave},
+};
+use crate::{
+    exec::{self, Effects, UndoStack},
+    ipam::{self, IpamResult},
+    kernel::{
+        netlink::{Link, Netlink},
+        netns::{self, Netns},
+    },
+    plan::{self, Guard, Place},
+    police::resolve_master,
+    spec::{CniResult, Interface, IpamConf, Mac, MacvlanConf, MacvlanMode},
+    state::{self, Kind, Phase, Pod, Record, Records},
+};
+
+/// What has been done so far, for the way back.
+#[derive(Default)]
+struct Done {
+    undo: UndoStack,
+    recorded: bool,
+    allocated: bool,
+    entered: Option<Entered>,
+}
+
+/// Makes, addresses, polices and raises the interface, or leaves everything as it was.
+pub(super) fn add(call: &Call<'_>) -> Result<Value, PluginError> {
+    let macvlan = MacvlanConf::from_conf(&call.conf, &call.env.args)?;
+    let path = call.env.netns.as_deref().ok_or(PluginError::NoAttachment)?;
+    let mut effects = Effects::open(Netns::open(path)?)?;
+    let place = if macvlan.link_in_container { Place::Sandbox } else { Place::Node };
+    let master = find_master(effects.place(place), macvlan.master.as_deref(), place)?;
+    let rules = Rules::read(call, master)?;
+    if rules.zone.is_some() && place == Place::Sandbox {
+        return Err(PluginError::ZoneInContainer);
+    }
+    let mut done = Done::default();
+    match attach(call, &macvlan, &mut effects, &rules, &mut done) {
+        Ok(result) => Ok(result.to_json(call.version())?),
+        Err(failed) => Err(take_back(call, &mut effects, done, failed)),
+    }
+}
+
+/// The master, which must exist.
+pub(super) fn find_master(
+    netlink: &mut Netlink,
+    name: Option<&str>,
+    place: Place,
+) -> Result<Link, PluginError> {
+    let place = match place {
+        Place::Node => "on the node",
+        Place::Sandbox => "in the pod",
+    };
+    resolve_master(netlink, name)?.ok_or_else(|| match name.filter(|name| !name.is_empty()) {
+        Some(name) => PluginError::NoMaster { name: name.to_owned(), place },
+        None => PluginError::NoDefaultRoute { place },
+    })
+}
+
+fn attach(
+    call: &Call<'_>,
+    macvlan: &MacvlanConf,
+    effects: &mut Effects,
+    rules: &Rules,
+    done: &mut Done,
+) -> Result<CniResult, PluginError> {
+    let (_, ifname) = call.attachment()?;
+    let link = &rules.master.link;
+    let plan_master = plan::Master { name: link.name.clone(), index: link.index, mtu: link.mtu };
+    // Chosen here and not by the kernel, so that the record knows the row before there is one. A passthru
+    // interface has its master's MAC; another one would be set on the master too.
+    let macvlan = match macvlan.mode {
+        MacvlanMode::Passthru => macvlan.clone(),
+        _ => MacvlanConf { mac: Some(macvlan.mac.unwrap_or_else(random_mac)), ..macvlan.clone() },
+    };
+    let steps = plan::create(&macvlan, ifname, &plan_master)?;
+    if effects.sandbox().find_link(ifname.as_str())?.is_some() {
+        return Err(PluginError::Exists { ifname: ifname.to_string() });
+    }
+    let mut record = record(call, effects.netns(), rules, macvlan.mac.or(link.mac))?;
+    Records::new(call.root).write(&record)?;
+    done.recorded = true;
+    exec::run(effects, &steps, &mut done.undo)?;
+    let made = effects.link(ifname.as_str())?;
+    let mac = made.mac.or(macvlan.mac);
+
+    let allocated = allocate(call, effects, done)?;
+    rules.check_addresses(&allocated.ips)?;
+    record.ips = allocated.ips.iter().map(|ip| ip.address).collect();
+    let counted = rules.is_counted(call) && !macvlan.link_in_container;
+    let guard = if rules.zone.is_some() { Guard::Policed } else { Guard::None };
+    if !allocated.ips.is_empty() || guard != Guard::None {
+        exec::run(effects, &plan::prepare(ifname, made.mtu, &allocated.ips, guard)?, &mut done.undo)?;
+    }
+    if let (true, Some(mac)) = (counted, mac) {
+        let cookie = netns::cookie_of(effects.netns().path())?;
+        let attachment =
+            Attachment { mac, ips: &allocated.ips, cookie, passthru: macvlan.mode == MacvlanMode::Passthru };
+        let entered = rules.enter(call, effects.node(), &attachment)?;
+        done.entered = Some(entered);
+        record.endpoint = Some(entered.endpoint);
+        record.master =
+            record.master.map(|master| state::Master { id: Some(entered.master.into()), ..master });
+    }
+    let existing = effects.other_routes(ifname.as_str())?;
+    let steps = plan::activate(ifname, &allocated.ips, &allocated.routes, &existing)?;
+    exec::run(effects, &steps, &mut done.undo)?;
+    record.phase = Phase::Ready;
+    Records::new(call.root).write(&record)?;
+    Ok(result(call, mac, allocated))
+}
+
+/// Asks IPAM for addresses. None of them may be one that the node itself has.
+fn allocate(call: &Call<'_>, effects: &mut Effects, done: &mut Done) -> Result<IpamResult, PluginError> {
+    if matches!(call.ipam, IpamConf::None) {
+        return Ok(IpamResult::default());
+    }
+    let (container_id, ifname) = call.attachment()?;
+    let node = effects.node();
+    let links = node.links()?;
+    let own: Vec<(IpAddr, String)> = node
+        .addresses(None)?
+        .into_iter()
+        .map(|address| {
+            let link = links.iter().find(|link| link.index == address.index);
+            (address.address.ip(), link.map(|link| link.name.clone()).unwrap_or_default())
+        })
+        .collect();
+    let refuse = |address: IpAddr| {
+        let (_, link) = own.iter().find(|(own, _)| *own == address)?;
+        Some(format!("is the node's own, on `{link}`"))
+    };
+    let request = ipam::Request { network: call.network(), container_id, ifname };
+    let mut allocated = ipam::add(&request, &refuse)?;
+    done.allocated = true;
+    if allocated.ips.is_empty() {
+        return Err(PluginError::NoAddresses);
+    }
+    for ip in &mut allocated.ips {
+        ip.interface = Some(0);
+    }
+    Ok(allocated)
+}
+
+fn result(call: &Call<'_>, mac: Option<Mac>, allocated: IpamResult) -> CniResult {
+    let interface = Interface {
+        name: call.env.ifname.as_ref().map(ToString::to_string).unwrap_or_default(),
+        mac: mac.map(|mac| mac.to_string()),
+        mtu: None,
+        sandbox: call.env.netns.as_ref().map(|path| path.display().to_string()),
+        socket_path: None,
+        pci_id: None,
+    };
+    CniResult {
+        interfaces: vec![interface],
+        ips: allocated.ips,
+        routes: allocated.routes,
+        dns: call.conf.dns.clone(),
+    }
+}
+
+/// The record of an attachment that begins.
+pub(super) fn record(
+    call: &Call<'_>,
+    netns: &Netns,
+    rules: &Rules,
+    mac: Option<Mac>,
+) -> Result<Record, PluginError> {
+    let (container_id, ifname) = call.attachment()?;
+    let identity = netns.identity()?;
+    let args = &call.env.args;
+    let link = &rules.master.link;
+    Ok(Record {
+        container_id: container_id.clone(),
+        ifname: ifname.clone(),
+        phase: Phase::Adding,
+        kind: match call.role {
+            super::Role::Macvlan => Kind::Macvlan,
+            super::Role::Chained => Kind::Chained,
+        },
+        created: SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs(),
+        boot_id: state::boot_id()?,
+        netns: state::Netns {
+            path: netns.path().to_owned(),
+            dev: identity.dev,
+            inode: identity.ino,
+            cookie: netns::cookie_of(netns.path())?,
+        },
+        network: call.conf.name.clone(),
+        pod: match (&args.k8s_pod_namespace, &args.k8s_pod_name) {
+            (Some(namespace), Some(name)) => {
+                Some(Pod { namespace: namespace.clone(), name: name.clone(), uid: args.k8s_pod_uid.clone() })
+            }
+            _ => None,
+        },
+        conf: call.conf.raw.clone(),
+        master: Some(state::Master { name: link.name.clone(), ifindex: link.index, id: None }),
+        mac,
+        endpoint: None,
+        zone: rules.zone.as_ref().map(|zone| {
+            let digest = crate::zone::compile(zone).digest(call.conf.name.as_str());
+            state::Zone {
+                digest: digest.iter().map(|byte| format!("{byte:02x}")).collect(),
+                compiled: zone.to_json(),
+            }
+        }),
+        ips: Vec::new(),
+        host_local_dir: ipam::host_local_dir(&call.network()),
+    })
+}
+
+/// A locally administered unicast address.
+fn random_mac() -> Mac {
+    use std::hash::{BuildHasher, RandomState};
+    // Seeded by the kernel for every process; unique is enough here, secret it need not be.
+    let random = RandomState::new().hash_one(std::process::id()).to_ne_bytes();
+    Mac::new([random[0] & 0xfe | 2, random[1], random[2], random[3], random[4], random[5]])
+}
+
+/// Undoes what was done, last first, attempts all of it, and reports both.
+fn take_back(call: &Call<'_>, effects: &mut Effects, done: Done, failed: PluginError) -> PluginError {
+    let mut left = Vec::new();
+    let Ok((container_id, ifname)) = call.attachment() else { return failed };
+    // The link first: a pod must not send while its row is gone.
+    left.extend(exec::unwind(effects, done.undo).into_iter().map(|error| full(&error)));
+    if let Some(entered) = &done.entered
+        && let Err(error) = leave(call, entered)
+    {
+        left.push(full(&error));
+    }
+    if done.allocated {
+        let request = ipam::Request { network: call.network(), container_id, ifname };
+        if let Err(error) = ipam::del(&request) {
+            left.push(full(&error));
+        }
+    }
+    // With something left behind the record stays: DEL, which comes next, finds in it what to end.
+    if done.recorded
+        && left.is_empty()
+        && let Err(error) = Records::new(call.root).remove(container_id, ifname)
+    {
+        left.push(full(&error));
+    }
+    match left.is_empty() {
+        true => failed,
+        false => PluginError::Undo { failed: Box::new(failed), left },
+    }
+}
+
+/// An error with its causes in one line.
+pub(super) fn full(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}

@@ -1,0 +1,134 @@
+//! ADD behind another plugin: polices the macvlan that `prevResult` names.
+
+use serde_json::Value;
+
+use super::{
+    Call, PluginError,
+    add::{full, record},
+    police::{Attachment, Entered, Rules, leave},
+};
+use crate::{
+    exec::{self, Effects},
+    kernel::{
+        netlink::{Link, Netlink, Route},
+        netns::{self, Netns},
+    },
+    plan::{self, Guard},
+    spec::{CniResult, IfName, IpConfig},
+    state::{self, Phase, Records},
+};
+
+/// Polices the interface and passes `prevResult` on as it came.
+///
+/// The interface is up already. It is set down while its guards and its row are put in place, so that what
+/// it sends afterwards is judged; its routes, which the kernel drops with the link, are added again.
+pub(super) fn add(call: &Call<'_>) -> Result<Value, PluginError> {
+    let (container_id, ifname) = call.attachment()?;
+    let prev = call.conf.prev_result.as_ref().ok_or(PluginError::NoPrevResult)?;
+    let path = call.env.netns.as_deref().ok_or(PluginError::NoAttachment)?;
+    let mut effects = Effects::open(Netns::open(path)?)?;
+    let link = policed_link(&mut effects, ifname)?;
+    let ips = ips_of(prev, ifname)?;
+    let master = master_of(&mut effects, &link)?;
+    let rules = Rules::read(call, master)?;
+    rules.check_addresses(&ips)?;
+    let mut record = record(call, effects.netns(), &rules, link.mac)?;
+    record.ips = ips.iter().map(|ip| ip.address).collect();
+    Records::new(call.root).write(&record)?;
+    match police(call, &mut effects, &rules, &link, &ips) {
+        Ok(entered) => {
+            record.endpoint = Some(entered.endpoint);
+            record.master =
+                record.master.map(|master| state::Master { id: Some(entered.master.into()), ..master });
+            record.phase = Phase::Ready;
+            Records::new(call.root).write(&record)?;
+            Ok(prev.to_json(call.version())?)
+        }
+        // The interface stays down: the runtime calls DEL on the whole list, and until then it must not talk.
+        Err(failed) => match Records::new(call.root).remove(container_id, ifname) {
+            Ok(_) => Err(failed),
+            Err(error) => Err(PluginError::Undo { failed: Box::new(failed), left: vec![full(&error)] }),
+        },
+    }
+}
+
+fn police(
+    call: &Call<'_>,
+    effects: &mut Effects,
+    rules: &Rules,
+    link: &Link,
+    ips: &[IpConfig],
+) -> Result<Entered, PluginError> {
+    let ifname = call.attachment()?.1;
+    let mac = link.mac.ok_or_else(|| PluginError::NotInResult { ifname: ifname.to_string() })?;
+    let routes: Vec<Route> = effects.sandbox().routes(Some(link.index))?;
+    let mut undo = exec::UndoStack::default();
+    if rules.zone.is_some() {
+        // First the settings, since addresses survive the link's going down only with one of them.
+        let steps = plan::prepare(ifname, link.mtu, ips, Guard::Policed)?;
+        let settings: Vec<_> =
+            steps.into_iter().filter(|step| matches!(step, plan::Step::SetSysctl { .. })).collect();
+        exec::run(effects, &settings, &mut undo)?;
+    }
+    effects.sandbox().set_down(link.index)?;
+    let cookie = netns::cookie_of(effects.netns().path())?;
+    let attachment = Attachment { mac, ips, cookie, passthru: false };
+    let entered = rules.enter(call, effects.node(), &attachment)?;
+    match raise(effects.sandbox(), link.index, &routes) {
+        Ok(()) => Ok(entered),
+        Err(failed) => match leave(call, &entered) {
+            Ok(()) => Err(failed),
+            Err(error) => Err(PluginError::Undo { failed: Box::new(failed), left: vec![full(&error)] }),
+        },
+    }
+}
+
+/// Sets the link up and adds the routes again that went with its being down.
+fn raise(sandbox: &mut Netlink, index: u32, routes: &[Route]) -> Result<(), PluginError> {
+    sandbox.set_up(index)?;
+    let here = sandbox.routes(Some(index))?;
+    for route in routes {
+        if !here.contains(route) {
+            match sandbox.add_route(route) {
+                // The kernel made it again itself, with another attribute.
+                Err(error) if error.errno() == Some(libc::EEXIST) => {}
+                result => result?,
+            }
+        }
+    }
+    Ok(())
+}
+
+fn policed_link(effects: &mut Effects, ifname: &IfName) -> Result<Link, PluginError> {
+    let link = effects.link(ifname.as_str())?;
+    match link.kind.as_deref() {
+        Some("macvlan") => Ok(link),
+        kind => Err(PluginError::NotMacvlan {
+            ifname: ifname.to_string(),
+            kind: kind.map_or_else(|| "a device".to_owned(), |kind| format!("of kind {kind}")),
+        }),
+    }
+}
+
+/// The master, which must be in the node's own namespace.
+fn master_of(effects: &mut Effects, link: &Link) -> Result<Link, PluginError> {
+    let missing =
+        || PluginError::NoMaster { name: format!("(lower link of `{}`)", link.name), place: "on the node" };
+    let index = link.link.ok_or_else(missing)?;
+    let master = effects.node().link_by_index(index);
+    match master {
+        Ok(master) => Ok(master),
+        Err(error) if error.is_absent() => Err(missing()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// The addresses `prevResult` gives the interface.
+fn ips_of(prev: &CniResult, ifname: &IfName) -> Result<Vec<IpConfig>, PluginError> {
+    let index = prev
+        .interfaces
+        .iter()
+        .position(|interface| interface.name == ifname.as_str() && interface.sandbox.is_some())
+        .ok_or_else(|| PluginError::NotInResult { ifname: ifname.to_string() })?;
+    Ok(prev.ips.iter().filter(|ip| ip.interface.is_none_or(|i| i == index)).cloned().collect())
+}

@@ -1,0 +1,126 @@
+//! CHECK: the attachment is still what ADD made of it.
+
+use std::fmt::Display;
+
+use super::{Call, PluginError, Role, add::find_master, police::failed};
+use crate::{
+    exec::Effects,
+    ipam,
+    kernel::{netlink::Link, netns::Netns, sysctl},
+    plan::{Place, Setting},
+    police,
+    spec::{CniResult, IfName, IpConfig, MacvlanConf},
+    state::{Record, Records},
+};
+
+/// Compares link, addresses, routes, reservations and policing with the result of ADD.
+pub(super) fn check(call: &Call<'_>) -> Result<(), PluginError> {
+    let (container_id, ifname) = call.attachment()?;
+    let prev = call.conf.prev_result.as_ref().ok_or(PluginError::NoPrevResult)?;
+    let path = call.env.netns.as_deref().ok_or(PluginError::NoAttachment)?;
+    let mut effects = Effects::open(Netns::open(path)?)?;
+    let link = effects.link(ifname.as_str())?;
+    if call.role == Role::Macvlan {
+        ipam::check(&ipam::Request { network: call.network(), container_id, ifname }, Some(prev))?;
+        check_link(call, &mut effects, &link, prev)?;
+        check_addresses(&mut effects, &link, ifname, prev)?;
+    }
+    match Records::new(call.root).read(container_id, ifname)? {
+        Some(record) => check_policed(call, &record, &effects, prev),
+        None => Ok(()),
+    }
+}
+
+fn same<T: PartialEq + Display>(what: String, expected: &T, found: &T) -> Result<(), PluginError> {
+    match expected == found {
+        true => Ok(()),
+        false => Err(PluginError::Check { what, expected: expected.to_string(), found: found.to_string() }),
+    }
+}
+
+fn check_link(
+    call: &Call<'_>,
+    effects: &mut Effects,
+    link: &Link,
+    prev: &CniResult,
+) -> Result<(), PluginError> {
+    let ifname = &link.name;
+    let sandbox = call.env.netns.as_ref().map(|path| path.display().to_string()).unwrap_or_default();
+    let interface = prev
+        .interfaces
+        .iter()
+        .find(|interface| interface.name == *ifname && interface.sandbox.as_deref() == Some(&sandbox))
+        .ok_or_else(|| PluginError::NotInResult { ifname: ifname.clone() })?;
+    let conf = MacvlanConf::from_conf(&call.conf, &call.env.args)?;
+    let place = if conf.link_in_container { Place::Sandbox } else { Place::Node };
+    let master = find_master(effects.place(place), conf.master.as_deref(), place)?;
+    same(format!("kind of `{ifname}`"), &"macvlan".to_owned(), &link.kind.clone().unwrap_or_default())?;
+    same(format!("master of `{ifname}` (index)"), &master.index, &link.link.unwrap_or_default())?;
+    let mode = link.macvlan_mode.map(|mode| format!("{mode:?}").to_lowercase()).unwrap_or_default();
+    same(format!("mode of `{ifname}`"), &format!("{:?}", conf.mode).to_lowercase(), &mode)?;
+    if let Some(mac) = &interface.mac {
+        let found = link.mac.map(|mac| mac.to_string()).unwrap_or_default();
+        same(format!("MAC of `{ifname}`"), &mac.to_lowercase(), &found)?;
+    }
+    Ok(())
+}
+
+fn check_addresses(
+    effects: &mut Effects,
+    link: &Link,
+    ifname: &IfName,
+    prev: &CniResult,
+) -> Result<(), PluginError> {
+    let missing =
+        |what: String| PluginError::Check { what, expected: "to be there".into(), found: "nothing".into() };
+    let here: Vec<_> =
+        effects.sandbox().addresses(Some(link.index))?.into_iter().map(|a| a.address).collect();
+    let routes = effects.sandbox().routes(None)?;
+    for ip in &prev.ips {
+        if !here
+            .iter()
+            .any(|address| address.ip() == ip.address.ip() && address.prefix() == ip.address.prefix())
+        {
+            return Err(missing(format!("address {} of `{ifname}`", ip.address)));
+        }
+    }
+    for route in &prev.routes {
+        let gateway = route.gw.or_else(|| first_gateway(&prev.ips, route.dst.is_ipv6()));
+        let found = routes.iter().any(|other| {
+            other.dst.network() == route.dst.network()
+                && other.dst.prefix() == route.dst.prefix()
+                && (gateway.is_none() || other.gateway == gateway)
+                && route.table.is_none_or(|table| other.table == table)
+        });
+        if !found {
+            return Err(missing(format!("route to {} in the pod", route.dst)));
+        }
+    }
+    Ok(())
+}
+
+fn first_gateway(ips: &[IpConfig], v6: bool) -> Option<std::net::IpAddr> {
+    ips.iter().filter_map(|ip| ip.gateway).find(|gateway| gateway.is_ipv6() == v6)
+}
+
+/// What only netpath promises: the row, the programs, and the settings that keep group frames out.
+fn check_policed(
+    call: &Call<'_>,
+    record: &Record,
+    effects: &Effects,
+    prev: &CniResult,
+) -> Result<(), PluginError> {
+    let ifname = &record.ifname;
+    if let (Some(master), Some(mac), Some(_)) = (&record.master, record.mac, record.endpoint)
+        && let Some(id) = master.id.and_then(|id| u16::try_from(id).ok())
+    {
+        let ips: Vec<_> = prev.ips.iter().map(|ip| ip.address).collect();
+        police::check(call.root, id, master.ifindex, mac, &ips).map_err(|error| failed(ifname, error))?;
+    }
+    if record.zone.is_some() {
+        let key = Setting::DropUnicastInMulticastV4.key(ifname.as_str());
+        let found = effects.netns().within(|| sysctl::read(&key).ok())?;
+        same(format!("sysctl {key}"), &"1".to_owned(), &found.unwrap_or_default().trim().to_owned())?;
+    }
+    Ok(())
+}

@@ -1,0 +1,141 @@
+//! The CNI plugin: environment and standard input in, one JSON value out.
+//!
+//! One binary is two plugins for one attachment: type `macvlan` makes the interface, type `netpath` stands
+//! behind another plugin in a list and polices what that one made. Which of the two follows from `type`.
+
+mod add;
+mod chained;
+mod check;
+mod del;
+mod error;
+mod gc;
+mod police;
+
+use serde_json::Value;
+
+pub use error::PluginError;
+
+use crate::{
+    ipam,
+    kernel::{netns, pdeathsig},
+    root::Root,
+    spec::{
+        CniEnv, CniVersion, Command, ContainerId, ErrorObject, IfName, IpamConf, NetConf,
+        error::supported_versions_json,
+    },
+};
+
+/// Type that makes macvlan interfaces.
+pub const MACVLAN: &str = "macvlan";
+/// Type that polices the interface of a plugin before it in the list.
+pub const CHAINED: &str = "netpath";
+
+/// What the runtime gets: a value for standard output, if any, and the exit code.
+#[derive(Debug)]
+pub struct Answer {
+    /// The result or the error object.
+    pub stdout: Option<Value>,
+    /// 0, or 1 with an error object.
+    pub exit: u8,
+}
+
+/// One call of the plugin, parsed.
+struct Call<'a> {
+    root: &'a Root,
+    env: CniEnv,
+    conf: NetConf,
+    stdin: &'a [u8],
+    ipam: IpamConf,
+    role: Role,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Role {
+    Macvlan,
+    Chained,
+}
+
+/// Runs the plugin once. `get` reads the environment; `stdin` is the network configuration.
+pub fn run(root: &Root, get: impl Fn(&str) -> Option<String>, stdin: &[u8]) -> Answer {
+    let version = NetConf::parse_version(stdin);
+    match dispatch(root, get, stdin) {
+        Ok(stdout) => Answer { stdout, exit: 0 },
+        Err(error) => {
+            tracing::debug!(error = ?error, "call failed");
+            let object = ErrorObject::from_error(version, error.cni_code(), &error);
+            Answer { stdout: Some(object.to_json()), exit: 1 }
+        }
+    }
+}
+
+fn dispatch(
+    root: &Root,
+    get: impl Fn(&str) -> Option<String>,
+    stdin: &[u8],
+) -> Result<Option<Value>, PluginError> {
+    let env = CniEnv::parse(get)?;
+    if env.command == Command::Version {
+        return Ok(Some(supported_versions_json(NetConf::parse_version(stdin))));
+    }
+    let conf = NetConf::parse(stdin)?;
+    let role = match conf.kind.as_str() {
+        MACVLAN => Role::Macvlan,
+        CHAINED => Role::Chained,
+        other => return Err(PluginError::Type { kind: other.to_owned() }),
+    };
+    let ipam = IpamConf::from_conf(&conf, &env.args)?;
+    let call = Call { root, env, conf, stdin, ipam, role };
+    match (call.env.command, call.role) {
+        (Command::Add, Role::Macvlan) => call.in_other_netns(|call| add::add(call)).map(Some),
+        (Command::Add, Role::Chained) => call.in_other_netns(|call| chained::add(call)).map(Some),
+        (Command::Del, _) => del::del(&call).map(|()| None),
+        (Command::Check, _) => call.in_other_netns(|call| check::check(call)).map(|()| None),
+        (Command::Gc, _) => gc::gc(&call).map(|()| None),
+        (Command::Status, _) => status(&call).map(|()| None),
+        (Command::Version, _) => Ok(None),
+    }
+}
+
+/// STATUS speaks for what every pod needs. A master that is down or a data path that cannot be loaded is
+/// an error of the ADD that needs it: said here, it would take the whole node out of service.
+fn status(call: &Call<'_>) -> Result<(), PluginError> {
+    Ok(ipam::status(&call.network())?)
+}
+
+impl Call<'_> {
+    fn version(&self) -> CniVersion {
+        self.conf.cni_version
+    }
+
+    /// Refuses the namespace the plugin itself runs in, where the runtime did not say that it means it.
+    fn in_other_netns<T>(&self, f: impl FnOnce(&Self) -> Result<T, PluginError>) -> Result<T, PluginError> {
+        if let Some(path) = &self.env.netns
+            && !self.env.netns_override
+            && netns::is_same_as_current(path)?
+        {
+            return Err(PluginError::OwnNetns { path: path.clone() });
+        }
+        f(self)
+    }
+
+    /// The sandbox and the interface; `CniEnv::parse` demands both for the commands that ask here.
+    fn attachment(&self) -> Result<(&ContainerId, &IfName), PluginError> {
+        match (&self.env.container_id, &self.env.ifname) {
+            (Some(container_id), Some(ifname)) => Ok((container_id, ifname)),
+            _ => Err(PluginError::NoAttachment),
+        }
+    }
+
+    fn network(&self) -> ipam::Network<'_> {
+        ipam::Network {
+            name: &self.conf.name,
+            cni_version: self.conf.cni_version,
+            conf: &self.ipam,
+            stdin: self.stdin,
+            env: &self.env,
+            root: self.root,
+            within: ipam::WITHIN,
+            prepare: pdeathsig::die_with_us,
+        }
+    }
+}

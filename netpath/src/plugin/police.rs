@@ -1,0 +1,119 @@
+//! What both kinds of ADD need to police an interface.
+
+use super::{Call, PluginError};
+use crate::{
+    kernel::netlink::{Link, Netlink},
+    police::{self, MasterLink, PoliceError, Wanted},
+    spec::{IfName, IpConfig, IpamConf, Mac},
+    state::{Endpoint, Lock},
+    zone::{Zone, ZoneConf, resolve},
+};
+
+/// What the configuration and the administrator say of an attachment, before anything is done.
+pub(super) struct Rules {
+    pub(super) master: MasterLink,
+    pub(super) zone: Option<Zone>,
+}
+
+/// A row that is in force, for the record and for the way back.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Entered {
+    pub(super) master: u16,
+    pub(super) mac: Mac,
+    pub(super) endpoint: Endpoint,
+}
+
+impl Rules {
+    /// Holds the call against `masters.json`. `master` is the link that was resolved.
+    pub(super) fn read(call: &Call<'_>, master: Link) -> Result<Self, PluginError> {
+        let ifname = call.attachment()?.1;
+        let policed = |error: PoliceError| failed(ifname, error);
+        let masters = police::masters(call.root).map_err(policed)?;
+        let names: Vec<&str> = std::iter::once(master.name.as_str())
+            .chain(master.alt_names.iter().map(String::as_str))
+            .collect();
+        let entry = masters.find(&names).map_err(|error| policed(error.into()))?.cloned();
+        let conf = ZoneConf::from_conf(&call.conf.raw)?;
+        if let Some(entry) = &entry {
+            entry.check_type(&call.conf.kind)?;
+            entry.check_namespaces(None, call.env.args.k8s_pod_namespace.as_deref())?;
+        }
+        let zone = resolve(conf.as_ref(), call.ipam.local_subnets().as_deref(), entry.as_ref())?;
+        for warning in zone.iter().flat_map(Zone::warnings) {
+            tracing::warn!(network = %call.conf.name, "{warning}");
+        }
+        Ok(Self { master: MasterLink { link: master, entry }, zone })
+    }
+
+    /// Refuses addresses outside what the administrator gave the master.
+    pub(super) fn check_addresses(&self, ips: &[IpConfig]) -> Result<(), PluginError> {
+        let Some(entry) = &self.master.entry else { return Ok(()) };
+        let addresses: Vec<_> = ips.iter().map(|ip| ip.address).collect();
+        Ok(entry.check_addresses("ipam", &addresses)?)
+    }
+
+    /// Whether the interface must have a row in force before it goes up.
+    ///
+    /// With a zone always. Without one it is counted where the master is under police already, or the
+    /// administrator named it; elsewhere it is a plain macvlan, and nothing of the node is touched.
+    pub(super) fn is_counted(&self, call: &Call<'_>) -> bool {
+        self.zone.is_some() || self.master.entry.is_some() || self.is_attached(call)
+    }
+
+    fn is_attached(&self, call: &Call<'_>) -> bool {
+        let maps = crate::kernel::bpf::maps::Maps::open(&call.root.pins());
+        let masters = maps.ok().flatten().and_then(|maps| maps.masters().ok()).unwrap_or_default();
+        masters.iter().any(|(_, row)| row.ifindex == self.master.link.index)
+    }
+
+    /// Puts programs, zone and row in force.
+    pub(super) fn enter(
+        &self,
+        call: &Call<'_>,
+        node: &mut Netlink,
+        link: &Attachment<'_>,
+    ) -> Result<Entered, PluginError> {
+        let ifname = call.attachment()?.1;
+        let policed = |error: PoliceError| failed(ifname, error);
+        let wanted = Wanted {
+            network: call.conf.name.as_str(),
+            zone: self.zone.as_ref(),
+            mac: link.mac,
+            ips: link.ips,
+            cookie: link.cookie,
+            dhcp: matches!(&call.ipam, IpamConf::Delegated { kind, .. } if kind == "dhcp"),
+            passthru: link.passthru,
+        };
+        let _lock = Lock::acquire(call.root)?;
+        let mut attached = police::attach(call.root, node, &self.master, false).map_err(policed)?;
+        let row =
+            police::enter(call.root, &mut attached, &self.master.link.name, &wanted).map_err(policed)?;
+        Ok(Entered {
+            master: attached.id,
+            mac: link.mac,
+            endpoint: Endpoint { id: row.id, generation: row.generation },
+        })
+    }
+}
+
+/// The interface to be policed.
+pub(super) struct Attachment<'a> {
+    pub(super) mac: Mac,
+    pub(super) ips: &'a [IpConfig],
+    pub(super) cookie: Option<u64>,
+    pub(super) passthru: bool,
+}
+
+/// Takes a row out of force again.
+pub(super) fn leave(call: &Call<'_>, entered: &Entered) -> Result<(), PluginError> {
+    let ifname = call.attachment()?.1;
+    let _lock = Lock::acquire(call.root)?;
+    let maps = crate::kernel::bpf::maps::Maps::open(&call.root.pins());
+    let Some(mut maps) = maps.map_err(|error| failed(ifname, error.into()))? else { return Ok(()) };
+    let left = police::leave(&mut maps, entered.master, entered.mac, entered.endpoint.id);
+    left.map_err(|error| failed(ifname, error))
+}
+
+pub(super) fn failed(ifname: &IfName, error: PoliceError) -> PluginError {
+    PluginError::Police { ifname: ifname.to_string(), source: Box::new(error) }
+}

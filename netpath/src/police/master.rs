@@ -1,0 +1,280 @@
+//! Bringing a master under police.
+
+use std::fs;
+
+use netpath_ebpf::abi::{ABI_VERSION, Endpoint, EndpointKey, HOST_MACS, Master, kind, mode, unknown_source};
+
+use super::{PoliceError, settings};
+use crate::{
+    kernel::{
+        bpf::{
+            BpfError, Hook, TcHook,
+            attach::{self, Change, Target},
+            maps::Maps,
+            object, sys,
+        },
+        netlink::{Link, Netlink, NetlinkError},
+        netns,
+    },
+    root::Root,
+    spec::Mac,
+    zone::{MasterEntry, Promisc, Tc, UnknownSource, Xdp},
+};
+
+/// A master as found: the link, and the administrator's word on it.
+#[derive(Clone, Debug)]
+pub struct MasterLink {
+    /// The link that was resolved, in the caller's namespace.
+    pub link: Link,
+    /// Its entry in `masters.json`.
+    pub entry: Option<MasterEntry>,
+}
+
+/// A master under police.
+pub struct Attached {
+    /// Its dense id.
+    pub id: u16,
+    /// The maps.
+    pub maps: Maps,
+    /// What was done to its hooks.
+    pub changes: Vec<Change>,
+}
+
+/// Finds the link a network means by `name` (empty: the interface of the default route).
+pub fn resolve_master(node: &mut Netlink, name: Option<&str>) -> Result<Option<Link>, NetlinkError> {
+    match name.filter(|name| !name.is_empty()) {
+        Some(name) => node.find_link(name),
+        None => match node.default_route_link()? {
+            Some(index) => node.link_by_index(index).map(Some),
+            None => Ok(None),
+        },
+    }
+}
+
+/// Brings a master under police, or checks that it is: row, host MACs, census, programs, promiscuous mode.
+///
+/// With `replace` the programs are replaced by this build's even where they are in place. The caller holds
+/// the lock and is in the master's namespace.
+pub fn attach(
+    root: &Root,
+    node: &mut Netlink,
+    master: &MasterLink,
+    replace: bool,
+) -> Result<Attached, PoliceError> {
+    if root.disable().exists() {
+        return Err(BpfError::Disabled { path: root.disable() }.into());
+    }
+    let (link, entry) = (&master.link, master.entry.as_ref());
+    let bpffs = root.bpffs();
+    sys::ensure_bpffs(&bpffs).map_err(|source| BpfError::Bpffs { path: bpffs, source })?;
+    let settings = settings(root)?;
+    let pins = root.pins();
+    let mut maps = object::maps(&pins, &settings)?;
+    let cookie = netns::cookie().unwrap_or(0);
+    let found =
+        maps.masters()?.into_iter().find(|(_, row)| row.ifindex == link.index && row.netns_cookie == cookie);
+    let (id, before) = match found {
+        Some((id, row)) => (id, Some(row)),
+        None => (maps.free_master_id()?, None),
+    };
+    let host_macs = host_macs(node, link)?;
+    let mut row = before.unwrap_or_else(|| fresh_row(link, cookie));
+    (row.host_macs, row.host_mac_count) = mac_list(&host_macs);
+    row.unknown_source = unknown(entry);
+    if before != Some(row) {
+        maps.set_master(id, &row)?;
+    }
+    if row.object == 0 {
+        census(&mut maps, node, id, link.index, &host_macs)?;
+    }
+    let host_macs: Vec<_> = host_macs.iter().map(|mac| mac.bytes()).collect();
+    let target = Target {
+        pins: &pins,
+        settings: &settings,
+        cpus: maps.meta()?.cpus,
+        id,
+        ifindex: link.index,
+        name: &link.name,
+        xdp: entry.is_some_and(|entry| entry.xdp() == Xdp::Native),
+        tc: tc(entry),
+        host_macs: &host_macs,
+    };
+    let changes = attach::ensure(&target, replace)?;
+    if row.object == 0 || replace {
+        row.object = object::digest();
+        maps.set_master(id, &row)?;
+    }
+    refresh_promisc(root, node, master)?;
+    Ok(Attached { id, maps, changes })
+}
+
+fn fresh_row(link: &Link, cookie: u64) -> Master {
+    let mut name = [0; 16];
+    let length = link.name.len().min(15);
+    name[..length].copy_from_slice(&link.name.as_bytes()[..length]);
+    Master {
+        netns_cookie: cookie,
+        stamp: stamp(),
+        ifindex: link.index,
+        unknown_source: unknown_source::AUDIT,
+        host_mac_count: 0,
+        pad: 0,
+        host_macs: [[0; 8]; HOST_MACS],
+        name,
+        object: 0,
+    }
+}
+
+/// A number that nobody on the wire or in a pod can guess.
+fn stamp() -> u64 {
+    let mut bytes = [0; 8];
+    // `/dev/urandom` cannot fail where there is a /dev; a clock is the last resort of a broken sandbox.
+    match fs::File::open("/dev/urandom").and_then(|mut file| std::io::Read::read_exact(&mut file, &mut bytes))
+    {
+        Ok(()) => u64::from_ne_bytes(bytes),
+        Err(_) => std::process::id().into(),
+    }
+}
+
+fn mac_list(macs: &[Mac]) -> ([[u8; 8]; HOST_MACS], u8) {
+    let mut list = [[0; 8]; HOST_MACS];
+    for (slot, mac) in list.iter_mut().zip(macs) {
+        slot[..6].copy_from_slice(&mac.bytes());
+    }
+    (list, u8::try_from(macs.len()).unwrap_or(u8::MAX))
+}
+
+/// The MACs the host sends with on a master: its own, its permanent one, its controller's (bridge, bond),
+/// and those of its upper devices in this namespace.
+fn host_macs(node: &mut Netlink, link: &Link) -> Result<Vec<Mac>, PoliceError> {
+    let own = link.mac.ok_or_else(|| PoliceError::NoMac { master: link.name.clone() })?;
+    let mut macs = vec![own];
+    macs.extend(link.permanent_mac);
+    if let Some(controller) = link.controller {
+        macs.extend(node.link_by_index(controller)?.mac);
+    }
+    macs.extend(node.uppers(link.index)?.into_iter().filter_map(|upper| upper.mac));
+    let mut unique: Vec<Mac> = Vec::new();
+    for mac in macs {
+        if !unique.contains(&mac) && mac.bytes() != [0; 6] {
+            unique.push(mac);
+        }
+    }
+    if unique.len() > HOST_MACS {
+        return Err(PoliceError::HostMacs {
+            master: link.name.clone(),
+            count: unique.len(),
+            limit: HOST_MACS,
+        });
+    }
+    Ok(unique)
+}
+
+/// Adoption before attachment: every upper device that is there already, in whatever namespace, and that
+/// nobody explains gets a row that passes, so that it loses nothing when the programs are attached.
+fn census(maps: &mut Maps, node: &mut Netlink, id: u16, index: u32, host: &[Mac]) -> Result<(), PoliceError> {
+    for mac in node.unicast_list(index)? {
+        let key = EndpointKey::new(id, mac.bytes());
+        if host.contains(&mac) || maps.endpoint(key)?.is_some() {
+            continue;
+        }
+        maps.add_endpoint(key, foreign())?;
+    }
+    Ok(())
+}
+
+fn foreign() -> Endpoint {
+    Endpoint {
+        id: 0,
+        generation: 0,
+        zone: 0,
+        mode: mode::OFF,
+        kind: kind::FOREIGN,
+        flags: 0,
+        cookie: 0,
+        v4: Default::default(),
+        gateway_v4: [0; 4],
+        pad: [0; 4],
+        v6: Default::default(),
+        link_local: [0; 16],
+        gateway_v6: [0; 16],
+    }
+}
+
+/// `auto` is `audit` as long as nothing proves that every upper device is known.
+fn unknown(entry: Option<&MasterEntry>) -> u8 {
+    match entry.map(MasterEntry::unknown_source) {
+        Some(UnknownSource::Drop) => unknown_source::DROP,
+        Some(UnknownSource::Auto | UnknownSource::Audit) | None => unknown_source::AUDIT,
+    }
+}
+
+fn tc(entry: Option<&MasterEntry>) -> TcHook {
+    match entry.map(MasterEntry::tc) {
+        Some(Tc::Tcx) => TcHook::Tcx,
+        Some(Tc::Clsact) => TcHook::Clsact,
+        Some(Tc::Auto) | None => TcHook::Auto,
+    }
+}
+
+/// Switches promiscuous mode on where the administrator says `on`, and remembers that it was netpath.
+///
+/// `auto` leaves it to the kernel, which sets it by itself for NICs without unicast filters.
+pub fn refresh_promisc(root: &Root, node: &mut Netlink, master: &MasterLink) -> Result<(), PoliceError> {
+    let wanted = master.entry.as_ref().is_some_and(|entry| entry.promisc() == Promisc::On);
+    if !wanted || master.link.is_promisc() {
+        return Ok(());
+    }
+    // Written first: better to remember one that did not come to be than to forget one that did.
+    let path = promisc_mark(root, &master.link.name);
+    let result =
+        path.parent().map_or(Ok(()), fs::create_dir_all).and_then(|()| fs::write(&path, b"netpath\n"));
+    result.map_err(|source| PoliceError::Read { path, source })?;
+    node.set_promisc(master.link.index, true)?;
+    Ok(())
+}
+
+/// The file that says that netpath made a master promiscuous.
+fn promisc_mark(root: &Root, name: &str) -> std::path::PathBuf {
+    root.join("var/lib/netpath/promisc").join(name)
+}
+
+/// Detaches everything and removes every pin of this root; what netpath made promiscuous is so no more.
+///
+/// Needs neither the object nor settings nor `masters.json`.
+pub fn uninstall(root: &Root, node: &mut Netlink) -> Result<Vec<String>, PoliceError> {
+    let pins = root.pins();
+    let mut names = Vec::new();
+    let links = node.links()?;
+    let name_of = |index: u32| links.iter().find(|link| link.index == index).map(|link| link.name.as_str());
+    // Maps of another ABI cannot be read; their pins can be removed all the same.
+    let masters = Maps::open(&pins).ok().flatten().map(|maps| maps.masters()).transpose().unwrap_or_default();
+    for (id, row) in masters.unwrap_or_default() {
+        let name = name_of(row.ifindex);
+        attach::detach(&pins, id, name, row.ifindex)?;
+        names.extend(name.map(str::to_owned));
+    }
+    attach::remove_pins(&pins)?;
+    for link in &links {
+        let mark = promisc_mark(root, &link.name);
+        if mark.exists() {
+            node.set_promisc(link.index, false)?;
+            fs::remove_file(&mark).map_err(|source| PoliceError::Read { path: mark, source })?;
+        }
+    }
+    Ok(names)
+}
+
+/// What stands before our programs on the TCX hooks of a master: such a program may decide alone.
+pub fn ahead(name: &str, states: &[attach::HookState]) -> Vec<(Hook, Vec<String>)> {
+    let mut found = Vec::new();
+    for state in states.iter().filter(|state| state.via == attach::Via::Tcx && state.live) {
+        let programs = attach::programs_before(name, state.hook, state.program);
+        if !programs.is_empty() {
+            found.push((state.hook, programs));
+        }
+    }
+    found
+}
+
+const _: () = assert!(ABI_VERSION == 1, "uninstall must know how to remove the pins of older versions");

@@ -1,0 +1,155 @@
+//! Policing: what plugin and tool share between an interface and the maps.
+//!
+//! A master comes under police once: row, census, programs. An attachment is policed by a row of its own,
+//! which is in force before its link goes up. Everything here that writes holds the lock of the root.
+
+mod master;
+mod row;
+
+use std::path::{Path, PathBuf};
+
+pub use master::{Attached, MasterLink, ahead, attach, refresh_promisc, resolve_master, uninstall};
+pub use row::{Wanted, check, content, enter, leave};
+
+use crate::{
+    kernel::{
+        bpf::{BpfError, maps::MapsError, object::Settings},
+        netlink::NetlinkError,
+    },
+    root::Root,
+    spec::Mac,
+    state::{LockError, StateError},
+    zone::{Masters, MastersError, ZoneError},
+};
+
+/// Why an interface could not be policed.
+#[derive(Debug, thiserror::Error)]
+pub enum PoliceError {
+    /// A file of the administrator could not be read.
+    #[error("cannot read {}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// `settings.json` is wrong.
+    #[error("{} is not valid", path.display())]
+    Settings {
+        /// The file.
+        path: PathBuf,
+        /// Which key.
+        source: serde_json::Error,
+    },
+    /// `masters.json` is wrong.
+    #[error("masters.json cannot be used, so nothing can be bounded by it")]
+    Masters(#[from] MastersError),
+    /// The zone is wrong, or beyond its bound.
+    #[error("the zone of this network cannot be enforced")]
+    Zone(#[from] ZoneError),
+    /// The data path.
+    #[error("the data path is not available")]
+    Bpf(#[from] BpfError),
+    /// The maps.
+    #[error("the maps cannot be used")]
+    Maps(#[from] MapsError),
+    /// Netlink.
+    #[error("the master cannot be inspected")]
+    Netlink(#[from] NetlinkError),
+    /// The lock.
+    #[error("the data path is busy")]
+    Lock(#[from] LockError),
+    /// The records.
+    #[error("the records cannot be used")]
+    State(#[from] StateError),
+    /// More addresses than a row holds.
+    #[error(
+        "{count} {family} addresses on one interface: a policed one has at most {limit}; leave some out, or use a second attachment"
+    )]
+    Addresses {
+        /// `IPv4` or `IPv6`.
+        family: &'static str,
+        /// How many there are.
+        count: usize,
+        /// How many fit.
+        limit: usize,
+    },
+    /// Another attachment has the MAC.
+    #[error(
+        "MAC {mac} is already that of {owner} on `{master}`: choose another one, or delete that attachment"
+    )]
+    MacTaken {
+        /// The MAC.
+        mac: Mac,
+        /// Who has it.
+        owner: String,
+        /// Name of the master.
+        master: String,
+    },
+    /// More host MACs than a row holds.
+    #[error(
+        "the host sends with {count} MACs on `{master}`, of which netpath can know {limit}: remove upper devices"
+    )]
+    HostMacs {
+        /// Name of the master.
+        master: String,
+        /// How many there are.
+        count: usize,
+        /// How many fit.
+        limit: usize,
+    },
+    /// The master has no MAC.
+    #[error("`{master}` has no MAC address, so it cannot carry policed interfaces")]
+    NoMac {
+        /// Name of the master.
+        master: String,
+    },
+    /// What CHECK found.
+    #[error("the attachment is not policed as it should be: {0}")]
+    Unpoliced(&'static str),
+}
+
+impl PoliceError {
+    /// Code of the CNI error object; own codes are in `docs/errors.md`.
+    pub fn cni_code(&self) -> u32 {
+        match self {
+            Self::Lock(error) => error.cni_code(),
+            Self::State(error) => error.cni_code(),
+            Self::Zone(_) | Self::Masters(_) | Self::Settings { .. } => 7,
+            Self::Read { .. } => 5,
+            Self::Addresses { .. } | Self::MacTaken { .. } => 131,
+            Self::Unpoliced(_) => 132,
+            Self::Bpf(_) | Self::Maps(_) | Self::Netlink(_) | Self::HostMacs { .. } | Self::NoMac { .. } => {
+                130
+            }
+        }
+    }
+}
+
+/// Reads `settings.json`; without the file the defaults hold.
+pub fn settings(root: &Root) -> Result<Settings, PoliceError> {
+    let path = root.settings();
+    match read(&path)? {
+        None => Ok(Settings::default()),
+        Some(bytes) => {
+            serde_json::from_slice(&bytes).map_err(|source| PoliceError::Settings { path, source })
+        }
+    }
+}
+
+/// Reads `masters.json`; without the file every zone is advice.
+pub fn masters(root: &Root) -> Result<Masters, PoliceError> {
+    let path = root.masters();
+    match read(&path)? {
+        None => Ok(Masters::none(&path)),
+        Some(bytes) => Ok(Masters::parse(&path, &bytes)?),
+    }
+}
+
+fn read(path: &Path) -> Result<Option<Vec<u8>>, PoliceError> {
+    match std::fs::read(path) {
+        Ok(bytes) => Ok(Some(bytes)),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(source) => Err(PoliceError::Read { path: path.to_owned(), source }),
+    }
+}

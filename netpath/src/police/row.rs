@@ -1,0 +1,176 @@
+//! The row of one attachment.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use ipnetwork::IpNetwork;
+use netpath_ebpf::abi::{ENDPOINT_ADDRS, Endpoint, EndpointKey, endpoint_flags, kind, mode};
+
+use super::{Attached, PoliceError};
+use crate::{
+    kernel::bpf::{
+        attach,
+        maps::{Maps, ZoneContent},
+    },
+    root::Root,
+    spec::{IpConfig, Mac},
+    state::{self, Records},
+    zone::{Zone, ZoneImage, compile},
+};
+
+/// How an attachment shall be policed.
+#[derive(Clone, Debug)]
+pub struct Wanted<'a> {
+    /// Name of its network.
+    pub network: &'a str,
+    /// Its zone; `None` = counted only.
+    pub zone: Option<&'a Zone>,
+    /// MAC of its interface.
+    pub mac: Mac,
+    /// Its addresses and gateways.
+    pub ips: &'a [IpConfig],
+    /// Cookie of its network namespace.
+    pub cookie: Option<u64>,
+    /// Its addresses come from DHCP.
+    pub dhcp: bool,
+    /// It shares the master's MAC.
+    pub passthru: bool,
+}
+
+impl Wanted<'_> {
+    /// The row, without id, generation and zone.
+    fn row(&self) -> Result<Endpoint, PoliceError> {
+        let (mut v4, mut v6): (Vec<Ipv4Addr>, Vec<Ipv6Addr>) = (Vec::new(), Vec::new());
+        for ip in self.ips {
+            match ip.address.ip() {
+                IpAddr::V4(address) => v4.push(address),
+                IpAddr::V6(address) => v6.push(address),
+            }
+        }
+        for (family, count) in [("IPv4", v4.len()), ("IPv6", v6.len())] {
+            if count > ENDPOINT_ADDRS {
+                return Err(PoliceError::Addresses { family, count, limit: ENDPOINT_ADDRS });
+            }
+        }
+        let gateways = || self.ips.iter().filter_map(|ip| ip.gateway);
+        let flag = |set: bool, bit: u16| if set { bit } else { 0 };
+        let mut row = Endpoint {
+            id: 0,
+            generation: 0,
+            zone: 0,
+            mode: self.zone.map_or(mode::OFF, |zone| zone.mode().abi()),
+            kind: kind::ENDPOINT,
+            flags: flag(self.dhcp, endpoint_flags::DHCP) | flag(self.passthru, endpoint_flags::PASSTHRU),
+            cookie: self.cookie.unwrap_or(0),
+            v4: Default::default(),
+            gateway_v4: gateways()
+                .find_map(|ip| if let IpAddr::V4(ip) = ip { Some(ip.octets()) } else { None })
+                .unwrap_or_default(),
+            pad: [0; 4],
+            v6: Default::default(),
+            link_local: self.mac.link_local_eui64().octets(),
+            gateway_v6: gateways()
+                .find_map(|ip| if let IpAddr::V6(ip) = ip { Some(ip.octets()) } else { None })
+                .unwrap_or_default(),
+        };
+        for (slot, address) in row.v4.iter_mut().zip(v4) {
+            *slot = address.octets();
+        }
+        for (slot, address) in row.v6.iter_mut().zip(v6) {
+            *slot = address.octets();
+        }
+        Ok(row)
+    }
+}
+
+/// A compiled zone as the maps take it.
+pub fn content(image: &ZoneImage) -> ZoneContent {
+    let slot = image.slot(0);
+    let inline = |flag: u32| slot.flags & flag == 0;
+    let trie_v4 = match inline(netpath_ebpf::abi::zone_flags::TRIE_V4) {
+        true => Vec::new(),
+        false => {
+            image.v4().iter().map(|(net, v)| (u32::from(net.prefix()), net.network().octets(), *v)).collect()
+        }
+    };
+    let trie_v6 = match inline(netpath_ebpf::abi::zone_flags::TRIE_V6) {
+        true => Vec::new(),
+        false => {
+            image.v6().iter().map(|(net, v)| (u32::from(net.prefix()), net.network().octets(), *v)).collect()
+        }
+    };
+    ZoneContent { slot, trie_v4, trie_v6 }
+}
+
+/// Puts the attachment's zone and row in force. The caller holds the lock, and the master is attached.
+pub fn enter(
+    root: &Root,
+    attached: &mut Attached,
+    master: &str,
+    wanted: &Wanted<'_>,
+) -> Result<Endpoint, PoliceError> {
+    let maps = &mut attached.maps;
+    let key = EndpointKey::new(attached.id, wanted.mac.bytes());
+    let mut row = wanted.row()?;
+    if let Some(old) = maps.endpoint(key)?
+        && old.kind == kind::ENDPOINT
+        && let Some(owner) = owner(root, old.id, old.generation)?
+    {
+        return Err(PoliceError::MacTaken { mac: wanted.mac, owner, master: master.to_owned() });
+    }
+    if let Some(zone) = wanted.zone {
+        let image = compile(zone);
+        row.zone = maps.ensure_zone(wanted.network, image.digest(wanted.network), &content(&image))?;
+    }
+    Ok(maps.add_endpoint(key, row)?)
+}
+
+/// Whose row `id` is: the attachment of a finished record of this boot.
+fn owner(root: &Root, id: u32, generation: u32) -> Result<Option<String>, PoliceError> {
+    let boot = state::boot_id()?;
+    let listing = Records::new(root).all()?;
+    let holder = listing.records.into_iter().find(|record| {
+        record.boot_id == boot
+            && record.endpoint.is_some_and(|row| row.id == id && row.generation == generation)
+    });
+    Ok(holder.map(|record| match &record.pod {
+        Some(pod) => format!("pod {}/{} ({})", pod.namespace, pod.name, record.ifname),
+        None => format!("container {} ({})", record.container_id, record.ifname),
+    }))
+}
+
+/// Takes the row of an attachment out of force. The caller holds the lock.
+pub fn leave(maps: &mut Maps, master: u16, mac: Mac, id: u32) -> Result<(), PoliceError> {
+    Ok(maps.remove_endpoint(EndpointKey::new(master, mac.bytes()), id)?)
+}
+
+/// Checks that an attachment is policed: programs attached, row and zone in force.
+pub fn check(root: &Root, id: u16, ifindex: u32, mac: Mac, ips: &[IpNetwork]) -> Result<(), PoliceError> {
+    let pins = root.pins();
+    let Some(maps) = Maps::open(&pins)? else {
+        return Err(PoliceError::Unpoliced("nothing is loaded; the maps were removed, so delete the pod"));
+    };
+    let states = attach::inspect(&pins, id, ifindex)?;
+    for hook in [crate::kernel::bpf::Hook::Egress, crate::kernel::bpf::Hook::Ingress] {
+        if !states.iter().any(|state| state.hook == hook && state.live) {
+            return Err(PoliceError::Unpoliced(
+                "a program is not attached to the master; run `netpath attach`",
+            ));
+        }
+    }
+    let Some(row) = maps.endpoint(EndpointKey::new(id, mac.bytes()))? else {
+        return Err(PoliceError::Unpoliced("its row is missing from the map `endpoints`; delete the pod"));
+    };
+    if row.mode != mode::OFF && maps.zone(row.zone)?.is_none() {
+        return Err(PoliceError::Unpoliced(
+            "its zone is not loaded; apply the network again with `netpath apply`",
+        ));
+    }
+    let has = |ip: IpAddr| match ip {
+        IpAddr::V4(ip) => row.v4.contains(&ip.octets()),
+        IpAddr::V6(ip) => row.v6.contains(&ip.octets()),
+    };
+    if !ips.iter().all(|ip| has(ip.ip())) {
+        return Err(PoliceError::Unpoliced("its row does not hold its addresses; delete the pod"));
+    }
+    Ok(())
+}
