@@ -1,10 +1,11 @@
 //! `cargo xtask build-ebpf`: the eBPF programs as one object with BTF.
 
-use std::{collections::BTreeMap, fs, path::Path};
+use std::{collections::BTreeMap, fs, path::Path, process::Command};
 
 use anyhow::{Context as _, Result, bail};
 
 use crate::{
+    build,
     elf::{self, Program},
     process::{self, say},
     toolchain::{TARGET, Toolchain},
@@ -71,7 +72,24 @@ fn write_if_changed(path: &Path, content: &[u8]) -> Result<()> {
 /// object: the numbers come from running that binary, as root, on a kernel with BPF. Without them the table has
 /// no such column and the limit is not checked.
 fn verified_instructions() -> Result<Option<Verified>> {
-    Ok(None)
+    if !process::is_root()? {
+        return Ok(None);
+    }
+    let binary = build::binary(build::Profile::Debug)?;
+    let text = process::output(Command::new(&binary).arg("programs"))?;
+    let mut verified = Verified::new();
+    for line in text.lines() {
+        let row: serde_json::Value =
+            serde_json::from_str(line).with_context(|| format!("not JSON: {line}"))?;
+        let name = row["name"].as_str().with_context(|| format!("no name in {line}"))?;
+        let count = row["verified_instructions"].as_u64().with_context(|| format!("no count in {line}"))?;
+        // Kernels before 5.16 do not tell.
+        if count == 0 {
+            return Ok(None);
+        }
+        verified.insert(name.to_owned(), count);
+    }
+    Ok(Some(verified))
 }
 
 fn within_limit(programs: &[Program], verified: &Verified) -> Result<()> {

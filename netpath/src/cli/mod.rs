@@ -2,6 +2,7 @@
 
 mod attach;
 mod docs;
+mod programs;
 
 use std::{path::PathBuf, process::ExitCode};
 
@@ -27,6 +28,8 @@ pub struct Cli {
 enum Command {
     /// Attach the programs to masters, or bring attached ones to this build.
     Attach(attach::Args),
+    /// Try the programs on this kernel without attaching them; one JSON object a line.
+    Programs,
     /// Write or check the generated documentation.
     #[command(hide = true)]
     Docs(docs::Args),
@@ -37,6 +40,7 @@ pub fn run(cli: Cli) -> ExitCode {
     let root = Root::new(cli.root);
     let result = match cli.command {
         Command::Attach(args) => attach::run(&root, &args),
+        Command::Programs => programs::run(),
         Command::Docs(args) => docs::run(&args),
     };
     match result {

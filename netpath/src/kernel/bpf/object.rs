@@ -5,11 +5,11 @@ use std::{
     path::Path,
 };
 
-use aya::{Ebpf, EbpfLoader};
+use aya::{Ebpf, EbpfLoader, programs::Program};
 use serde::Deserialize;
 
 use super::{
-    BpfError,
+    BpfError, Hook,
     maps::{Maps, NAMES, pin_of},
 };
 
@@ -104,6 +104,37 @@ pub fn load(pins: &Path, settings: &Settings, master: u16, cpus: u32) -> Result<
         loader.map_max_entries(name, rows);
     }
     loader.load(bytes()?).map_err(|source| BpfError::Load { source: Box::new(source) })
+}
+
+/// What the kernel's verifier said of a program.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Verified {
+    /// Where it is attached.
+    pub hook: Hook,
+    /// Instructions the verifier walked; 0 where the kernel does not tell (before Linux 5.16).
+    pub verified: u32,
+    /// Bytes of the translated program.
+    pub translated: u32,
+}
+
+/// Loads every program into maps of this process alone and says what the verifier made of it.
+pub fn verify() -> Result<Vec<Verified>, BpfError> {
+    let mut object =
+        EbpfLoader::new().load(bytes()?).map_err(|source| BpfError::Load { source: Box::new(source) })?;
+    let mut found = Vec::new();
+    for hook in Hook::ALL {
+        let refused = |source| BpfError::Program { program: hook.name(), source: Box::new(source) };
+        let program = object.program_mut(hook.name()).ok_or(BpfError::Missing { program: hook.name() })?;
+        let info = match program {
+            Program::SchedClassifier(program) => program.load().and_then(|()| program.info()),
+            Program::Xdp(program) => program.load().and_then(|()| program.info()),
+            _ => return Err(BpfError::Missing { program: hook.name() }),
+        };
+        let info = info.map_err(refused)?;
+        let verified = info.verified_instruction_count().unwrap_or(0);
+        found.push(Verified { hook, verified, translated: info.size_translated().unwrap_or(0) });
+    }
+    Ok(found)
 }
 
 /// CPUs the kernel may ever bring up: the index of per-CPU slots stays below it.
