@@ -262,7 +262,7 @@ pub struct Master {
     pub host_mac_count: u8,
     /// Always zero.
     pub pad: u16,
-    /// MACs the host sends with; unused entries are all zero, which no sender may have.
+    /// MACs the host sends with; unused entries are all zero, which is nobody's MAC.
     pub host_macs: [[u8; 8]; HOST_MACS],
     /// Interface name when the row was made, zero-padded, for people.
     pub name: [u8; 16],

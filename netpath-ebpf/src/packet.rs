@@ -320,6 +320,9 @@ pub fn ipv4(head: &impl Head, facts: &mut Facts) {
             facts.flaw = DropReason::IpOptions as u8;
             return;
         }
+        // Back at once: what follows would be verified once more for this header length.
+        facts.bits = bits | if later { bit::LATER_FRAGMENT } else { bit::IGMP };
+        return;
     }
     if later {
         facts.bits = bits | bit::LATER_FRAGMENT;

@@ -53,6 +53,8 @@ pub fn fate(endpoint_mode: u8, reason: u8) -> Fate {
 /// Whether `mac` (six bytes and two zero bytes in memory order) is one the host sends with.
 #[inline(always)]
 pub fn is_host(master: &Master, mac: u64) -> bool {
+    // Unused entries are zero, and a raw socket can send with any source: zero becomes what no entry is.
+    let mac = mac | u64::from(eq128([mac, 0], [0, 0])) << 63;
     let (mut found, mut i) = (0, 0);
     while i < master.host_macs.len() {
         let row = &master.host_macs[i];

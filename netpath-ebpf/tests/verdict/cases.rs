@@ -45,9 +45,20 @@ impl Case {
         }
     }
 
-    /// The kernel's test run takes no more than a page with its head- and tailroom.
-    pub(crate) fn fits_test_run(&self) -> bool {
+    /// A test run takes no more than a page with its head- and tailroom.
+    pub(crate) fn is_small(&self) -> bool {
         self.frame.len() <= 3000
+    }
+
+    /// Whether a TC program can be run on it: newer kernels refuse a frame that is too short for the header that its
+    /// ethertype promises. XDP takes it.
+    pub(crate) fn has_header(&self) -> bool {
+        let least = match self.frame[12..14] {
+            [0x08, 0x00] => 34,
+            [0x86, 0xdd] => 54,
+            _ => 14,
+        };
+        self.frame.len() >= least
     }
 }
 

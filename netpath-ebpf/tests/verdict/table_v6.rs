@@ -70,6 +70,11 @@ pub(super) fn form(t: &mut Table) {
     t.add("routing header in a fragment", hidden.frame(), chain, chain);
     let beyond = v6(POD6, NEAR6, raw(60, &[17, 1, 1, 4, 0, 0, 0, 0]));
     t.add("options that end behind the packet", beyond.frame(), chain, chain);
+    let beyond = v6(POD6, NEAR6, raw(60, &[59, 1, 1, 4, 0, 0, 0, 0])).frame();
+    t.add("options that end in the padding", padded(beyond, &[0; 16]), chain, chain);
+    let beyond = v6(POD6, NEAR6, raw(60, &[44, 0, 1, 4, 0, 0, 0, 0])).frame();
+    let fragment = [17, 0, 5, 0xa8, 0, 0, 0, 7];
+    t.add("later fragment in the padding", padded(beyond, &fragment), chain, chain);
     let empty = v6(POD6, NEAR6, raw(17, &[])).options(1);
     t.add("options and no UDP behind them", empty.clone().frame(), chain, chain);
     t.add("options and UDP in the padding", padded(empty.frame(), &[0; 16]), chain, chain);
@@ -205,6 +210,15 @@ pub(super) fn neighbours(t: &mut Table) {
     t.add("solicitation behind options", behind.clone().options(1).frame(), lie, PASS);
     t.add("solicitation in a fragment", behind.clone().fragment(1).frame(), lie, PASS);
     t.add("solicitation in an atomic fragment", behind.fragment(0).frame(), lie, PASS);
+    // Sixteen bytes of options, placed so that who overlooks them reads a good target and good options.
+    let mask = [0, 1, 0x1e, 4, 0, 0, 0, 0, 0xfd, 0, 0, 0x12, 0, 0, 0, 0];
+    let outside = neighbour(135, address("2001:db8::1:0:0:8"), &[]);
+    t.add(
+        "solicitation behind options that imitate one",
+        v6(POD6, node(0x77), outside).header(60, &mask).frame(),
+        lie,
+        PASS,
+    );
     t.add("solicitation to its target", v6(POD6, NEAR6, neighbour(135, NEAR6, &own)).frame(), PASS, PASS);
     t.add("solicitation to another", v6(POD6, NEAR6, neighbour(135, GATEWAY6, &own)).frame(), lie, PASS);
     let wide = address("ff0e::1:ff00:77");

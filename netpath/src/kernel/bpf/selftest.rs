@@ -10,7 +10,8 @@ pub const NEXT: i32 = -1;
 pub const XDP_PASS: i32 = 2;
 
 /// Frames a host sends and receives, `mac` being its own; sent ones have it as source, received ones as
-/// destination. None of them may ever be dropped, whatever else they are.
+/// destination. None of them may ever be dropped, whatever else they are. Each has the header that its ethertype
+/// promises: newer kernels refuse to run a TC program on less.
 pub fn host_frames(mac: [u8; 6]) -> Vec<(&'static str, Vec<u8>)> {
     let broadcast = [0xff; 6];
     let peer = [0x02, 0, 0, 0, 0, 0x99];
@@ -39,13 +40,16 @@ pub fn host_frames(mac: [u8; 6]) -> Vec<(&'static str, Vec<u8>)> {
         [&[135, 0, 0, 0, 0, 0, 0, 0][..], &[0xfe, 0x80], &[0; 13], &[2], &[1, 1], &mac].concat();
     let router = [134, 0, 0, 0, 64, 0, 7, 8, 0, 0, 0, 0, 0, 0, 0, 0];
     vec![
-        ("14 bytes of Ethernet", frame(peer, [8, 0], &[])),
+        ("14 bytes of Ethernet", frame(peer, [0x88, 0xb5], &[])),
         ("ARP request", frame(broadcast, [8, 6], &arp)),
         ("gratuitous reply of another form", frame(broadcast, [8, 6], &[0; 28])),
         ("DHCP discover", frame(broadcast, [8, 0], &ipv4(17, [255; 4], &discover))),
         ("TCP SYN", frame(peer, [8, 0], &ipv4(6, [198, 51, 100, 7], &tcp))),
         ("UDP to anywhere", frame(peer, [8, 0], &ipv4(17, [8, 8, 8, 8], &[0; 8]))),
-        ("IPv4 with a wrong length", frame(peer, [8, 0], &[0x4f, 0, 0xff, 0xff, 1, 2, 3])),
+        (
+            "IPv4 with wrong lengths",
+            frame(peer, [8, 0], &[[0x4f, 0, 0xff, 0xff], [7; 4], [7; 4], [7; 4], [7; 4]].concat()),
+        ),
         (
             "neighbour solicitation",
             frame([0x33, 0x33, 0xff, 0, 0, 2], [0x86, 0xdd], &ipv6(58, &solicitation)),
