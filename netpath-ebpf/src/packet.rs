@@ -273,8 +273,8 @@ pub fn arp(head: &impl Head, facts: &mut Facts) {
     facts.destination4 = head.raw4::<38>();
     let request = eq32(u32::from(operation), 1);
     let reply = eq32(u32::from(operation), 2);
-    facts.bits = (form & sender_mac & (request | reply)) * bit::ARP_FORM
-        | (request & eq32(facts.source4, 0)) * bit::ARP_PROBE;
+    facts.bits = ((form & sender_mac & (request | reply)) * bit::ARP_FORM)
+        | ((request & eq32(facts.source4, 0)) * bit::ARP_PROBE);
 }
 
 /// Reads an IPv4 header and the first four bytes behind it (RFC 791). `facts` has been reset.
@@ -399,8 +399,8 @@ fn transport6(protocol: u8, start: [u8; 4], facts: &mut Facts) {
         UDP => {
             facts.source_port = source;
             facts.destination_port = destination;
-            facts.bits |= eq32(u32::from(source), 547) * bit::DHCP_SERVER
-                | eq32(u32::from(destination), 546) * bit::TO_DHCP_CLIENT;
+            facts.bits |= (eq32(u32::from(source), 547) * bit::DHCP_SERVER)
+                | (eq32(u32::from(destination), 546) * bit::TO_DHCP_CLIENT);
         }
         TCP => {
             facts.source_port = source;
@@ -482,7 +482,9 @@ pub fn walk(first: u8, end: u32, frame: &impl Load) -> u64 {
 /// Adds what [`walk`] found to `facts`.
 #[inline(always)]
 pub fn walked(found: u64, facts: &mut Facts) {
-    facts.protocol = found as u8;
+    // In wire order: the payload's first four bytes, two that are zero, the bits, the protocol.
+    let [a, b, c, d, .., protocol] = found.to_be_bytes();
+    facts.protocol = protocol;
     if found & 1 << 8 != 0 {
         facts.flaw = DropReason::ExtensionHeader as u8;
         return;
@@ -490,9 +492,10 @@ pub fn walked(found: u64, facts: &mut Facts) {
     facts.bits = bit::WALKED | if found & 1 << 9 != 0 { bit::ANY_FRAGMENT } else { 0 };
     if found & 1 << 10 != 0 {
         // Of whatever type: the first fragment says which, and is judged by it.
-        facts.bits |= bit::LATER_FRAGMENT | eq32(found as u8 as u32, u32::from(ICMPV6)) * bit::ICMPV6;
+        let icmp = eq32(u32::from(protocol), u32::from(ICMPV6));
+        facts.bits |= bit::LATER_FRAGMENT | (icmp * bit::ICMPV6);
     } else {
-        transport6(found as u8, ((found >> 32) as u32).to_be_bytes(), facts);
+        transport6(protocol, [a, b, c, d], facts);
     }
 }
 
