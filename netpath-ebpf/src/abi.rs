@@ -262,7 +262,7 @@ pub struct Master {
     pub host_mac_count: u8,
     /// Always zero.
     pub pad: u16,
-    /// MACs the host sends with; unused entries are all zero, which no sender may have.
+    /// MACs the host sends with; unused entries are all zero, which is nobody's MAC.
     pub host_macs: [[u8; 8]; HOST_MACS],
     /// Interface name when the row was made, zero-padded, for people.
     pub name: [u8; 16],
@@ -374,7 +374,7 @@ pub struct DropEvent {
     pub generation: u32,
     /// Dense id of the master.
     pub master: u16,
-    /// Ethertype behind any VLAN tag, host order; below 1536 it is a length.
+    /// Ethertype, host order; a VLAN tag that stands in the frame is one; below 1536 it is a length.
     pub ethertype: u16,
     /// A drop reason as a number: the programs may be newer than the reader.
     pub reason: u8,
@@ -386,7 +386,7 @@ pub struct DropEvent {
     pub protocol: u8,
     /// Source address; IPv4 as `::ffff:a.b.c.d`; for ARP the sender's; all zero where there is none.
     pub source: [u8; 16],
-    /// Destination address in the same form; for ARP and neighbour solicitations the target.
+    /// Destination address in the same form; for ARP and neighbour messages the target.
     pub destination: [u8; 16],
     /// Source port, or ICMP type; 0 where there is none.
     pub source_port: u16,

@@ -5,10 +5,7 @@
 //! code runs on packet memory, on a copy of it, and on a slice in a test. What lies at a variable offset
 //! (IPv6 extension headers) is read by [`walk`] through [`Load`].
 
-use crate::{
-    bits::{eq32, eq128},
-    drop_reason::DropReason,
-};
+use crate::{bits::eq32, drop_reason::DropReason};
 
 /// Length of an Ethernet header.
 pub const ETH_LEN: u32 = 14;
@@ -28,7 +25,7 @@ pub const IPV4_HEAD: usize = 42;
 /// Bytes of head that [`ipv6`] reads.
 pub const IPV6_HEAD: usize = 62;
 /// Bytes of head that [`neighbour`], [`quote4`] and [`quote6`] read.
-pub const LONG_HEAD: usize = 102;
+pub const LONG_HEAD: usize = 106;
 
 const ICMP: u8 = 1;
 const IGMP: u8 = 2;
@@ -36,7 +33,6 @@ const TCP: u8 = 6;
 const UDP: u8 = 17;
 /// IPv6's ICMP.
 pub const ICMPV6: u8 = 58;
-const NO_NEXT_HEADER: u8 = 59;
 
 const HOP_BY_HOP: u8 = 0;
 const ROUTING: u8 = 43;
@@ -55,6 +51,22 @@ pub trait Head {
     fn raw4<const OFFSET: usize>(&self) -> u32;
     /// Eight bytes at `OFFSET` in memory order.
     fn raw8<const OFFSET: usize>(&self) -> u64;
+}
+
+/// A frame, whatever holds it.
+pub trait Frame {
+    /// Its first bytes.
+    type Head: Head;
+
+    /// Length of the frame in bytes.
+    fn length(&self) -> u32;
+    /// A head that covers `N` bytes, where the frame has them.
+    fn head<const N: usize>(&self) -> Option<Self::Head>;
+    /// A head that covers [`LONG_HEAD`] bytes, where the frame has them.
+    fn long_head(&self) -> Option<Self::Head>;
+    /// [`walk`], which a program keeps as a function of its own: a loop over variable offsets has no place
+    /// in a verdict.
+    fn walk(&self, first: u8, end: u32) -> u64;
 }
 
 /// Bytes of a frame at variable offsets.
@@ -142,6 +154,8 @@ pub struct Facts {
     pub bits: u32,
     /// Length of the frame without VLAN metadata.
     pub length: u32,
+    /// Where an IPv6 packet ends in the frame; the rest is padding.
+    pub end: u32,
     /// Ethertype, or a length below 1536.
     pub ethertype: u16,
     /// Source port, or ICMP type.
@@ -155,7 +169,7 @@ pub struct Facts {
     /// Number of a drop reason that the bytes alone give; 0 = none.
     pub flaw: u8,
     /// Always zero.
-    pub pad: [u8; 7],
+    pub pad: [u8; 3],
 }
 
 impl Facts {
@@ -177,14 +191,60 @@ const EMPTY: Facts = Facts {
     quoted4: 0,
     bits: 0,
     length: 0,
+    end: 0,
     ethertype: 0,
     source_port: 0,
     destination_port: 0,
     l3: l3::NONE,
     protocol: 0,
     flaw: 0,
-    pad: [0; 7],
+    pad: [0; 3],
 };
+
+/// Reads what the verdict needs to know of a frame; `tagged`: a VLAN tag stands beside it.
+#[inline(always)]
+pub fn read(frame: &impl Frame, ethertype: u16, tagged: bool, facts: &mut Facts) {
+    facts.reset(ethertype, frame.length());
+    if tagged {
+        facts.flaw = DropReason::Vlan as u8;
+        return;
+    }
+    match ethertype {
+        ETH_ARP => match frame.head::<ARP_HEAD>() {
+            Some(head) => arp(&head, facts),
+            None => facts.flaw = DropReason::Malformed as u8,
+        },
+        ETH_IPV4 => match frame.head::<IPV4_HEAD>() {
+            Some(head) => ipv4(&head, facts),
+            None => facts.flaw = DropReason::Malformed as u8,
+        },
+        ETH_IPV6 => match frame.head::<IPV6_HEAD>() {
+            Some(head) => ipv6(&head, facts),
+            None => facts.flaw = DropReason::Malformed as u8,
+        },
+        other => other_ethertype(other, facts),
+    }
+    if facts.bits & bit::WALK != 0 && facts.flaw == 0 {
+        walked(frame.walk(facts.protocol, facts.end), facts);
+    }
+    const RARE: u32 = bit::SOLICITATION | bit::ADVERTISEMENT | bit::ICMP_ERROR;
+    if facts.bits & RARE != 0 {
+        body(frame, facts);
+    }
+}
+
+/// Reads the bodies that few packets have.
+#[inline(always)]
+fn body(frame: &impl Frame, facts: &mut Facts) {
+    let Some(head) = frame.long_head() else { return };
+    if facts.bits & (bit::SOLICITATION | bit::ADVERTISEMENT) != 0 {
+        neighbour(&head, facts);
+    } else if facts.l3 == l3::V4 {
+        quote4(&head, facts);
+    } else {
+        quote6(&head, facts);
+    }
+}
 
 /// The flaw of a frame whose ethertype is none of the three.
 #[inline(always)]
@@ -213,8 +273,8 @@ pub fn arp(head: &impl Head, facts: &mut Facts) {
     facts.destination4 = head.raw4::<38>();
     let request = eq32(u32::from(operation), 1);
     let reply = eq32(u32::from(operation), 2);
-    facts.bits = (form & sender_mac & (request | reply)) * bit::ARP_FORM
-        | (request & eq32(facts.source4, 0)) * bit::ARP_PROBE;
+    facts.bits = ((form & sender_mac & (request | reply)) * bit::ARP_FORM)
+        | ((request & eq32(facts.source4, 0)) * bit::ARP_PROBE);
 }
 
 /// Reads an IPv4 header and the first four bytes behind it (RFC 791). `facts` has been reset.
@@ -260,7 +320,8 @@ pub fn ipv4(head: &impl Head, facts: &mut Facts) {
             facts.flaw = DropReason::IpOptions as u8;
             return;
         }
-        facts.bits = bits | bit::IGMP;
+        // Back at once: what follows would be verified once more for this header length.
+        facts.bits = bits | if later { bit::LATER_FRAGMENT } else { bit::IGMP };
         return;
     }
     if later {
@@ -321,7 +382,10 @@ pub fn ipv6(head: &impl Head, facts: &mut Facts) {
         return;
     }
     match next {
-        HOP_BY_HOP | ROUTING | FRAGMENT | DESTINATION_OPTIONS | AUTHENTICATION => facts.bits = bit::WALK,
+        HOP_BY_HOP | ROUTING | FRAGMENT | DESTINATION_OPTIONS | AUTHENTICATION => {
+            facts.bits = bit::WALK;
+            facts.end = 54 + payload;
+        }
         _ => transport6(next, [head.u8::<54>(), head.u8::<55>(), head.u8::<56>(), head.u8::<57>()], facts),
     }
 }
@@ -335,8 +399,8 @@ fn transport6(protocol: u8, start: [u8; 4], facts: &mut Facts) {
         UDP => {
             facts.source_port = source;
             facts.destination_port = destination;
-            facts.bits |= eq32(u32::from(source), 547) * bit::DHCP_SERVER
-                | eq32(u32::from(destination), 546) * bit::TO_DHCP_CLIENT;
+            facts.bits |= (eq32(u32::from(source), 547) * bit::DHCP_SERVER)
+                | (eq32(u32::from(destination), 546) * bit::TO_DHCP_CLIENT);
         }
         TCP => {
             facts.source_port = source;
@@ -360,13 +424,15 @@ fn transport6(protocol: u8, start: [u8; 4], facts: &mut Facts) {
     }
 }
 
-/// Follows the extension headers of an IPv6 packet and packs what it finds into one number: bits 0–7 the
-/// last protocol, 8 routing header or chain that cannot be followed, 9 fragment, 10 later fragment,
-/// 32–63 the first four bytes of the payload in wire order.
+/// Follows the extension headers of an IPv6 packet that ends at `end` and packs what it finds into one number:
+/// bits 0–7 the last protocol, 8 routing header or chain that cannot be followed, 9 fragment, 10 later
+/// fragment, 32–63 the first four bytes of the payload in wire order.
 ///
-/// A number, because in the kernel this is a function of its own, which can return nothing else.
+/// `end` is the packet's, not the frame's: whoever receives it cuts off what lies behind, and a header that
+/// we read there could stand for the one that a later fragment brings. A number, because in the kernel this
+/// is a function of its own, which can return nothing else.
 #[inline(always)]
-pub fn walk(first: u8, frame: &impl Load) -> u64 {
+pub fn walk(first: u8, end: u32, frame: &impl Load) -> u64 {
     const BAD: u64 = 1 << 8;
     let mut next = first;
     let mut offset: u32 = 54;
@@ -380,51 +446,57 @@ pub fn walk(first: u8, frame: &impl Load) -> u64 {
             _ => break,
         }
         let Some(pair) = frame.pair(offset) else { return found | BAD };
+        let mut later = false;
         if next == FRAGMENT {
             let Some(position) = frame.pair(offset + 2) else { return found | BAD };
             found |= 1 << 9;
+            later = u16::from_be_bytes(position) & 0xfff8 != 0;
             offset += 8;
-            if u16::from_be_bytes(position) & 0xfff8 != 0 {
-                return found | 1 << 10 | u64::from(pair[0]);
-            }
         } else if next == AUTHENTICATION {
             offset += (u32::from(pair[1]) + 2) * 4;
         } else {
             offset += (u32::from(pair[1]) + 1) * 8;
         }
+        if offset > end {
+            return found | BAD;
+        }
         next = pair[0];
-    }
-    found |= u64::from(next);
-    match next {
-        HOP_BY_HOP | DESTINATION_OPTIONS | AUTHENTICATION | FRAGMENT | ROUTING => found | BAD,
-        NO_NEXT_HEADER => found,
-        _ => {
-            let (Some(a), Some(b)) = (frame.pair(offset), frame.pair(offset + 2)) else { return found | BAD };
-            found | u64::from(u32::from_be_bytes([a[0], a[1], b[0], b[1]])) << 32
+        if later {
+            return found | 1 << 10 | u64::from(next);
         }
     }
+    found |= u64::from(next);
+    let least = match next {
+        HOP_BY_HOP | DESTINATION_OPTIONS | AUTHENTICATION | FRAGMENT | ROUTING => return found | BAD,
+        TCP => 20,
+        UDP | ICMPV6 => 8,
+        _ => return found,
+    };
+    if offset + least > end {
+        return found | BAD;
+    }
+    let (Some(a), Some(b)) = (frame.pair(offset), frame.pair(offset + 2)) else { return found | BAD };
+    found | u64::from(u32::from_be_bytes([a[0], a[1], b[0], b[1]])) << 32
 }
 
 /// Adds what [`walk`] found to `facts`.
 #[inline(always)]
 pub fn walked(found: u64, facts: &mut Facts) {
-    facts.protocol = found as u8;
+    // In wire order: the payload's first four bytes, two that are zero, the bits, the protocol.
+    let [a, b, c, d, .., protocol] = found.to_be_bytes();
+    facts.protocol = protocol;
     if found & 1 << 8 != 0 {
         facts.flaw = DropReason::ExtensionHeader as u8;
         return;
     }
     facts.bits = bit::WALKED | if found & 1 << 9 != 0 { bit::ANY_FRAGMENT } else { 0 };
     if found & 1 << 10 != 0 {
-        facts.bits |= bit::LATER_FRAGMENT;
+        // Of whatever type: the first fragment says which, and is judged by it.
+        let icmp = eq32(u32::from(protocol), u32::from(ICMPV6));
+        facts.bits |= bit::LATER_FRAGMENT | (icmp * bit::ICMPV6);
     } else {
-        transport6(found as u8, ((found >> 32) as u32).to_be_bytes(), facts);
+        transport6(protocol, [a, b, c, d], facts);
     }
-}
-
-/// Whether the body of a neighbour solicitation or advertisement has to be read by [`neighbour`].
-#[inline(always)]
-pub fn is_neighbour(facts: &Facts) -> bool {
-    facts.bits & (bit::SOLICITATION | bit::ADVERTISEMENT) != 0
 }
 
 /// Reads the body of a neighbour solicitation or advertisement (RFC 4861, section 4.3 and 4.4).
@@ -461,27 +533,28 @@ pub fn neighbour(head: &impl Head, facts: &mut Facts) {
 /// Reads whom an ICMP error quotes (RFC 792). Nothing is set if the quote is too short or a later fragment.
 #[inline(always)]
 pub fn quote4(head: &impl Head, facts: &mut Facts) {
-    if facts.length < 62 || head.u8::<42>() >> 4 != 4 || head.u16::<48>() & 0x1fff != 0 {
+    // Two headers and the error's own eight bytes, by what the packet says of its length: the rest is padding.
+    let readable = u32::from(head.u16::<16>()) >= 48;
+    let header = head.u8::<42>();
+    if !readable || header >> 4 != 4 || header & 15 < 5 || head.u16::<48>() & 0x1fff != 0 {
         return;
     }
     facts.quoted4 = head.raw4::<54>();
     facts.target4 = head.raw4::<58>();
 }
 
-/// Reads whom an ICMPv6 error quotes (RFC 4443). Nothing is set if the quote is too short or
-/// fragmented.
+/// Reads whom an ICMPv6 error quotes (RFC 4443). Nothing is set if the quote is too short or a later
+/// fragment, or if the error itself has extension headers.
 #[inline(always)]
 pub fn quote6(head: &impl Head, facts: &mut Facts) {
-    let readable = facts.length >= 102 && facts.bits & bit::WALKED == 0;
-    if !readable || head.u8::<62>() >> 4 != 6 || head.u8::<68>() == FRAGMENT {
+    let payload = head.u16::<18>();
+    if facts.bits & bit::WALKED != 0 || payload < 48 || head.u8::<62>() >> 4 != 6 {
+        return;
+    }
+    // The first fragment of a datagram that is too big for the path is what a router complains about.
+    if head.u8::<68>() == FRAGMENT && (payload < 56 || head.u16::<104>() & 0xfff8 != 0) {
         return;
     }
     facts.quoted6 = [head.raw8::<70>(), head.raw8::<78>()];
     facts.target6 = [head.raw8::<86>(), head.raw8::<94>()];
-}
-
-/// 1 if the two IPv6 addresses are the same, for users of [`Facts`].
-#[inline(always)]
-pub fn same6(a: [u64; 2], b: [u64; 2]) -> u32 {
-    eq128(a, b)
 }

@@ -53,6 +53,8 @@ pub fn fate(endpoint_mode: u8, reason: u8) -> Fate {
 /// Whether `mac` (six bytes and two zero bytes in memory order) is one the host sends with.
 #[inline(always)]
 pub fn is_host(master: &Master, mac: u64) -> bool {
+    // Unused entries are zero, and a raw socket can send with any source: zero becomes what no entry is.
+    let mac = mac | u64::from(eq128([mac, 0], [0, 0])) << 63;
     let (mut found, mut i) = (0, 0);
     while i < master.host_macs.len() {
         let row = &master.host_macs[i];
@@ -84,11 +86,14 @@ pub fn ingress(facts: &Facts, endpoint: &Endpoint, rules: &impl Rules) -> u8 {
     if facts.flaw != 0 {
         return facts.flaw;
     }
+    let Some((slot, index)) = rules.zone(endpoint.zone) else {
+        return DropReason::ZoneNotLoaded as u8;
+    };
     match facts.l3 {
         // The answer is judged when it leaves; until then nothing is told to anybody.
         l3::ARP => 0,
-        l3::V4 => ingress4(facts, endpoint, rules),
-        l3::V6 => ingress6(facts, endpoint, rules),
+        l3::V4 => ingress4(facts, endpoint, slot, index, rules),
+        l3::V6 => ingress6(facts, endpoint, slot, index, rules),
         _ => DropReason::Ethertype as u8,
     }
 }
@@ -101,7 +106,8 @@ fn egress_arp(facts: &Facts, endpoint: &Endpoint, rules: &impl Rules) -> u8 {
         return DropReason::SourceArp as u8;
     }
     let target = facts.destination4;
-    let known = own4(endpoint, target) | eq32(target, raw4(&endpoint.gateway_v4));
+    let gateway = eq32(target, raw4(&endpoint.gateway_v4)) & (eq32(target, 0) ^ 1);
+    let known = own4(endpoint, target) | gateway;
     let Some((slot, index)) = rules.zone(endpoint.zone) else {
         return DropReason::ZoneNotLoaded as u8;
     };
@@ -160,8 +166,8 @@ fn egress6(facts: &Facts, endpoint: &Endpoint, rules: &impl Rules) -> u8 {
     let target_is_own = own6(endpoint, facts.target6) != 0;
     let asks = bits & bit::SOLICITATION != 0 && !target_is_own;
     if neighbour {
-        // An advertisement is about oneself; a unicast solicitation goes to its target.
-        let aimed = is_multicast6(destination) || eq128(destination, facts.target6) != 0;
+        // An advertisement is about oneself; a solicitation goes to its target or to a group of this link.
+        let aimed = is_link_group6(destination) || eq128(destination, facts.target6) != 0;
         let honest = if asks { aimed } else { target_is_own };
         if bits & bit::ND_FORM == 0 || !honest {
             return DropReason::SourceNd as u8;
@@ -178,7 +184,7 @@ fn egress6(facts: &Facts, endpoint: &Endpoint, rules: &impl Rules) -> u8 {
         let free = bits & bit::ICMPV6 != 0 || slot.flags & zone_flags::HAS_V6 != 0;
         return if free { 0 } else { DropReason::LinkLocal as u8 };
     }
-    let gateway = asks && eq128(target, raw16(&endpoint.gateway_v6)) != 0;
+    let gateway = asks && eq128(target, raw16(&endpoint.gateway_v6)) != 0 && eq128(target, [0, 0]) == 0;
     if !gateway && !allows6(slot, index, rules, target, zone_verdict::EGRESS) {
         return DropReason::ZoneDeny as u8;
     }
@@ -186,14 +192,11 @@ fn egress6(facts: &Facts, endpoint: &Endpoint, rules: &impl Rules) -> u8 {
 }
 
 #[inline(always)]
-fn ingress4(facts: &Facts, endpoint: &Endpoint, rules: &impl Rules) -> u8 {
+fn ingress4(facts: &Facts, endpoint: &Endpoint, slot: &ZoneSlot, index: u32, rules: &impl Rules) -> u8 {
     let bits = facts.bits;
     if let Some(answer) = dhcp_answer(bits, endpoint) {
         return answer;
     }
-    let Some((slot, index)) = rules.zone(endpoint.zone) else {
-        return DropReason::ZoneNotLoaded as u8;
-    };
     if slot.flags & zone_flags::INGRESS_ANY != 0 {
         return 0;
     }
@@ -205,14 +208,11 @@ fn ingress4(facts: &Facts, endpoint: &Endpoint, rules: &impl Rules) -> u8 {
 }
 
 #[inline(always)]
-fn ingress6(facts: &Facts, endpoint: &Endpoint, rules: &impl Rules) -> u8 {
+fn ingress6(facts: &Facts, endpoint: &Endpoint, slot: &ZoneSlot, index: u32, rules: &impl Rules) -> u8 {
     let bits = facts.bits;
     if let Some(answer) = dhcp_answer(bits, endpoint) {
         return answer;
     }
-    let Some((slot, index)) = rules.zone(endpoint.zone) else {
-        return DropReason::ZoneNotLoaded as u8;
-    };
     if slot.flags & zone_flags::INGRESS_ANY != 0 {
         return 0;
     }

@@ -6,7 +6,7 @@ use aya_ebpf::helpers::bpf_get_smp_processor_id;
 use netpath_ebpf::{
     abi::{Counters, DropEvent, MasterCounters, REASON_SLOTS, direction},
     bits::{bytes4, bytes16},
-    packet::{Facts, l3},
+    packet::{Facts, bit, l3},
 };
 
 use super::{
@@ -109,8 +109,10 @@ pub fn report(drop: Drop, packets: u64, facts: &Facts, macs: [[u8; 6]; 2]) {
 fn event(drop: Drop, facts: &Facts, macs: [[u8; 6]; 2]) -> DropEvent {
     let (source, destination) = match facts.l3 {
         l3::V6 => {
-            let asked = facts.target6[0] | facts.target6[1] != 0;
-            (bytes16(facts.source6), bytes16(if asked { facts.target6 } else { facts.destination6 }))
+            // What an error quotes is in `target6` too, and is not where the packet goes.
+            let asks = facts.bits & (bit::SOLICITATION | bit::ADVERTISEMENT) != 0
+                && facts.target6[0] | facts.target6[1] != 0;
+            (bytes16(facts.source6), bytes16(if asks { facts.target6 } else { facts.destination6 }))
         }
         l3::NONE => ([0; 16], [0; 16]),
         _ => (mapped(facts.source4), mapped(facts.destination4)),

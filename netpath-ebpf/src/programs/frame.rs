@@ -9,7 +9,7 @@ use aya_ebpf::{
 use netpath_ebpf::{
     abi::HEAD_LEN,
     bits::opaque,
-    packet::{Head, Load, walk},
+    packet::{Frame, Head, Load, walk},
 };
 
 /// The first bytes of a frame: packet memory that was checked against its end, or a copy.
@@ -49,7 +49,7 @@ impl Head for Bytes {
 }
 
 /// What both kinds of context offer.
-pub trait Frame {
+pub trait Context: Copy {
     /// Address of the first byte.
     fn data(&self) -> usize;
     /// Address behind the last linear byte.
@@ -58,29 +58,59 @@ pub trait Frame {
     fn length(&self) -> u32;
     /// Copies the first `length` bytes, at most [`HEAD_LEN`], to `to`.
     fn copy(&self, to: *mut u8, length: u32) -> bool;
-    /// [`walk`] as a function of its own: a loop over variable offsets has no place in a verdict.
-    fn walk(&self, first: u8) -> u64;
+    /// [`walk`] in a function of its own.
+    fn walk(&self, first: u8, end: u32) -> u64;
+}
 
-    /// `N` bytes of head: packet memory where it is linear, else a copy in `scratch`.
-    #[inline(always)]
-    fn head<const N: usize>(&self, scratch: *mut u8) -> Option<Bytes> {
-        let data = self.data();
-        if data + N <= self.data_end() {
-            return Some(Bytes(data as *const u8));
-        }
-        self.copied_head(scratch)
-    }
+/// A context and room for a copy of its head: [`HEAD_LEN`] bytes of this CPU's scratch.
+pub struct Packet<C> {
+    /// The context.
+    pub context: C,
+    /// The room.
+    pub copy: *mut u8,
+}
 
-    /// As much of the head as there is, up to [`HEAD_LEN`], copied to `scratch`.
+impl<C: Context> Packet<C> {
+    /// As much of the head as there is, up to [`HEAD_LEN`], as a copy.
     #[inline(always)]
-    fn copied_head(&self, scratch: *mut u8) -> Option<Bytes> {
+    fn copied(&self) -> Option<Bytes> {
         // Hidden, or the bound is checked on another register than the one the helper gets.
-        let length = opaque(u64::from(self.length()));
+        let length = opaque(u64::from(self.context.length()));
         let length = if length > HEAD_LEN as u64 { HEAD_LEN as u64 } else { length };
-        if length == 0 || !self.copy(scratch, length as u32) {
+        if length == 0 || !self.context.copy(self.copy, length as u32) {
             return None;
         }
-        Some(Bytes(scratch))
+        Some(Bytes(self.copy))
+    }
+}
+
+impl<C: Context> Frame for Packet<C> {
+    type Head = Bytes;
+
+    #[inline(always)]
+    fn length(&self) -> u32 {
+        self.context.length()
+    }
+
+    /// Packet memory where it is linear, else a copy.
+    #[inline(always)]
+    fn head<const N: usize>(&self) -> Option<Bytes> {
+        let data = self.context.data();
+        if data + N <= self.context.data_end() {
+            return Some(Bytes(data as *const u8));
+        }
+        self.copied()
+    }
+
+    /// Always a copy: few packets need it, and one way is less to verify than two.
+    #[inline(always)]
+    fn long_head(&self) -> Option<Bytes> {
+        self.copied()
+    }
+
+    #[inline(always)]
+    fn walk(&self, first: u8, end: u32) -> u64 {
+        self.context.walk(first, end)
     }
 }
 
@@ -88,7 +118,7 @@ pub trait Frame {
 #[derive(Clone, Copy)]
 pub struct Skb(pub *mut __sk_buff);
 
-impl Frame for Skb {
+impl Context for Skb {
     #[inline(always)]
     fn data(&self) -> usize {
         // SAFETY: The context is valid for the whole run of the program.
@@ -110,8 +140,8 @@ impl Frame for Skb {
         unsafe { bpf_skb_load_bytes(self.0.cast(), 0, to.cast(), length) == 0 }
     }
     #[inline(always)]
-    fn walk(&self, first: u8) -> u64 {
-        walk_skb(self.0, first)
+    fn walk(&self, first: u8, end: u32) -> u64 {
+        walk_skb(self.0, first, end)
     }
 }
 
@@ -128,15 +158,15 @@ impl Load for Skb {
 }
 
 #[inline(never)]
-fn walk_skb(skb: *mut __sk_buff, first: u8) -> u64 {
-    walk(first, &Skb(skb))
+fn walk_skb(skb: *mut __sk_buff, first: u8, end: u32) -> u64 {
+    walk(first, end, &Skb(skb))
 }
 
 /// An XDP context.
 #[derive(Clone, Copy)]
 pub struct Buff(pub *mut xdp_md);
 
-impl Frame for Buff {
+impl Context for Buff {
     #[inline(always)]
     fn data(&self) -> usize {
         // SAFETY: The context is valid for the whole run of the program.
@@ -158,8 +188,8 @@ impl Frame for Buff {
         unsafe { bpf_xdp_load_bytes(self.0, 0, to.cast(), length) == 0 }
     }
     #[inline(always)]
-    fn walk(&self, first: u8) -> u64 {
-        walk_buff(self.0, first)
+    fn walk(&self, first: u8, end: u32) -> u64 {
+        walk_buff(self.0, first, end)
     }
 }
 
@@ -176,6 +206,6 @@ impl Load for Buff {
 }
 
 #[inline(never)]
-fn walk_buff(buff: *mut xdp_md, first: u8) -> u64 {
-    walk(first, &Buff(buff))
+fn walk_buff(buff: *mut xdp_md, first: u8, end: u32) -> u64 {
+    walk(first, end, &Buff(buff))
 }

@@ -12,7 +12,7 @@ use aya_ebpf::{
     macros::{classifier, xdp},
     programs::{TcContext, XdpContext},
 };
-use frame::{Buff, Frame, Skb};
+use frame::{Buff, Context, Packet, Skb};
 use maps::{ENDPOINT_ROWS, MASTERS, SCRATCH, Scratch, ZONE_SLOTS, ZONE_TRIE_V4, ZONE_TRIE_V6, ZONE_WORDS};
 use netpath_ebpf::{
     abi::{
@@ -21,7 +21,7 @@ use netpath_ebpf::{
     },
     bits::{bytes4, bytes16},
     drop_reason::DropReason,
-    packet::{self, Facts, Head, bit},
+    packet::{self, Facts, Frame, Head},
     verdict::{self, Fate, Rules},
 };
 
@@ -56,7 +56,9 @@ struct Maps;
 impl Rules for Maps {
     #[inline(always)]
     fn zone(&self, zone: u32) -> Option<(&ZoneSlot, u32)> {
-        let word = *ZONE_WORDS.get(zone)?;
+        let word = ZONE_WORDS.get(zone)?;
+        // SAFETY: A reference to a map value; volatile because it is read once, whatever is written meanwhile.
+        let word = unsafe { core::ptr::read_volatile(word) };
         if word & zone_word::LOADED == 0 {
             return None;
         }
@@ -87,8 +89,8 @@ struct Ethernet {
 
 impl Ethernet {
     #[inline(always)]
-    fn read(frame: &impl Frame, scratch: *mut u8) -> Option<Self> {
-        let head = frame.head::<14>(scratch)?;
+    fn read(frame: &impl Frame) -> Option<Self> {
+        let head = frame.head::<14>()?;
         let destination_raw = u64::from(head.raw4::<0>()) | u64::from(head.u16::<4>().to_be()) << 32;
         let source_raw = u64::from(head.raw4::<6>()) | u64::from(head.u16::<10>().to_be()) << 32;
         Some(Self {
@@ -132,51 +134,18 @@ fn scratch() -> Option<*mut Scratch> {
     SCRATCH.get_ptr_mut(0)
 }
 
+/// The frame of `context`, with this CPU's room for a copy of its head.
+#[inline(always)]
+fn packet<C: Context>(context: C, scratch: *mut Scratch) -> Packet<C> {
+    // SAFETY: `scratch` is this CPU's map value.
+    Packet { context, copy: unsafe { (&raw mut (*scratch).head).cast::<u8>() } }
+}
+
 /// Reads what the verdict needs to know into `scratch.facts`.
 #[inline(always)]
 fn read(frame: &impl Frame, ethernet: &Ethernet, tagged: bool, scratch: *mut Scratch) {
-    // SAFETY: `scratch` is this CPU's map value; nothing else refers to it now.
-    let (facts, copy) = unsafe { (&mut (*scratch).facts, (&raw mut (*scratch).head).cast::<u8>()) };
-    facts.reset(ethernet.ethertype, frame.length());
-    if tagged {
-        facts.flaw = DropReason::Vlan as u8;
-        return;
-    }
-    match ethernet.ethertype {
-        packet::ETH_ARP => match frame.head::<{ packet::ARP_HEAD }>(copy) {
-            Some(head) => packet::arp(&head, facts),
-            None => facts.flaw = DropReason::Malformed as u8,
-        },
-        packet::ETH_IPV4 => match frame.head::<{ packet::IPV4_HEAD }>(copy) {
-            Some(head) => packet::ipv4(&head, facts),
-            None => facts.flaw = DropReason::Malformed as u8,
-        },
-        packet::ETH_IPV6 => match frame.head::<{ packet::IPV6_HEAD }>(copy) {
-            Some(head) => packet::ipv6(&head, facts),
-            None => facts.flaw = DropReason::Malformed as u8,
-        },
-        other => packet::other_ethertype(other, facts),
-    }
-    if facts.bits & bit::WALK != 0 && facts.flaw == 0 {
-        packet::walked(frame.walk(facts.protocol), facts);
-    }
-    let rare = bit::SOLICITATION | bit::ADVERTISEMENT | bit::ICMP_ERROR;
-    if facts.bits & rare != 0 {
-        read_body(frame, facts, copy);
-    }
-}
-
-/// Reads the bodies that few packets have, always from a copy.
-#[inline(always)]
-fn read_body(frame: &impl Frame, facts: &mut Facts, copy: *mut u8) {
-    let Some(head) = frame.copied_head(copy) else { return };
-    if packet::is_neighbour(facts) {
-        packet::neighbour(&head, facts);
-    } else if facts.l3 == packet::l3::V4 {
-        packet::quote4(&head, facts);
-    } else {
-        packet::quote6(&head, facts);
-    }
+    // SAFETY: `scratch` is this CPU's map value; nothing else refers to its facts now.
+    packet::read(frame, ethernet.ethertype, tagged, unsafe { &mut (*scratch).facts });
 }
 
 /// The facts as the verifier should see them: a map value about which it knows nothing.
@@ -292,11 +261,9 @@ fn received(
 #[classifier]
 pub fn egress(ctx: TcContext) -> i32 {
     let skb = ctx.skb.skb;
-    let frame = Skb(skb);
     let Some(scratch) = scratch() else { return NEXT };
-    // SAFETY: This CPU's map value.
-    let copy = unsafe { (&raw mut (*scratch).head).cast::<u8>() };
-    let Some(ethernet) = Ethernet::read(&frame, copy) else { return NEXT };
+    let frame = packet(Skb(skb), scratch);
+    let Some(ethernet) = Ethernet::read(&frame) else { return NEXT };
     // SAFETY: The context is valid.
     let (segments, bytes, tagged) = unsafe { ((*skb).gso_segs, (*skb).wire_len, (*skb).vlan_present != 0) };
     let size = Size { packets: u64::from(if segments == 0 { 1 } else { segments }), bytes: u64::from(bytes) };
@@ -342,11 +309,9 @@ fn unknown(master: &Master, ethernet: &Ethernet, length: u32, scratch: *mut Scra
 #[classifier]
 pub fn ingress(ctx: TcContext) -> i32 {
     let skb = ctx.skb.skb;
-    let frame = Skb(skb);
     let Some(scratch) = scratch() else { return NEXT };
-    // SAFETY: This CPU's map value.
-    let copy = unsafe { (&raw mut (*scratch).head).cast::<u8>() };
-    let Some(ethernet) = Ethernet::read(&frame, copy) else { return NEXT };
+    let frame = packet(Skb(skb), scratch);
+    let Some(ethernet) = Ethernet::read(&frame) else { return NEXT };
     let Some(master) = MASTERS.get(u32::from(globals::master())) else { return NEXT };
     if ethernet.is_group() {
         // macvlan hands a copy to everybody: it can be attributed to none, and the copies for siblings
@@ -363,13 +328,14 @@ pub fn ingress(ctx: TcContext) -> i32 {
         }
         return NEXT;
     }
-    if receiver.is_some() && is_stamped(skb, master.stamp) {
+    // SAFETY: The context is valid.
+    let tagged = unsafe { (*skb).vlan_present != 0 };
+    // A tag that the NIC took off is not in what XDP judged.
+    if receiver.is_some() && !tagged && is_stamped(skb, master.stamp) {
         return NEXT;
     }
     let sender = endpoint(ethernet.source_raw);
     let size = received_size(skb);
-    // SAFETY: The context is valid.
-    let tagged = unsafe { (*skb).vlan_present != 0 };
     let judged = receiver.is_some_and(verdict::is_judged) || sender.is_some_and(verdict::is_judged);
     if judged {
         read(&frame, &ethernet, tagged, scratch);
@@ -432,11 +398,9 @@ fn header_length(skb: *mut __sk_buff) -> u32 {
 /// Every frame from the wire, before the kernel has made a packet of it.
 #[xdp(frags)]
 pub fn xdp(ctx: XdpContext) -> u32 {
-    let frame = Buff(ctx.ctx);
     let Some(scratch) = scratch() else { return xdp_action::XDP_PASS };
-    // SAFETY: This CPU's map value.
-    let copy = unsafe { (&raw mut (*scratch).head).cast::<u8>() };
-    let Some(ethernet) = Ethernet::read(&frame, copy) else { return xdp_action::XDP_PASS };
+    let frame = packet(Buff(ctx.ctx), scratch);
+    let Some(ethernet) = Ethernet::read(&frame) else { return xdp_action::XDP_PASS };
     if ethernet.is_group() {
         return xdp_action::XDP_PASS;
     }

@@ -1,0 +1,283 @@
+//! A node of its own for each test: a BPF file system, maps and the three programs of one master.
+
+use std::{
+    fs,
+    path::PathBuf,
+    sync::atomic::{AtomicU32, Ordering},
+};
+
+use aya::{
+    Ebpf, Pod,
+    maps::{Array, Map, MapData},
+    programs::{Program, TestRun, TestRunOptions},
+};
+use netpath::{
+    kernel::bpf::{
+        Hook,
+        maps::{Maps, ZoneContent, pin_of},
+        object::{self, Settings},
+        selftest::{NEXT, XDP_PASS},
+        sys::ensure_bpffs,
+    },
+    root::Root,
+};
+use netpath_ebpf::{
+    abi::{Counters, DropCounters, Endpoint, EndpointKey, HOST_MACS, Master, MasterCounters, unknown_source},
+    drop_reason::DropReason,
+};
+
+use crate::verdict::{
+    cases::Case,
+    frames::POD_MAC,
+    image::{self, Image, Layout, ZONE},
+    model::Setup,
+    reference::Way,
+};
+
+/// The dense id of the master in every test.
+pub(crate) const MASTER: u16 = 1;
+/// What the host sends with.
+pub(crate) const HOST_MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
+/// What XDP writes in front of what it has counted.
+pub(crate) const STAMP: u64 = 0x1122_3344_5566_7788;
+
+/// A root below the temporary directory; unmounted and removed however the test ends.
+struct Scene {
+    root: Root,
+}
+
+impl Scene {
+    fn new() -> Self {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let name = format!("netpath-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+        let scene = Self { root: Root::new(std::env::temp_dir().join(name)) };
+        assert!(nix::unistd::geteuid().is_root(), "these tests load programs: run them as root");
+        ensure_bpffs(&scene.root.bpffs()).expect("a BPF file system");
+        scene
+    }
+}
+
+impl Drop for Scene {
+    fn drop(&mut self) {
+        // Both may fail where `new` did; then there is nothing to undo.
+        let unmounted = nix::mount::umount2(&self.root.bpffs(), nix::mount::MntFlags::MNT_DETACH);
+        let removed = fs::remove_dir_all(self.root.path());
+        if !std::thread::panicking() {
+            unmounted.expect("unmount the BPF file system");
+            removed.expect("remove the root");
+        }
+    }
+}
+
+/// What a program is told beside the frame (`struct __sk_buff`).
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Context {
+    /// Bytes on the wire.
+    pub(crate) wire_length: u32,
+    /// Packets on the wire.
+    pub(crate) segments: u32,
+}
+
+impl Context {
+    fn bytes(self) -> [u8; 192] {
+        let mut bytes = [0; 192];
+        bytes[160..164].copy_from_slice(&self.wire_length.to_ne_bytes());
+        bytes[164..168].copy_from_slice(&self.segments.to_ne_bytes());
+        bytes
+    }
+}
+
+/// A node with one master.
+pub(crate) struct Node {
+    pub(crate) maps: Maps,
+    object: Ebpf,
+    scene: Scene,
+}
+
+impl Node {
+    /// Maps, a master that the host sends on, and the programs; no endpoint, no zone.
+    pub(crate) fn new() -> Self {
+        Self::with(Settings { endpoints: 32, zones: 8, prefixes: 256, event_bytes: 64 * 1024 })
+    }
+
+    pub(crate) fn with(settings: Settings) -> Self {
+        let scene = Scene::new();
+        let pins = scene.root.pins();
+        let mut maps = object::maps(&pins, &settings).expect("maps");
+        maps.set_master(MASTER, &master(unknown_source::AUDIT)).expect("master row");
+        let mut object = object::load(&pins, &settings, MASTER, object::cpus()).expect("object");
+        for hook in Hook::ALL {
+            match object.program_mut(hook.name()).expect("program") {
+                Program::SchedClassifier(program) => program.load().expect("the verifier accepts it"),
+                Program::Xdp(program) => program.load().expect("the verifier accepts it"),
+                other => panic!("{} is {other:?}", hook.name()),
+            }
+        }
+        Self { maps, object, scene }
+    }
+
+    /// A node with the pod of `setup` and its zone.
+    pub(crate) fn in_setup(setup: Setup, layout: Layout) -> (Self, Endpoint) {
+        let mut node = Self::new();
+        let row = node.add(POD_MAC, setup, layout);
+        (node, row)
+    }
+
+    /// Writes the zone of `setup` to row 1 and adds its pod under `mac`.
+    pub(crate) fn add(&mut self, mac: [u8; 6], setup: Setup, layout: Layout) -> Endpoint {
+        let (pod, zone) = setup.world();
+        match zone {
+            Some(zone) => {
+                let content = content(&Image::new(&zone, layout));
+                self.maps.write_zone(ZONE, "lan", [7; 16], &content).expect("zone");
+            }
+            None => self.maps.remove_zone(ZONE).expect("no zone"),
+        }
+        self.maps.add_endpoint(EndpointKey::new(MASTER, mac), image::endpoint(&pod)).expect("endpoint row")
+    }
+
+    /// Puts `row` in force for `mac`.
+    pub(crate) fn set(&mut self, mac: [u8; 6], row: &Endpoint) {
+        self.maps.set_endpoint(EndpointKey::new(MASTER, mac), row).expect("endpoint row");
+    }
+
+    pub(crate) fn root(&self) -> &Root {
+        &self.scene.root
+    }
+
+    pub(crate) fn pins(&self) -> PathBuf {
+        self.scene.root.pins()
+    }
+
+    pub(crate) fn pin(&self, map: &str) -> PathBuf {
+        pin_of(&self.pins(), map)
+    }
+
+    pub(crate) fn program(&mut self, hook: Hook) -> &mut Program {
+        self.object.program_mut(hook.name()).expect("program")
+    }
+
+    fn test_run(&self, hook: Hook, options: TestRunOptions<'_>) -> (i32, usize) {
+        let result = match self.object.program(hook.name()).expect("program") {
+            Program::SchedClassifier(program) => program.test_run(options),
+            Program::Xdp(program) => program.test_run(options),
+            other => panic!("{} is {other:?}", hook.name()),
+        };
+        let result = result.unwrap_or_else(|error| panic!("a test run at {}: {error:?}", hook.name()));
+        (result.return_value.cast_signed(), result.data_size_out as usize)
+    }
+
+    /// Runs a program on `frame`; true: it passes. Any verdict but pass and drop is a failure.
+    #[track_caller]
+    pub(crate) fn passes(&self, hook: Hook, frame: &[u8]) -> bool {
+        let (verdict, _) =
+            self.test_run(hook, TestRunOptions { data_in: Some(frame), ..TestRunOptions::default() });
+        passed(hook, verdict)
+    }
+
+    /// As [`Node::passes`], `repeat` times in a row; the verdict is the last one's.
+    #[track_caller]
+    pub(crate) fn passes_times(&self, hook: Hook, frame: &[u8], repeat: u32) -> bool {
+        let options = TestRunOptions { data_in: Some(frame), repeat, ..TestRunOptions::default() };
+        passed(hook, self.test_run(hook, options).0)
+    }
+
+    /// As [`Node::passes`], for a frame that stands for several on the wire.
+    #[track_caller]
+    pub(crate) fn passes_as(&self, hook: Hook, frame: &[u8], context: Context) -> bool {
+        let context = context.bytes();
+        let options =
+            TestRunOptions { data_in: Some(frame), ctx_in: Some(&context), ..TestRunOptions::default() };
+        passed(hook, self.test_run(hook, options).0)
+    }
+
+    /// Runs XDP and returns whether the frame passed, and it as it then is, metadata in front.
+    pub(crate) fn xdp_output(&self, frame: &[u8]) -> (bool, Vec<u8>) {
+        let mut out = vec![0; frame.len() + 64];
+        // Metadata is part of the output only of a run that was given a context (`struct xdp_md`).
+        let mut context = [0u8; 24];
+        let length = u32::try_from(frame.len()).expect("a frame");
+        context[4..8].copy_from_slice(&length.to_ne_bytes());
+        let mut context_out = [0u8; 24];
+        let options = TestRunOptions {
+            data_in: Some(frame),
+            data_out: Some(&mut out),
+            ctx_in: Some(&context),
+            ctx_out: Some(&mut context_out),
+            ..TestRunOptions::default()
+        };
+        let (verdict, size) = self.test_run(Hook::Xdp, options);
+        out.truncate(size);
+        (passed(Hook::Xdp, verdict), out)
+    }
+
+    pub(crate) fn counters(&self, id: u32) -> Counters {
+        self.maps.counters().expect("counters").endpoint(id)
+    }
+
+    pub(crate) fn master_counters(&self) -> MasterCounters {
+        self.maps.counters().expect("counters").master(MASTER)
+    }
+
+    pub(crate) fn drops(&self, id: u32) -> DropCounters {
+        self.maps.drops(id).expect("drops")
+    }
+
+    /// Opens an array map past the library, to put it in a state that takes hours to reach.
+    pub(crate) fn raw<T: Pod>(&self, map: &str) -> Array<MapData, T> {
+        let data = MapData::from_pin(self.pin(map)).expect("a pinned map");
+        Array::try_from(Map::Array(data)).expect("an array of such values")
+    }
+}
+
+#[track_caller]
+fn passed(hook: Hook, verdict: i32) -> bool {
+    const SHOT: i32 = 2;
+    const XDP_DROP: i32 = 1;
+    match (hook, verdict) {
+        (Hook::Xdp, XDP_PASS) | (Hook::Ingress | Hook::Egress, NEXT) => true,
+        (Hook::Xdp, XDP_DROP) | (Hook::Ingress | Hook::Egress, SHOT) => false,
+        _ => panic!("{} returned {verdict}", hook.name()),
+    }
+}
+
+/// The row of the master.
+pub(crate) fn master(unknown_source: u8) -> Master {
+    let mut host_macs = [[0; 8]; HOST_MACS];
+    // Not the first of the list: all are looked at.
+    host_macs[2][..6].copy_from_slice(&HOST_MAC);
+    Master {
+        netns_cookie: 1,
+        stamp: STAMP,
+        ifindex: 7,
+        unknown_source,
+        host_mac_count: 3,
+        pad: 0,
+        host_macs,
+        name: *b"eno1\0\0\0\0\0\0\0\0\0\0\0\0",
+        object: 1,
+    }
+}
+
+/// A zone's image as the library writes it.
+pub(crate) fn content(image: &Image) -> ZoneContent {
+    ZoneContent { slot: image.slot, trie_v4: image.trie_v4.clone(), trie_v6: image.trie_v6.clone() }
+}
+
+/// Whether `hook` can be shown `case` by a test run; what cannot is shown on real interfaces.
+pub(crate) fn runs(hook: Hook, case: &Case) -> bool {
+    case.is_small() && (hook == Hook::Xdp || case.has_header())
+}
+
+/// Which direction a hook judges when the other end is on the wire.
+pub(crate) fn way(hook: Hook) -> Way {
+    match hook {
+        Hook::Egress => Way::Egress,
+        Hook::Ingress | Hook::Xdp => Way::Ingress,
+    }
+}
+
+/// The index of a reason in [`DropCounters`].
+pub(crate) fn slot(reason: DropReason) -> usize {
+    usize::from(reason as u8)
+}
