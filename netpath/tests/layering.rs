@@ -40,6 +40,7 @@ const MODULES: &[(&str, Layer)] = &[
     ("state", Layer::Effect),
     ("cluster", Layer::Effect),
     ("exec", Layer::Exec),
+    ("police", Layer::Journey),
     ("plugin", Layer::Journey),
     ("agent", Layer::Journey),
     ("cli", Layer::Journey),

@@ -29,7 +29,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
                 say(format_args!("{} is out of date: run `cargo xtask codegen`", path.display()));
             }
             false => {
-                std::fs::write(path, wanted).with_context(|| format!("cannot write {}", path.display()))?
+                std::fs::write(path, wanted).with_context(|| format!("cannot write {}", path.display()))?;
             }
         }
     }

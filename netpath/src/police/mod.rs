@@ -105,8 +105,13 @@ pub enum PoliceError {
         master: String,
     },
     /// What CHECK found.
-    #[error("the attachment is not policed as it should be: {0}")]
-    Unpoliced(&'static str),
+    #[error("the attachment is not policed as it should be: {what}; {fix}")]
+    Unpoliced {
+        /// What is missing.
+        what: &'static str,
+        /// What to do about it.
+        fix: &'static str,
+    },
 }
 
 impl PoliceError {
@@ -118,7 +123,7 @@ impl PoliceError {
             Self::Zone(_) | Self::Masters(_) | Self::Settings { .. } => 7,
             Self::Read { .. } => 5,
             Self::Addresses { .. } | Self::MacTaken { .. } => 131,
-            Self::Unpoliced(_) => 132,
+            Self::Unpoliced { .. } => 132,
             Self::Bpf(_) | Self::Maps(_) | Self::Netlink(_) | Self::HostMacs { .. } | Self::NoMac { .. } => {
                 130
             }

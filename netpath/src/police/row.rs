@@ -147,30 +147,30 @@ pub fn leave(maps: &mut Maps, master: u16, mac: Mac, id: u32) -> Result<(), Poli
 pub fn check(root: &Root, id: u16, ifindex: u32, mac: Mac, ips: &[IpNetwork]) -> Result<(), PoliceError> {
     let pins = root.pins();
     let Some(maps) = Maps::open(&pins)? else {
-        return Err(PoliceError::Unpoliced("nothing is loaded; the maps were removed, so delete the pod"));
+        return Err(unpoliced("nothing is loaded", "delete the pod"));
     };
     let states = attach::inspect(&pins, id, ifindex)?;
     for hook in [crate::kernel::bpf::Hook::Egress, crate::kernel::bpf::Hook::Ingress] {
         if !states.iter().any(|state| state.hook == hook && state.live) {
-            return Err(PoliceError::Unpoliced(
-                "a program is not attached to the master; run `netpath attach`",
-            ));
+            return Err(unpoliced("a program is not attached to the master", "run `netpath attach`"));
         }
     }
     let Some(row) = maps.endpoint(EndpointKey::new(id, mac.bytes()))? else {
-        return Err(PoliceError::Unpoliced("its row is missing from the map `endpoints`; delete the pod"));
+        return Err(unpoliced("its row is missing from the map `endpoints`", "delete the pod"));
     };
     if row.mode != mode::OFF && maps.zone(row.zone)?.is_none() {
-        return Err(PoliceError::Unpoliced(
-            "its zone is not loaded; apply the network again with `netpath apply`",
-        ));
+        return Err(unpoliced("its zone is not loaded", "apply the network again with `netpath apply`"));
     }
     let has = |ip: IpAddr| match ip {
         IpAddr::V4(ip) => row.v4.contains(&ip.octets()),
         IpAddr::V6(ip) => row.v6.contains(&ip.octets()),
     };
     if !ips.iter().all(|ip| has(ip.ip())) {
-        return Err(PoliceError::Unpoliced("its row does not hold its addresses; delete the pod"));
+        return Err(unpoliced("its row does not hold its addresses", "delete the pod"));
     }
     Ok(())
+}
+
+fn unpoliced(what: &'static str, fix: &'static str) -> PoliceError {
+    PoliceError::Unpoliced { what, fix }
 }

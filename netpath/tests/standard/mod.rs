@@ -215,12 +215,17 @@ pub(crate) fn endless_worker(call: &Call) -> Child {
 fn worker_command(call: &Call) -> Command {
     let mut command = Command::new(std::env::current_exe().unwrap());
     command
-        .args(["--exact", "worker", "--ignored", "--nocapture"])
+        .args(["--exact", "worker", "--nocapture"])
         .envs(&call.env)
         .env(CONF, call.conf.to_string())
         .stdin(Stdio::null())
         .stdout(Stdio::piped());
     command
+}
+
+/// Whether another test started this process to work for it.
+pub(crate) fn is_worker() -> bool {
+    std::env::var_os(CONF).is_some()
 }
 
 /// What the worker process does.

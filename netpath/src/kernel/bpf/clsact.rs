@@ -52,7 +52,7 @@ pub fn filters(ifindex: u32, hook: Hook) -> io::Result<Vec<Filter>> {
                 match attribute {
                     TcAttribute::Kind(kind) => is_bpf = kind == "bpf",
                     TcAttribute::Options(options) => {
-                        program = program.or_else(|| program_id(options, TCA_BPF_ID))
+                        program = program.or_else(|| program_id(options, TCA_BPF_ID));
                     }
                     _ => {}
                 }
