@@ -5,18 +5,17 @@ use core::arch::asm;
 use aya_ebpf::helpers::bpf_get_smp_processor_id;
 use netpath_ebpf::{
     abi::{Counters, DropEvent, MasterCounters, REASON_SLOTS, direction},
-    bits::{bytes4, bytes16},
     packet::{Facts, bit, l3},
 };
 
 use super::{
     globals,
-    maps::{BUDGETS, COUNTERS, DROPS, EVENTS, MASTER_COUNTERS},
+    maps::{BUDGETS, COUNTERS, DROPS, EVENTS, MASTER_COUNTERS, Scratch},
 };
 
 /// How much one frame counts for.
 #[derive(Clone, Copy)]
-pub struct Size {
+pub(crate) struct Size {
     /// Packets on the wire.
     pub packets: u64,
     /// Bytes on the wire without FCS.
@@ -25,7 +24,7 @@ pub struct Size {
 
 /// This CPU's counters of an endpoint.
 #[inline(always)]
-pub fn counters(id: u32) -> Option<&'static mut Counters> {
+pub(crate) fn counters(id: u32) -> Option<&'static mut Counters> {
     // SAFETY: The slot is this CPU's alone, and programs on one CPU do not interrupt each other.
     let cpu = unsafe { bpf_get_smp_processor_id() };
     let slot = COUNTERS.get_ptr_mut(id.wrapping_mul(globals::cpus()).wrapping_add(cpu))?;
@@ -35,7 +34,7 @@ pub fn counters(id: u32) -> Option<&'static mut Counters> {
 
 /// This CPU's counters of the master.
 #[inline(always)]
-pub fn master_counters() -> Option<&'static mut MasterCounters> {
+pub(crate) fn master_counters() -> Option<&'static mut MasterCounters> {
     // SAFETY: As in `counters`.
     let cpu = unsafe { bpf_get_smp_processor_id() };
     let index = u32::from(globals::master()) * globals::cpus() + cpu;
@@ -46,17 +45,24 @@ pub fn master_counters() -> Option<&'static mut MasterCounters> {
 
 /// One drop, or what would have been one.
 #[derive(Clone, Copy)]
-pub struct Drop {
+#[repr(C)]
+pub(crate) struct Drop {
+    /// Packets on the wire.
+    pub packets: u64,
     /// Endpoint id; 0 = nobody.
     pub endpoint: u32,
     /// Its generation.
     pub generation: u32,
+    /// Source and destination MAC.
+    pub macs: [[u8; 6]; 2],
     /// Number of the reason.
     pub reason: u8,
     /// One of [`direction`].
     pub direction: u8,
-    /// The packet passes all the same.
-    pub audited: bool,
+    /// 1 = the packet passes all the same.
+    pub audited: u8,
+    /// Always zero.
+    pub pad: u8,
 }
 
 /// Adds to a counter that all CPUs share. `AtomicU64` does not exist for this target.
@@ -66,23 +72,27 @@ fn add(counter: *mut u64, packets: u64) {
     unsafe { asm!("lock *(u64 *)({0} + 0) += {1}", in(reg) counter, in(reg) packets, options(nostack)) };
 }
 
-/// Counts a drop by reason and emits an event if the endpoint's budget allows.
-#[inline(always)]
-pub fn report(drop: Drop, packets: u64, facts: &Facts, macs: [[u8; 6]; 2]) {
+/// Counts the drop in `scratch` by reason and emits an event if the endpoint's budget allows.
+///
+/// A function of its own, with one pointer as argument: three copies of it in one program, each with an
+/// event on its stack, would not fit the 512 bytes that a program and what it calls may use together.
+#[inline(never)]
+pub(crate) fn report(scratch: &Scratch) -> u32 {
+    let (drop, facts) = (&scratch.drop, &scratch.facts);
     let slot = usize::from(drop.reason) & (REASON_SLOTS - 1);
     if let Some(row) = DROPS.get_ptr_mut(drop.endpoint) {
         // SAFETY: `row` points to a map value; the index is masked.
         let counter = unsafe {
             match (drop.direction, drop.audited) {
-                (direction::TX, false) => &raw mut (*row).tx_dropped[slot],
-                (direction::TX, true) => &raw mut (*row).tx_audited[slot],
-                (_, false) => &raw mut (*row).rx_dropped[slot],
-                (_, true) => &raw mut (*row).rx_audited[slot],
+                (direction::TX, 0) => &raw mut (*row).tx_dropped[slot],
+                (direction::TX, _) => &raw mut (*row).tx_audited[slot],
+                (_, 0) => &raw mut (*row).rx_dropped[slot],
+                (_, _) => &raw mut (*row).rx_audited[slot],
             }
         };
-        add(counter, packets);
+        add(counter, drop.packets);
     }
-    let Some(budget) = BUDGETS.get_ptr_mut(drop.endpoint) else { return };
+    let Some(budget) = BUDGETS.get_ptr_mut(drop.endpoint) else { return 0 };
     // SAFETY: As above. A race between CPUs may lose a decrement: one event more, never a wrap.
     let left = unsafe {
         match drop.direction {
@@ -90,56 +100,84 @@ pub fn report(drop: Drop, packets: u64, facts: &Facts, macs: [[u8; 6]; 2]) {
             _ => &mut (*budget).rx[slot],
         }
     };
-    let Some(totals) = master_counters() else { return };
+    let Some(totals) = master_counters() else { return 0 };
     if *left <= 0 {
         totals.events_limited += 1;
-        return;
+        return 0;
     }
     *left -= 1;
     let Some(mut entry) = EVENTS.reserve(0) else {
         totals.events_lost += 1;
-        return;
+        return 0;
     };
     totals.events_emitted += 1;
-    entry.write(event(drop, facts, macs));
+    // SAFETY: Reserved for one event; every byte of it is written before it is submitted.
+    unsafe { fill(entry.as_mut_ptr(), drop, facts) };
     entry.submit(0);
+    1
 }
 
+/// Writes the event where it lies: built on the stack first it would take most of it.
 #[inline(always)]
-fn event(drop: Drop, facts: &Facts, macs: [[u8; 6]; 2]) -> DropEvent {
-    let (source, destination) = match facts.l3 {
-        l3::V6 => {
-            // What an error quotes is in `target6` too, and is not where the packet goes.
-            let asks = facts.bits & (bit::SOLICITATION | bit::ADVERTISEMENT) != 0
-                && facts.target6[0] | facts.target6[1] != 0;
-            (bytes16(facts.source6), bytes16(if asks { facts.target6 } else { facts.destination6 }))
+unsafe fn fill(event: *mut DropEvent, drop: &Drop, facts: &Facts) {
+    // What an error quotes is in `target6` too, and is not where the packet goes.
+    let asks = facts.bits & (bit::SOLICITATION | bit::ADVERTISEMENT) != 0
+        && facts.target6[0] | facts.target6[1] != 0;
+    // SAFETY: The caller's pointer is valid for writes; the two addresses are plain bytes.
+    unsafe {
+        (*event).endpoint = drop.endpoint;
+        (*event).generation = drop.generation;
+        (*event).master = globals::master();
+        (*event).ethertype = facts.ethertype;
+        (*event).reason = drop.reason;
+        (*event).direction = drop.direction;
+        (*event).audited = drop.audited;
+        (*event).protocol = facts.protocol;
+        let source = (&raw mut (*event).source).cast::<u32>();
+        let destination = (&raw mut (*event).destination).cast::<u32>();
+        match facts.l3 {
+            l3::V6 => {
+                write6(source, facts.source6);
+                write6(destination, if asks { facts.target6 } else { facts.destination6 });
+            }
+            l3::NONE => {
+                write6(source, [0; 2]);
+                write6(destination, [0; 2]);
+            }
+            _ => {
+                write4(source, facts.source4);
+                write4(destination, facts.destination4);
+            }
         }
-        l3::NONE => ([0; 16], [0; 16]),
-        _ => (mapped(facts.source4), mapped(facts.destination4)),
-    };
-    DropEvent {
-        endpoint: drop.endpoint,
-        generation: drop.generation,
-        master: globals::master(),
-        ethertype: facts.ethertype,
-        reason: drop.reason,
-        direction: drop.direction,
-        audited: u8::from(drop.audited),
-        protocol: facts.protocol,
-        source,
-        destination,
-        source_port: facts.source_port,
-        destination_port: facts.destination_port,
-        length: facts.length,
-        source_mac: macs[0],
-        destination_mac: macs[1],
-        pad: [0; 4],
+        (*event).source_port = facts.source_port;
+        (*event).destination_port = facts.destination_port;
+        (*event).length = facts.length;
+        (*event).source_mac = drop.macs[0];
+        (*event).destination_mac = drop.macs[1];
+        (*event).pad = [0; 4];
     }
 }
 
-/// `::ffff:a.b.c.d`
+/// Writes an IPv6 address in memory order.
 #[inline(always)]
-fn mapped(address: u32) -> [u8; 16] {
-    let a = bytes4(address);
-    [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, a[0], a[1], a[2], a[3]]
+unsafe fn write6(to: *mut u32, address: [u64; 2]) {
+    // SAFETY: The caller's pointer is valid for sixteen bytes and aligned to four.
+    unsafe {
+        to.write(address[0] as u32);
+        to.add(1).write((address[0] >> 32) as u32);
+        to.add(2).write(address[1] as u32);
+        to.add(3).write((address[1] >> 32) as u32);
+    }
+}
+
+/// Writes `::ffff:a.b.c.d`.
+#[inline(always)]
+unsafe fn write4(to: *mut u32, address: u32) {
+    // SAFETY: As in `write6`.
+    unsafe {
+        to.write(0);
+        to.add(1).write(0);
+        to.add(2).write(u32::from_ne_bytes([0, 0, 0xff, 0xff]));
+        to.add(3).write(address);
+    }
 }

@@ -13,7 +13,7 @@ use netpath_ebpf::{
 };
 
 /// The first bytes of a frame: packet memory that was checked against its end, or a copy.
-pub struct Bytes(*const u8);
+pub(crate) struct Bytes(*const u8);
 
 /// Reads `$width` at a constant offset. An assembler load, because LLVM would otherwise read byte by byte:
 /// it does not know that the kernel's BPF allows unaligned words in packets.
@@ -49,7 +49,7 @@ impl Head for Bytes {
 }
 
 /// What both kinds of context offer.
-pub trait Context: Copy {
+pub(crate) trait Context: Copy {
     /// Address of the first byte.
     fn data(&self) -> usize;
     /// Address behind the last linear byte.
@@ -63,7 +63,7 @@ pub trait Context: Copy {
 }
 
 /// A context and room for a copy of its head: [`HEAD_LEN`] bytes of this CPU's scratch.
-pub struct Packet<C> {
+pub(crate) struct Packet<C> {
     /// The context.
     pub context: C,
     /// The room.
@@ -116,7 +116,7 @@ impl<C: Context> Frame for Packet<C> {
 
 /// A TC context.
 #[derive(Clone, Copy)]
-pub struct Skb(pub *mut __sk_buff);
+pub(crate) struct Skb(pub *mut __sk_buff);
 
 impl Context for Skb {
     #[inline(always)]
@@ -164,7 +164,7 @@ fn walk_skb(skb: *mut __sk_buff, first: u8, end: u32) -> u64 {
 
 /// An XDP context.
 #[derive(Clone, Copy)]
-pub struct Buff(pub *mut xdp_md);
+pub(crate) struct Buff(pub *mut xdp_md);
 
 impl Context for Buff {
     #[inline(always)]

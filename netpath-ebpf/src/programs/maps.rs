@@ -1,5 +1,6 @@
 //! The maps. Sizes here are defaults; the loader sets them from the node's settings.
 
+use super::account::Drop;
 use aya_ebpf::{
     bindings::BPF_F_MMAPABLE,
     btf_maps::{Array, HashMap, LpmTrie, PerCpuArray, RingBuf},
@@ -21,40 +22,43 @@ const MMAPABLE: usize = BPF_F_MMAPABLE as usize;
 
 /// What one frame needs on the way to its verdict; nothing in it outlives a packet.
 #[repr(C)]
-pub struct Scratch {
+pub(crate) struct Scratch {
     /// What the bytes say.
     pub facts: Facts,
     /// Copy of a head that does not lie in linear memory.
     pub head: [u8; HEAD_LEN],
+    /// What is to be reported.
+    pub drop: Drop,
 }
 
 #[btf_map(name = "meta")]
-pub static META: Array<Meta, 1> = Array::new();
+pub(crate) static META: Array<Meta, 1> = Array::new();
 #[btf_map(name = "masters")]
-pub static MASTERS: Array<Master, { MAX_MASTERS as usize }> = Array::new();
+pub(crate) static MASTERS: Array<Master, { MAX_MASTERS as usize }> = Array::new();
 #[btf_map(name = "endpoints")]
-pub static ENDPOINT_ROWS: HashMap<EndpointKey, Endpoint, ENDPOINTS> = HashMap::new();
+pub(crate) static ENDPOINT_ROWS: HashMap<EndpointKey, Endpoint, ENDPOINTS> = HashMap::new();
 #[btf_map(name = "owners")]
-pub static OWNERS: Array<Owner, ENDPOINTS> = Array::new();
+pub(crate) static OWNERS: Array<Owner, ENDPOINTS> = Array::new();
 #[btf_map(name = "zone_words")]
-pub static ZONE_WORDS: Array<u32, ZONES> = Array::new();
+pub(crate) static ZONE_WORDS: Array<u32, ZONES> = Array::new();
 #[btf_map(name = "zone_slots")]
-pub static ZONE_SLOTS: Array<ZoneSlot, { 2 * ZONES }> = Array::new();
+pub(crate) static ZONE_SLOTS: Array<ZoneSlot, { 2 * ZONES }> = Array::new();
 #[btf_map(name = "zone_info")]
-pub static ZONE_INFO: Array<ZoneInfo, ZONES> = Array::new();
+pub(crate) static ZONE_INFO: Array<ZoneInfo, ZONES> = Array::new();
 #[btf_map(name = "zone_trie_v4")]
-pub static ZONE_TRIE_V4: LpmTrie<TrieKey4, u32, PREFIXES> = LpmTrie::new();
+pub(crate) static ZONE_TRIE_V4: LpmTrie<TrieKey4, u32, PREFIXES> = LpmTrie::new();
 #[btf_map(name = "zone_trie_v6")]
-pub static ZONE_TRIE_V6: LpmTrie<TrieKey6, u32, PREFIXES> = LpmTrie::new();
+pub(crate) static ZONE_TRIE_V6: LpmTrie<TrieKey6, u32, PREFIXES> = LpmTrie::new();
 #[btf_map(name = "counters")]
-pub static COUNTERS: Array<Counters, { ENDPOINTS * CPUS }, MMAPABLE> = Array::new();
+pub(crate) static COUNTERS: Array<Counters, { ENDPOINTS * CPUS }, MMAPABLE> = Array::new();
 #[btf_map(name = "master_counters")]
-pub static MASTER_COUNTERS: Array<MasterCounters, { MAX_MASTERS as usize * CPUS }, MMAPABLE> = Array::new();
+pub(crate) static MASTER_COUNTERS: Array<MasterCounters, { MAX_MASTERS as usize * CPUS }, MMAPABLE> =
+    Array::new();
 #[btf_map(name = "drops")]
-pub static DROPS: Array<DropCounters, ENDPOINTS> = Array::new();
+pub(crate) static DROPS: Array<DropCounters, ENDPOINTS> = Array::new();
 #[btf_map(name = "budgets")]
-pub static BUDGETS: Array<Budget, ENDPOINTS> = Array::new();
+pub(crate) static BUDGETS: Array<Budget, ENDPOINTS> = Array::new();
 #[btf_map(name = "events")]
-pub static EVENTS: RingBuf<DropEvent, { 256 * 1024 }> = RingBuf::new();
+pub(crate) static EVENTS: RingBuf<DropEvent, { 256 * 1024 }> = RingBuf::new();
 #[btf_map(name = "scratch")]
-pub static SCRATCH: PerCpuArray<Scratch, 1> = PerCpuArray::new();
+pub(crate) static SCRATCH: PerCpuArray<Scratch, 1> = PerCpuArray::new();

@@ -34,14 +34,14 @@ mod globals {
 
     /// Dense id of the master these programs sit on.
     #[inline(always)]
-    pub fn master() -> u16 {
+    pub(crate) fn master() -> u16 {
         // SAFETY: A static; volatile because the loader changes it after compilation.
         (unsafe { core::ptr::read_volatile(&raw const MASTER) }) as u16
     }
 
     /// CPUs that counters are laid out for.
     #[inline(always)]
-    pub fn cpus() -> u32 {
+    pub(crate) fn cpus() -> u32 {
         // SAFETY: As above.
         unsafe { core::ptr::read_volatile(&raw const CPUS) }
     }
@@ -159,6 +159,16 @@ fn forgotten(scratch: *mut Scratch) -> &'static Facts {
     }
 }
 
+/// Reports `drop`, the facts of which are in `scratch`.
+#[inline(always)]
+fn tell(scratch: *mut Scratch, drop: Drop) {
+    // SAFETY: This CPU's map value, and nothing else refers to it now.
+    unsafe {
+        (*scratch).drop = drop;
+        report(&*scratch);
+    }
+}
+
 /// Whether the MAC is the host's. Then a drop is a mistake: it passes and is counted as an alert.
 #[inline(always)]
 fn is_hosts(row: &Endpoint, mac_raw: u64) -> bool {
@@ -200,13 +210,16 @@ fn sent(row: &Endpoint, ethernet: &Ethernet, scratch: *mut Scratch, size: Size) 
     }
     if fate != Fate::Pass {
         let drop = Drop {
+            packets: size.packets,
             endpoint: row.id,
             generation: row.generation,
+            macs: ethernet.macs(),
             reason,
             direction: direction::TX,
-            audited: fate == Fate::Audit,
+            audited: u8::from(fate == Fate::Audit),
+            pad: 0,
         };
-        report(drop, size.packets, forgotten(scratch), ethernet.macs());
+        tell(scratch, drop);
     }
     fate != Fate::Drop
 }
@@ -246,20 +259,23 @@ fn received(
     }
     if fate != Fate::Pass {
         let drop = Drop {
+            packets: size.packets,
             endpoint: row.id,
             generation: row.generation,
+            macs: ethernet.macs(),
             reason,
             direction: direction::RX,
-            audited: fate == Fate::Audit,
+            audited: u8::from(fate == Fate::Audit),
+            pad: 0,
         };
-        report(drop, size.packets, forgotten(scratch), ethernet.macs());
+        tell(scratch, drop);
     }
     fate != Fate::Drop
 }
 
 /// Every frame that leaves by the master: what pods send out, and the host's own.
 #[classifier]
-pub fn egress(ctx: TcContext) -> i32 {
+pub(crate) fn egress(ctx: TcContext) -> i32 {
     let skb = ctx.skb.skb;
     let Some(scratch) = scratch() else { return NEXT };
     let frame = packet(Skb(skb), scratch);
@@ -295,19 +311,22 @@ fn unknown(master: &Master, ethernet: &Ethernet, length: u32, scratch: *mut Scra
     // SAFETY: This CPU's map value.
     unsafe { (*scratch).facts.reset(ethernet.ethertype, length) };
     let drop = Drop {
+        packets: size.packets,
         endpoint: 0,
         generation: 0,
+        macs: ethernet.macs(),
         reason: DropReason::UnknownSource as u8,
         direction: direction::TX,
-        audited: !dropped,
+        audited: u8::from(!dropped),
+        pad: 0,
     };
-    report(drop, size.packets, forgotten(scratch), ethernet.macs());
+    tell(scratch, drop);
     if dropped { SHOT } else { NEXT }
 }
 
 /// Every frame that the master receives, and what pods of one master send each other.
 #[classifier]
-pub fn ingress(ctx: TcContext) -> i32 {
+pub(crate) fn ingress(ctx: TcContext) -> i32 {
     let skb = ctx.skb.skb;
     let Some(scratch) = scratch() else { return NEXT };
     let frame = packet(Skb(skb), scratch);
@@ -397,7 +416,7 @@ fn header_length(skb: *mut __sk_buff) -> u32 {
 
 /// Every frame from the wire, before the kernel has made a packet of it.
 #[xdp(frags)]
-pub fn xdp(ctx: XdpContext) -> u32 {
+pub(crate) fn xdp(ctx: XdpContext) -> u32 {
     let Some(scratch) = scratch() else { return xdp_action::XDP_PASS };
     let frame = packet(Buff(ctx.ctx), scratch);
     let Some(ethernet) = Ethernet::read(&frame) else { return xdp_action::XDP_PASS };

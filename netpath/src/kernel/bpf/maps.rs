@@ -176,7 +176,6 @@ pub const NAMES: &[&str] = &[
     "drops",
     "budgets",
     "events",
-    "scratch",
 ];
 
 /// Where map `name` is pinned below the pin directory.
