@@ -1,6 +1,9 @@
 //! Events: what they say, how many, and who may read them.
 
-use std::time::Duration;
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    time::Duration,
+};
 
 use netpath::kernel::bpf::{
     Hook,
@@ -8,6 +11,7 @@ use netpath::kernel::bpf::{
     maps::EVENT_BURST,
     object::Settings,
 };
+use netpath::observe::{Direction, Event};
 use netpath_ebpf::{
     abi::{DropEvent, Endpoint, direction, mode, unknown_source},
     drop_reason::DropReason,
@@ -55,11 +59,34 @@ fn consumer(node: &Node) -> Consumer {
 
 fn read(consumer: &mut Consumer) -> Vec<DropEvent> {
     let mut events = Vec::new();
-    consumer.read(Duration::ZERO, |bytes| events.push(decode(bytes))).expect("events");
+    let handle = |bytes: &[u8]| {
+        let event = decode(bytes);
+        agrees_with_the_library(&event, bytes);
+        events.push(event);
+    };
+    consumer.read(Duration::ZERO, handle).expect("events");
     events
 }
 
-fn mapped(address: std::net::Ipv4Addr) -> [u8; 16] {
+/// What people are shown is what the program wrote.
+fn agrees_with_the_library(event: &DropEvent, bytes: &[u8]) {
+    let shown = Event::decode(bytes).expect("an event");
+    assert_eq!(
+        [shown.endpoint, shown.generation, shown.length],
+        [event.endpoint, event.generation, event.length]
+    );
+    assert_eq!(shown.reason.number(), event.reason);
+    assert_eq!(shown.direction == Direction::Tx, event.direction == direction::TX);
+    assert_eq!(shown.audited, event.audited == 1);
+    assert_eq!([shown.source_port, shown.destination_port], [event.source_port, event.destination_port]);
+    assert_eq!([shown.source_mac, shown.destination_mac], [event.source_mac, event.destination_mac]);
+    let address = |bytes: [u8; 16]| Ipv6Addr::from(bytes).to_canonical();
+    let nothing = IpAddr::V6(Ipv6Addr::UNSPECIFIED);
+    assert_eq!(shown.source.unwrap_or(nothing), address(event.source));
+    assert_eq!(shown.destination.unwrap_or(nothing), address(event.destination));
+}
+
+fn mapped(address: Ipv4Addr) -> [u8; 16] {
     address.to_ipv6_mapped().octets()
 }
 
