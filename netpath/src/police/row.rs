@@ -7,10 +7,7 @@ use netpath_ebpf::abi::{ENDPOINT_ADDRS, Endpoint, EndpointKey, endpoint_flags, k
 
 use super::{Attached, PoliceError};
 use crate::{
-    kernel::bpf::{
-        attach,
-        maps::{Maps, ZoneContent},
-    },
+    kernel::bpf::{attach, maps::Maps, zones::ZoneContent},
     root::Root,
     spec::{IpConfig, Mac},
     state::{self, Records},

@@ -7,6 +7,7 @@ pub mod maps;
 pub mod object;
 pub mod selftest;
 pub mod sys;
+pub mod zones;
 
 use std::{io, path::PathBuf};
 

@@ -1,0 +1,174 @@
+//! Zones in the maps: one row each, with two slots of which one is in force.
+
+use aya::maps::{MapError, lpm_trie::Key};
+use netpath_ebpf::abi::{NAME_LEN, TrieKey4, TrieKey6, ZoneInfo, ZoneSlot, zone_word};
+
+use super::{
+    maps::{Maps, MapsError, Raw, get, set},
+    sys,
+};
+
+/// What a zone's row shall hold.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ZoneContent {
+    /// The slot; its generation is set when it is written.
+    pub slot: ZoneSlot,
+    /// Prefix length, address, verdict bits: what goes into the IPv4 trie.
+    pub trie_v4: Vec<(u32, [u8; 4], u32)>,
+    /// The same for IPv6.
+    pub trie_v6: Vec<(u32, [u8; 16], u32)>,
+}
+
+/// A zone as the maps have it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ZoneRow {
+    /// Row.
+    pub id: u32,
+    /// Name and digest.
+    pub info: ZoneInfo,
+    /// The slot in force.
+    pub slot: ZoneSlot,
+}
+
+impl Maps {
+    /// Every zone that is loaded.
+    pub fn zones(&self) -> Result<Vec<ZoneRow>, MapsError> {
+        let mut rows = Vec::new();
+        for id in 1..self.zone_words.len() {
+            if let Some(row) = self.zone(id)? {
+                rows.push(row);
+            }
+        }
+        Ok(rows)
+    }
+
+    /// The zone in row `id`, if one is loaded.
+    pub fn zone(&self, id: u32) -> Result<Option<ZoneRow>, MapsError> {
+        let word: u32 = get(&self.zone_words, "zone_words", id)?;
+        if word & zone_word::LOADED == 0 {
+            return Ok(None);
+        }
+        let info = get(&self.zone_info, "zone_info", id)?;
+        let slot = get(&self.zone_slots, "zone_slots", slot_index(id, word))?;
+        Ok(Some(ZoneRow { id, info, slot }))
+    }
+
+    /// The row of the zone with this digest, made if there is none.
+    ///
+    /// An existing row is never changed here: two networks of one name cannot loosen each other's zone.
+    pub fn ensure_zone(
+        &mut self,
+        name: &str,
+        digest: [u8; 16],
+        content: &ZoneContent,
+    ) -> Result<u32, MapsError> {
+        let rows = self.zones()?;
+        if let Some(row) = rows.iter().find(|row| row.info.digest == digest) {
+            return Ok(row.id);
+        }
+        let mut meta = self.meta()?;
+        let capacity = self.zone_words.len();
+        let mut used: Vec<u32> = rows.iter().map(|row| row.id).collect();
+        if used.len() + 1 >= capacity as usize {
+            // Zones are kept for the next pod of their network until the room is needed.
+            let named: Vec<u32> = self.endpoints()?.iter().map(|(_, row)| row.zone).collect();
+            used.retain(|id| named.contains(id));
+        }
+        let mut id = meta.last_zone;
+        for _ in 1..capacity {
+            id = if id + 1 < capacity { id + 1 } else { 1 };
+            if used.contains(&id) {
+                continue;
+            }
+            meta.last_zone = id;
+            set(&mut self.meta, "meta", 0, meta)?;
+            self.write_zone(id, name, digest, content)?;
+            return Ok(id);
+        }
+        Err(MapsError::Full { map: "zone_slots", capacity: capacity - 1, setting: "zones" })
+    }
+
+    /// Puts new content in force for zone `id` as one generation; returns its number.
+    pub fn write_zone(
+        &mut self,
+        id: u32,
+        name: &str,
+        digest: [u8; 16],
+        content: &ZoneContent,
+    ) -> Result<u64, MapsError> {
+        let word: u32 = get(&self.zone_words, "zone_words", id)?;
+        let current: ZoneSlot = get(&self.zone_slots, "zone_slots", slot_index(id, word))?;
+        let next = word ^ zone_word::SLOT | zone_word::LOADED;
+        let index = slot_index(id, next);
+        let idle: ZoneSlot = get(&self.zone_slots, "zone_slots", index)?;
+        if idle.generation != 0 {
+            // A program that read the word before the last flip may still be reading this slot. One that
+            // was never written was never in force.
+            sys::grace_period().map_err(|source| MapsError::Grace { zone: id, source })?;
+        }
+        self.clear_tries(index)?;
+        let slot = ZoneSlot { generation: current.generation + 1, ..content.slot };
+        set(&mut self.zone_slots, "zone_slots", index, slot)?;
+        for (length, addr, verdict) in &content.trie_v4 {
+            let key = Key::new(32 + length, Raw(TrieKey4 { slot: index, addr: *addr }));
+            let result = self.zone_trie_v4.insert(&key, Raw(*verdict), 0);
+            result.map_err(|source| trie_error("zone_trie_v4", source))?;
+        }
+        for (length, addr, verdict) in &content.trie_v6 {
+            let key = Key::new(32 + length, Raw(TrieKey6 { slot: index, addr: *addr }));
+            let result = self.zone_trie_v6.insert(&key, Raw(*verdict), 0);
+            result.map_err(|source| trie_error("zone_trie_v6", source))?;
+        }
+        // Whoever is ended between these steps leaves a zone without a digest, never a wrong one.
+        let info = ZoneInfo { name: padded(name), digest: [0; 16], flipped_ns: boot_ns() };
+        set(&mut self.zone_info, "zone_info", id, info)?;
+        set(&mut self.zone_words, "zone_words", id, next)?;
+        set(&mut self.zone_info, "zone_info", id, ZoneInfo { digest, ..info })?;
+        Ok(slot.generation)
+    }
+
+    /// Takes zone `id` out of force: enforcing endpoints that name it drop everything.
+    pub fn remove_zone(&mut self, id: u32) -> Result<(), MapsError> {
+        let word: u32 = get(&self.zone_words, "zone_words", id)?;
+        set(&mut self.zone_words, "zone_words", id, word & !zone_word::LOADED)
+    }
+
+    fn clear_tries(&mut self, index: u32) -> Result<(), MapsError> {
+        let v4: Vec<_> =
+            self.zone_trie_v4.keys().flatten().filter(|key| key.data().0.slot == index).collect();
+        for key in v4 {
+            let result = self.zone_trie_v4.remove(&key);
+            result.map_err(|source| trie_error("zone_trie_v4", source))?;
+        }
+        let v6: Vec<_> =
+            self.zone_trie_v6.keys().flatten().filter(|key| key.data().0.slot == index).collect();
+        for key in v6 {
+            let result = self.zone_trie_v6.remove(&key);
+            result.map_err(|source| trie_error("zone_trie_v6", source))?;
+        }
+        Ok(())
+    }
+}
+
+fn slot_index(zone: u32, word: u32) -> u32 {
+    zone * 2 + (word & zone_word::SLOT) / zone_word::SLOT
+}
+
+fn trie_error(map: &'static str, source: MapError) -> MapsError {
+    MapsError::Access { op: "write", map, source }
+}
+
+/// `text` cut to fit, at a character's boundary, and padded with zeros.
+fn padded(text: &str) -> [u8; NAME_LEN] {
+    let mut bytes = [0; NAME_LEN];
+    let end = text.floor_char_boundary(NAME_LEN);
+    bytes[..end].copy_from_slice(&text.as_bytes()[..end]);
+    bytes
+}
+
+fn boot_ns() -> u64 {
+    let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_BOOTTIME);
+    now.map_or(0, |now| {
+        u64::try_from(now.tv_sec()).unwrap_or(0) * 1_000_000_000 + u64::try_from(now.tv_nsec()).unwrap_or(0)
+    })
+}
