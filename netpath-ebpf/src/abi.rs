@@ -414,8 +414,12 @@ pub struct Meta {
     pub cpus: u32,
     /// Endpoint id given out last: ids are handed out in turn, so that a freed one rests.
     pub last_endpoint_id: u32,
-    /// Zone row given out last.
-    pub last_zone: u32,
+    /// The highest row of `zone_words` that was ever used: those above need not be read.
+    pub zone_rows: u32,
+    /// The highest row of `masters` that was ever used.
+    pub master_rows: u32,
+    /// Always zero.
+    pub pad: u32,
 }
 
-const _: () = assert!(size_of::<Meta>() == 16);
+const _: () = assert!(size_of::<Meta>() == 24);

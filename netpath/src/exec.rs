@@ -4,7 +4,7 @@ use std::fmt;
 use std::io;
 
 use crate::kernel::netlink::{Link, Macvlan, Netlink, NetlinkError, Refusal, Route};
-use crate::kernel::netns::{Netns, NetnsError};
+use crate::kernel::netns::{self, Netns, NetnsError};
 use crate::kernel::sysctl::{self, SysctlError};
 use crate::plan::{self, Place, RouteVia, Setting, Step};
 
@@ -111,6 +111,7 @@ pub struct Effects {
     node: Netlink,
     sandbox: Netlink,
     netns: Netns,
+    cookie: Option<u64>,
     /// The links of the sandbox that are known by index, so that a pod that renames one gains nothing.
     indexes: Vec<(String, u32)>,
 }
@@ -118,8 +119,13 @@ pub struct Effects {
 impl Effects {
     /// Opens one socket in each namespace.
     pub fn open(netns: Netns) -> Result<Self, NetlinkError> {
-        let (node, sandbox) = (Netlink::open()?, Netlink::in_netns(&netns)?);
-        Ok(Self { node, sandbox, netns, indexes: Vec::new() })
+        let (sandbox, cookie) = netns.within(|| (Netlink::open(), netns::cookie()))?;
+        Ok(Self { node: Netlink::open()?, sandbox: sandbox?, netns, cookie, indexes: Vec::new() })
+    }
+
+    /// Cookie of the sandbox's namespace, where the kernel tells it.
+    pub fn cookie(&self) -> Option<u64> {
+        self.cookie
     }
 
     /// The node's namespace.

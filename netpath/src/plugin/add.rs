@@ -16,7 +16,7 @@ use crate::{
     ipam::{self, IpamResult},
     kernel::{
         netlink::{Link, Netlink},
-        netns::{self, Netns},
+        netns::Netns,
     },
     plan::{self, Guard, Place},
     police::resolve_master,
@@ -87,7 +87,7 @@ fn attach(
     if effects.sandbox().find_link(ifname.as_str())?.is_some() {
         return Err(PluginError::Exists { ifname: ifname.to_string() });
     }
-    let mut record = record(call, effects.netns(), rules, macvlan.mac.or(link.mac))?;
+    let mut record = record(call, effects, rules, macvlan.mac.or(link.mac))?;
     Records::new(call.root).write(&record)?;
     done.recorded = true;
     exec::run(effects, &steps, &mut done.undo)?;
@@ -103,7 +103,7 @@ fn attach(
         exec::run(effects, &plan::prepare(ifname, made.mtu, &allocated.ips, guard)?, &mut done.undo)?;
     }
     if let (true, Some(mac)) = (counted, mac) {
-        let cookie = netns::cookie_of(effects.netns().path())?;
+        let cookie = effects.cookie();
         let attachment =
             Attachment { mac, ips: &allocated.ips, cookie, passthru: macvlan.mode == MacvlanMode::Passthru };
         let entered = rules.enter(call, effects.node(), &attachment)?;
@@ -172,11 +172,12 @@ fn result(call: &Call<'_>, mac: Option<Mac>, allocated: IpamResult) -> CniResult
 /// The record of an attachment that begins.
 pub(super) fn record(
     call: &Call<'_>,
-    netns: &Netns,
+    effects: &Effects,
     rules: &Rules,
     mac: Option<Mac>,
 ) -> Result<Record, PluginError> {
     let (container_id, ifname) = call.attachment()?;
+    let netns = effects.netns();
     let identity = netns.identity()?;
     let args = &call.env.args;
     let link = &rules.master.link;
@@ -194,7 +195,7 @@ pub(super) fn record(
             path: netns.path().to_owned(),
             dev: identity.dev,
             inode: identity.ino,
-            cookie: netns::cookie_of(netns.path())?,
+            cookie: effects.cookie(),
         },
         network: call.conf.name.clone(),
         pod: match (&args.k8s_pod_namespace, &args.k8s_pod_name) {

@@ -11,7 +11,7 @@ use crate::{
     exec::{self, Effects},
     kernel::{
         netlink::{Link, Netlink, Route},
-        netns::{self, Netns},
+        netns::Netns,
     },
     plan::{self, Guard},
     spec::{CniResult, IfName, IpConfig},
@@ -32,7 +32,7 @@ pub(super) fn add(call: &Call<'_>) -> Result<Value, PluginError> {
     let master = master_of(&mut effects, &link)?;
     let rules = Rules::read(call, master)?;
     rules.check_addresses(&ips)?;
-    let mut record = record(call, effects.netns(), &rules, link.mac)?;
+    let mut record = record(call, &effects, &rules, link.mac)?;
     record.ips = ips.iter().map(|ip| ip.address).collect();
     Records::new(call.root).write(&record)?;
     match police(call, &mut effects, &rules, &link, &ips) {
@@ -71,7 +71,7 @@ fn police(
         exec::run(effects, &settings, &mut undo)?;
     }
     effects.sandbox().set_down(link.index)?;
-    let cookie = netns::cookie_of(effects.netns().path())?;
+    let cookie = effects.cookie();
     let attachment = Attachment { mac, ips, cookie, passthru: false };
     let entered = rules.enter(call, effects.node(), &attachment)?;
     match raise(effects.sandbox(), link.index, &routes) {

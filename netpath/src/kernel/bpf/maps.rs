@@ -174,7 +174,8 @@ fn open<T: TryFrom<Map, Error = MapError>>(
 impl Maps {
     /// Opens the maps pinned below `pins`; `None` if nothing has been loaded there.
     pub fn open(pins: &Path) -> Result<Option<Self>, MapsError> {
-        if !NAMES.iter().all(|name| pin_of(pins, name).exists()) {
+        // It is written last when maps are made, so with it all others are there.
+        if !pin_of(pins, "meta").exists() {
             return Ok(None);
         }
         let meta: Table<Meta> = open(pins, "meta", Map::Array)?;
@@ -192,7 +193,14 @@ impl Maps {
     /// Opens maps that were just made and writes down what they are.
     pub(super) fn initialize(pins: &Path, cpus: u32) -> Result<Self, MapsError> {
         let mut meta: Table<Meta> = open(pins, "meta", Map::Array)?;
-        let value = Meta { abi_version: ABI_VERSION, cpus, last_endpoint_id: 0, last_zone: 0 };
+        let value = Meta {
+            abi_version: ABI_VERSION,
+            cpus,
+            last_endpoint_id: 0,
+            zone_rows: 0,
+            master_rows: 0,
+            pad: 0,
+        };
         meta.set(0, Raw(value), 0).map_err(|source| MapsError::Access {
             op: "write",
             map: "meta",
@@ -247,7 +255,7 @@ impl Maps {
     /// Every master that has a row.
     pub fn masters(&self) -> Result<Vec<(u16, Master)>, MapsError> {
         let mut found = Vec::new();
-        for (id, index) in (1..u16::MAX).zip(1..self.masters.len()) {
+        for (id, index) in (1..u16::MAX).zip(1..=self.meta()?.master_rows) {
             let master: Master = get(&self.masters, "masters", index)?;
             if master.ifindex != 0 {
                 found.push((id, master));
@@ -270,6 +278,11 @@ impl Maps {
 
     /// Writes the row of a master; a zeroed one frees it.
     pub fn set_master(&mut self, id: u16, master: &Master) -> Result<(), MapsError> {
+        let mut meta = self.meta()?;
+        if meta.master_rows < u32::from(id) {
+            meta.master_rows = id.into();
+            set(&mut self.meta, "meta", 0, meta)?;
+        }
         set(&mut self.masters, "masters", u32::from(id), *master)
     }
 

@@ -34,7 +34,7 @@ impl Maps {
     /// Every zone that is loaded.
     pub fn zones(&self) -> Result<Vec<ZoneRow>, MapsError> {
         let mut rows = Vec::new();
-        for id in 1..self.zone_words.len() {
+        for id in 1..=self.meta()?.zone_rows {
             if let Some(row) = self.zone(id)? {
                 rows.push(row);
             }
@@ -66,26 +66,27 @@ impl Maps {
         if let Some(row) = rows.iter().find(|row| row.info.digest == digest) {
             return Ok(row.id);
         }
+        let id = self.free_zone()?;
+        self.write_zone(id, name, digest, content)?;
+        Ok(id)
+    }
+
+    /// A row for a new zone. Zones that no endpoint names are kept for the next pod of their network until
+    /// their room is needed.
+    fn free_zone(&mut self) -> Result<u32, MapsError> {
         let mut meta = self.meta()?;
         let capacity = self.zone_words.len();
-        let mut used: Vec<u32> = rows.iter().map(|row| row.id).collect();
-        if used.len() + 1 >= capacity as usize {
-            // Zones are kept for the next pod of their network until the room is needed.
-            let named: Vec<u32> = self.endpoints()?.iter().map(|(_, row)| row.zone).collect();
-            used.retain(|id| named.contains(id));
-        }
-        let mut id = meta.last_zone;
-        for _ in 1..capacity {
-            id = if id + 1 < capacity { id + 1 } else { 1 };
-            if used.contains(&id) {
-                continue;
-            }
-            meta.last_zone = id;
+        if meta.zone_rows + 1 < capacity {
+            meta.zone_rows += 1;
             set(&mut self.meta, "meta", 0, meta)?;
-            self.write_zone(id, name, digest, content)?;
-            return Ok(id);
+            return Ok(meta.zone_rows);
         }
-        Err(MapsError::Full { map: "zone_slots", capacity: capacity - 1, setting: "zones" })
+        let named: Vec<u32> = self.endpoints()?.iter().map(|(_, row)| row.zone).collect();
+        (1..capacity).find(|id| !named.contains(id)).ok_or(MapsError::Full {
+            map: "zone_slots",
+            capacity: capacity - 1,
+            setting: "zones",
+        })
     }
 
     /// Puts new content in force for zone `id` as one generation; returns its number.
