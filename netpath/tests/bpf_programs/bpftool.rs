@@ -27,7 +27,7 @@ fn map_dump_prints_field_names() {
     node.add(POD_MAC, Setup::Dual, Layout::Fit);
     assert!(!node.passes(Hook::Egress, &v4(POD4, FAR4, udp(1, 2)).frame()));
     for (map, fields) in [
-        ("meta", &["\"abi_version\": 1", "\"cpus\"", "\"last_endpoint_id\"", "\"last_zone\""][..]),
+        ("meta", &["\"abi_version\": 1", "\"cpus\"", "\"last_endpoint_id\"", "\"zone_rows\""][..]),
         (
             "masters",
             &["\"netns_cookie\"", "\"ifindex\": 7", "\"unknown_source\"", "\"host_macs\"", "\"object\""],
