@@ -14,10 +14,11 @@ use aya::{
 use netpath::{
     kernel::bpf::{
         Hook,
-        maps::{Maps, ZoneContent, pin_of},
+        maps::{Maps, pin_of},
         object::{self, Settings},
         selftest::{NEXT, XDP_PASS},
         sys::ensure_bpffs,
+        zones::ZoneContent,
     },
     root::Root,
 };
