@@ -1,8 +1,18 @@
 //! The operator's tool.
 
+mod apply;
 mod attach;
 mod docs;
+mod drops;
+mod follow;
+mod manifest;
+mod pods;
 mod programs;
+mod status;
+mod table;
+mod uninstall;
+mod view;
+mod zones;
 
 use std::{path::PathBuf, process::ExitCode};
 
@@ -26,8 +36,20 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Show masters, hooks, programs and maps, and what needs attention.
+    Status(status::Args),
+    /// Show attachments with their counters.
+    Pods(pods::Args),
+    /// Show zones as the kernel enforces them.
+    Zones(zones::Args),
+    /// Show what was dropped, by attachment and reason; or follow drops as they happen.
+    Drops(drops::Args),
+    /// Put changed networks in force for attachments that run.
+    Apply(apply::Args),
     /// Attach the programs to masters, or bring attached ones to this build.
     Attach(attach::Args),
+    /// Detach everything and remove every pin; asks first.
+    Uninstall(uninstall::Args),
     /// Try the programs on this kernel without attaching them; one JSON object a line.
     Programs,
     /// Write or check the generated documentation.
@@ -39,7 +61,13 @@ enum Command {
 pub fn run(cli: Cli) -> ExitCode {
     let root = Root::new(cli.root);
     let result = match cli.command {
+        Command::Status(args) => status::run(&root, &args),
+        Command::Pods(args) => pods::run(&root, &args),
+        Command::Zones(args) => zones::run(&root, &args),
+        Command::Drops(args) => drops::run(&root, &args),
+        Command::Apply(args) => apply::run(&root, &args),
         Command::Attach(args) => attach::run(&root, &args),
+        Command::Uninstall(args) => uninstall::run(&root, &args),
         Command::Programs => programs::run(),
         Command::Docs(args) => docs::run(&args),
     };
@@ -52,9 +80,15 @@ pub fn run(cli: Cli) -> ExitCode {
     }
 }
 
-/// Prints one line of output. Everything the tool says on standard output goes through here.
+/// Prints one line of output.
 pub(crate) fn say(text: impl std::fmt::Display) {
-    use std::io::Write;
     // A reader that went away (`| head`) is no reason to complain.
-    let _ = writeln!(std::io::stdout(), "{text}");
+    let _ = tell(text);
+}
+
+/// Prints one line, for those who must know that nobody reads it any more. Everything the tool says on
+/// standard output goes through here.
+fn tell(text: impl std::fmt::Display) -> std::io::Result<()> {
+    use std::io::Write;
+    writeln!(std::io::stdout(), "{text}")
 }

@@ -186,18 +186,18 @@ impl Event {
             "direction": self.direction.label(),
             "audited": self.audited,
             "reason": self.reason.to_string(),
-            "reasonNumber": self.reason.number(),
+            "reason_number": self.reason.number(),
             "ethertype": self.ethertype,
             "protocol": self.is_ip().then_some(self.protocol),
             "source": self.source,
             "destination": self.destination,
-            "sourcePort": port(self.source_port),
-            "destinationPort": port(self.destination_port),
-            "icmpType": icmp(self.source_port),
-            "icmpCode": icmp(self.destination_port),
+            "source_port": port(self.source_port),
+            "destination_port": port(self.destination_port),
+            "icmp_type": icmp(self.source_port),
+            "icmp_code": icmp(self.destination_port),
             "length": self.length,
-            "sourceMac": mac_text(self.source_mac),
-            "destinationMac": mac_text(self.destination_mac),
+            "source_mac": mac_text(self.source_mac),
+            "destination_mac": mac_text(self.destination_mac),
         })
     }
 
@@ -333,16 +333,16 @@ pub(super) mod tests {
     fn json_for_programs() {
         let expected = json!({
             "attachment": "net-pod/net1", "endpoint": 7, "generation": 3, "master": 1, "direction": "tx",
-            "audited": false, "reason": "zone-deny", "reasonNumber": 14, "ethertype": 2048, "protocol": 6,
-            "source": "10.12.34.200", "destination": "8.8.8.8", "sourcePort": 40000, "destinationPort": 443,
-            "icmpType": null, "icmpCode": null, "length": 74, "sourceMac": "02:00:00:00:00:0a",
-            "destinationMac": "02:00:00:00:00:0b",
+            "audited": false, "reason": "zone-deny", "reason_number": 14, "ethertype": 2048, "protocol": 6,
+            "source": "10.12.34.200", "destination": "8.8.8.8", "source_port": 40000, "destination_port": 443,
+            "icmp_type": null, "icmp_code": null, "length": 74, "source_mac": "02:00:00:00:00:0a",
+            "destination_mac": "02:00:00:00:00:0b",
         });
         assert_eq!(syn().to_json(Some("net-pod/net1")), expected);
         let ping =
             Event { protocol: number::ICMP, source_port: 8, destination_port: 0, ..syn() }.to_json(None);
-        assert_eq!((&ping["icmpType"], &ping["icmpCode"]), (&json!(8), &json!(0)));
-        assert_eq!((&ping["sourcePort"], &ping["destinationPort"]), (&json!(null), &json!(null)));
+        assert_eq!((&ping["icmp_type"], &ping["icmp_code"]), (&json!(8), &json!(0)));
+        assert_eq!((&ping["source_port"], &ping["destination_port"]), (&json!(null), &json!(null)));
         let arp = Event { ethertype: number::ARP, protocol: 0, source_port: 0, destination_port: 0, ..syn() };
         assert_eq!(arp.to_json(None)["protocol"], json!(null));
     }

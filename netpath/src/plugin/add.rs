@@ -19,7 +19,7 @@ use crate::{
         netns::Netns,
     },
     plan::{self, Guard, Place},
-    police::resolve_master,
+    police::{recorded_zone, resolve_master},
     spec::{CniResult, Interface, IpamConf, Mac, MacvlanConf, MacvlanMode},
     state::{self, Kind, Phase, Pod, Record, Records},
 };
@@ -208,13 +208,7 @@ pub(super) fn record(
         master: Some(state::Master { name: link.name.clone(), ifindex: link.index, id: None }),
         mac,
         endpoint: None,
-        zone: rules.zone.as_ref().map(|zone| {
-            let digest = crate::zone::compile(zone).digest(call.conf.name.as_str());
-            state::Zone {
-                digest: digest.iter().map(|byte| format!("{byte:02x}")).collect(),
-                compiled: zone.to_json(),
-            }
-        }),
+        zone: rules.zone.as_ref().map(|zone| recorded_zone(call.conf.name.as_str(), zone)),
         ips: Vec::new(),
         host_local_dir: ipam::host_local_dir(&call.network()),
     })

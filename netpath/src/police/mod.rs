@@ -3,13 +3,15 @@
 //! A master comes under police once: row, census, programs. An attachment is policed by a row of its own,
 //! which is in force before its link goes up. Everything here that writes holds the lock of the root.
 
+mod apply;
 mod master;
 mod row;
 
 use std::path::{Path, PathBuf};
 
+pub use apply::{Applied, Rewritten, Running, apply, recorded_zone, remember, running};
 pub use master::{Attached, MasterLink, ahead, attach, refresh_promisc, resolve_master, uninstall};
-pub use row::{Wanted, check, content, enter, leave};
+pub use row::{Wanted, check, content, enter, image, leave};
 
 use crate::{
     kernel::{

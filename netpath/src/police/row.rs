@@ -3,7 +3,9 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnetwork::IpNetwork;
-use netpath_ebpf::abi::{ENDPOINT_ADDRS, Endpoint, EndpointKey, endpoint_flags, kind, mode};
+use netpath_ebpf::abi::{
+    ENDPOINT_ADDRS, Endpoint, EndpointKey, TrieKey4, TrieKey6, endpoint_flags, kind, mode,
+};
 
 use super::{Attached, PoliceError};
 use crate::{
@@ -11,7 +13,7 @@ use crate::{
     root::Root,
     spec::{IpConfig, Mac},
     state::{self, Records},
-    zone::{Zone, ZoneImage, compile},
+    zone::{SlotError, TrieEntry, Zone, ZoneImage, compile},
 };
 
 /// How an attachment shall be policed.
@@ -96,6 +98,22 @@ pub fn content(image: &ZoneImage) -> ZoneContent {
         }
     };
     ZoneContent { slot, trie_v4, trie_v6 }
+}
+
+/// What the maps hold of a zone, as an image.
+pub fn image(content: &ZoneContent) -> Result<ZoneImage, SlotError> {
+    // The entries were read as those of one slot; which one it was says nothing of the zone.
+    let v4 = content.trie_v4.iter().map(|&(length, addr, verdicts)| TrieEntry {
+        prefix_len: 32 + length,
+        key: TrieKey4 { slot: 0, addr },
+        verdicts,
+    });
+    let v6 = content.trie_v6.iter().map(|&(length, addr, verdicts)| TrieEntry {
+        prefix_len: 32 + length,
+        key: TrieKey6 { slot: 0, addr },
+        verdicts,
+    });
+    ZoneImage::from_maps(&content.slot, &v4.collect::<Vec<_>>(), &v6.collect::<Vec<_>>())
 }
 
 /// Puts the attachment's zone and row in force. The caller holds the lock, and the master is attached.

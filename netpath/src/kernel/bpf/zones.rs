@@ -1,7 +1,7 @@
 //! Zones in the maps: one row each, with two slots of which one is in force.
 
 use aya::maps::{MapError, lpm_trie::Key};
-use netpath_ebpf::abi::{NAME_LEN, TrieKey4, TrieKey6, ZoneInfo, ZoneSlot, zone_word};
+use netpath_ebpf::abi::{NAME_LEN, TrieKey4, TrieKey6, ZoneInfo, ZoneSlot, zone_flags, zone_word};
 
 use super::{
     maps::{Maps, MapsError, Raw, get, set},
@@ -51,6 +51,43 @@ impl Maps {
         let info = get(&self.zone_info, "zone_info", id)?;
         let slot = get(&self.zone_slots, "zone_slots", slot_index(id, word))?;
         Ok(Some(ZoneRow { id, info, slot }))
+    }
+
+    /// What zone `id` holds, its tries included; `None` if it is not loaded.
+    pub fn zone_content(&self, id: u32) -> Result<Option<ZoneContent>, MapsError> {
+        loop {
+            let word: u32 = get(&self.zone_words, "zone_words", id)?;
+            if word & zone_word::LOADED == 0 {
+                return Ok(None);
+            }
+            let index = slot_index(id, word);
+            let slot: ZoneSlot = get(&self.zone_slots, "zone_slots", index)?;
+            let (mut trie_v4, mut trie_v6) = (Vec::new(), Vec::new());
+            if slot.flags & zone_flags::TRIE_V4 != 0 {
+                for entry in self.zone_trie_v4.iter() {
+                    let (key, Raw(verdict)) = entry.map_err(|source| unlisted("zone_trie_v4", source))?;
+                    let Raw(data) = key.data();
+                    if data.slot == index {
+                        trie_v4.push((key.prefix_len().saturating_sub(32), data.addr, verdict));
+                    }
+                }
+            }
+            if slot.flags & zone_flags::TRIE_V6 != 0 {
+                for entry in self.zone_trie_v6.iter() {
+                    let (key, Raw(verdict)) = entry.map_err(|source| unlisted("zone_trie_v6", source))?;
+                    let Raw(data) = key.data();
+                    if data.slot == index {
+                        trie_v6.push((key.prefix_len().saturating_sub(32), data.addr, verdict));
+                    }
+                }
+            }
+            // Readers hold no lock: what was flipped meanwhile is read again.
+            let after: u32 = get(&self.zone_words, "zone_words", id)?;
+            let again: ZoneSlot = get(&self.zone_slots, "zone_slots", index)?;
+            if after == word && again == slot {
+                return Ok(Some(ZoneContent { slot, trie_v4, trie_v6 }));
+            }
+        }
     }
 
     /// The row of the zone with this digest, made if there is none.
@@ -153,6 +190,10 @@ impl Maps {
 
 fn slot_index(zone: u32, word: u32) -> u32 {
     zone * 2 + (word & zone_word::SLOT) / zone_word::SLOT
+}
+
+fn unlisted(map: &'static str, source: MapError) -> MapsError {
+    MapsError::Access { op: "list", map, source }
 }
 
 fn trie_error(map: &'static str, source: MapError) -> MapsError {

@@ -1,0 +1,130 @@
+//! `netpath uninstall`
+
+use std::{
+    fs,
+    io::{self, IsTerminal, Write},
+    path::Path,
+    process::ExitCode,
+};
+
+use anyhow::{Context, bail};
+
+use super::{
+    say,
+    view::{self, text},
+};
+use crate::{
+    kernel::{bpf::maps::Maps, netlink::Netlink},
+    police,
+    root::Root,
+    state::{self, Lock, Record, Records},
+};
+
+/// Arguments of `netpath uninstall`.
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// Do not ask.
+    #[arg(short, long)]
+    yes: bool,
+}
+
+/// Detaches everything and removes every pin. Needs neither records nor `masters.json` nor readable maps.
+pub(super) fn run(root: &Root, args: &Args) -> anyhow::Result<ExitCode> {
+    view::check_rights(root)?;
+    let pins = root.pins();
+    let count = count(&pins).with_context(|| format!("cannot list {}", pins.display()))?;
+    // Maps of another ABI cannot be read, and their pins are removed all the same.
+    let masters = Maps::open(&pins).ok().flatten().and_then(|maps| maps.masters().ok()).unwrap_or_default();
+    let masters: Vec<String> = masters.iter().map(|(_, row)| text(&row.name)).collect();
+    let running = running(root);
+    match count {
+        0 => say(format_args!("nothing is loaded below {}", pins.display())),
+        _ => say(format_args!(
+            "uninstall detaches netpath from {} and removes {count} pins below {}",
+            if masters.is_empty() { "every master".to_owned() } else { masters.join(", ") },
+            pins.display()
+        )),
+    }
+    for record in &running {
+        let (pod, ifname) = (view::pod_of(record), &record.ifname);
+        let policed =
+            if record.zone.is_some() { "loses its zone and keeps running" } else { "keeps running" };
+        say(format_args!("{pod} ({ifname}) {policed}; its DEL works from {}", root.state().display()));
+    }
+    if count != 0 && !args.yes && !confirmed()? {
+        say("nothing was changed");
+        return Ok(ExitCode::FAILURE);
+    }
+    let mut node = Netlink::open()?;
+    let _lock = Lock::acquire(root)?;
+    let detached = police::uninstall(root, &mut node)?;
+    // The directory of all versions goes with the last of them; another version's pins keep it.
+    if let Some(parent) = pins.parent() {
+        match fs::remove_dir(parent) {
+            Ok(()) => {}
+            Err(error)
+                if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::DirectoryNotEmpty) => {}
+            Err(error) => return Err(error).with_context(|| format!("cannot remove {}", parent.display())),
+        }
+    }
+    if count != 0 {
+        let from = if detached.is_empty() { String::new() } else { format!(" from {}", detached.join(", ")) };
+        say(format_args!(
+            "detached{from}, {count} pins removed; nothing of netpath is in the kernel any more"
+        ));
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Attachments of this boot. Records that cannot be read are no reason to stay installed.
+fn running(root: &Root) -> Vec<Record> {
+    let listing = state::boot_id().and_then(|boot| Ok((boot, Records::new(root).all()?)));
+    match listing {
+        Ok((boot, listing)) => listing.records.into_iter().filter(|record| record.boot_id == boot).collect(),
+        Err(error) => {
+            eprintln!("netpath: {:#}", anyhow::Error::from(error).context("the records are not shown"));
+            Vec::new()
+        }
+    }
+}
+
+fn confirmed() -> anyhow::Result<bool> {
+    if !io::stdin().is_terminal() {
+        bail!("uninstall asks first, and standard input is no terminal: give --yes");
+    }
+    let mut err = io::stderr();
+    write!(err, "Go on? [y/N] ").and_then(|()| err.flush()).context("cannot ask")?;
+    let mut answer = String::new();
+    io::stdin().read_line(&mut answer).context("cannot read the answer")?;
+    Ok(matches!(answer.trim().to_ascii_lowercase().as_str(), "y" | "yes"))
+}
+
+/// How many files there are below a directory; none if it does not exist.
+fn count(directory: &Path) -> io::Result<usize> {
+    let entries = match fs::read_dir(directory) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
+        Err(error) => return Err(error),
+    };
+    let mut files = 0;
+    for entry in entries {
+        let entry = entry?;
+        files += if entry.file_type()?.is_dir() { count(&entry.path())? } else { 1 };
+    }
+    Ok(files)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pins_are_counted_in_depth() {
+        let dir = tempfile::tempdir().expect("a directory");
+        assert_eq!(count(&dir.path().join("absent")).expect("absence is an answer"), 0);
+        fs::create_dir_all(dir.path().join("links/1")).expect("directory");
+        fs::write(dir.path().join("links/1/egress"), "").expect("file");
+        fs::write(dir.path().join("meta"), "").expect("file");
+        assert_eq!(count(dir.path()).expect("readable"), 2);
+    }
+}

@@ -1,0 +1,163 @@
+//! A network that has changed: its zone for the attachments that run.
+
+use netpath_ebpf::abi::{Endpoint, EndpointKey, kind, mode};
+
+use super::{PoliceError, content, image};
+use crate::{
+    kernel::bpf::maps::Maps,
+    root::Root,
+    state::{self, Record, Records},
+    zone::{Difference, Zone, ZoneImage, compile},
+};
+
+/// What became of a changed zone.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Applied {
+    /// Attachments that the zone is in force for now.
+    pub endpoints: usize,
+    /// Zone rows that were written.
+    pub rewritten: Vec<Rewritten>,
+    /// Attachments whose mode is another one now.
+    pub modes: usize,
+    /// Generation in force; `None` where there is no zone or nobody who has it.
+    pub generation: Option<u64>,
+}
+
+/// A zone row that was written, as one generation.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rewritten {
+    /// The row.
+    pub id: u32,
+    /// Its generation now.
+    pub generation: u64,
+    /// What changed; `None` where the row was not readable, or is new.
+    pub difference: Option<Difference>,
+}
+
+/// An attachment that runs: its record and its row.
+pub type Running = (Record, EndpointKey, Endpoint);
+
+/// The attachments of network `network` that run on the master with dense id `master`.
+pub fn running(root: &Root, maps: &Maps, master: u16, network: &str) -> Result<Vec<Running>, PoliceError> {
+    let boot = state::boot_id()?;
+    let rows = maps.endpoints()?;
+    let records = Records::new(root).all()?.records.into_iter();
+    let found = records.filter(|record| record.boot_id == boot && record.network.as_str() == network);
+    let found = found.filter_map(|record| {
+        let own = record.endpoint?;
+        let (key, row) = rows.iter().find(|(key, row)| {
+            key.master == master
+                && row.kind == kind::ENDPOINT
+                && (row.id, row.generation) == (own.id, own.generation)
+        })?;
+        Some((record, *key, *row))
+    });
+    Ok(found.collect())
+}
+
+/// Puts `zone` in force for attachments that run; `None` ends their policing, they are counted only.
+///
+/// A row of the zone that nobody else uses is written in place, as one generation; otherwise the
+/// attachments are given a row of their own. The caller holds the lock.
+pub fn apply(
+    maps: &mut Maps,
+    running: &[Running],
+    network: &str,
+    zone: Option<&Zone>,
+) -> Result<Applied, PoliceError> {
+    let mut applied = Applied { endpoints: running.len(), ..Applied::default() };
+    if running.is_empty() {
+        return Ok(applied);
+    }
+    let strangers: Vec<u32> = maps
+        .endpoints()?
+        .into_iter()
+        .filter(|(key, _)| running.iter().all(|(_, own, _)| own != key))
+        .map(|(_, row)| row.zone)
+        .collect();
+    let compiled = zone.map(compile);
+    // Rows that are done, so that each is flipped once.
+    let mut done: Vec<(u32, u32)> = Vec::new();
+    for (_, key, row) in running {
+        let fresh = match (&compiled, zone) {
+            (Some(image), Some(zone)) => {
+                let target = match done.iter().find(|(old, _)| *old == row.zone) {
+                    Some((_, new)) => *new,
+                    None => {
+                        let in_place = row.zone != 0 && !strangers.contains(&row.zone);
+                        let target = write(maps, row.zone, in_place, network, image, &mut applied)?;
+                        done.push((row.zone, target));
+                        target
+                    }
+                };
+                Endpoint { zone: target, mode: zone.mode().abi(), ..*row }
+            }
+            _ => Endpoint { zone: 0, mode: mode::OFF, ..*row },
+        };
+        applied.modes += usize::from(fresh.mode != row.mode);
+        if fresh != *row {
+            maps.set_endpoint(*key, &fresh)?;
+        }
+    }
+    if let Some((_, id)) = done.last() {
+        applied.generation = maps.zone(*id)?.map(|row| row.slot.generation);
+    }
+    Ok(applied)
+}
+
+/// Brings one row to `wanted`, or finds another one; returns the row that holds it.
+fn write(
+    maps: &mut Maps,
+    id: u32,
+    in_place: bool,
+    network: &str,
+    wanted: &ZoneImage,
+    applied: &mut Applied,
+) -> Result<u32, PoliceError> {
+    let digest = wanted.digest(network);
+    let current = if id == 0 { None } else { maps.zone(id)? };
+    if current.as_ref().is_some_and(|row| row.info.digest == digest) {
+        return Ok(id);
+    }
+    let before = match current {
+        Some(_) => maps.zone_content(id)?.and_then(|content| image(&content).ok()),
+        None => None,
+    };
+    let target = match in_place {
+        true => {
+            maps.write_zone(id, network, digest, &content(wanted))?;
+            id
+        }
+        false => maps.ensure_zone(network, digest, &content(wanted))?,
+    };
+    applied.rewritten.push(Rewritten {
+        id: target,
+        generation: maps.zone(target)?.map_or(0, |row| row.slot.generation),
+        difference: before.map(|before| ZoneImage::difference(&before, wanted)),
+    });
+    Ok(target)
+}
+
+/// Writes the zone into the records of attachments that run: it is their last good one now.
+///
+/// A record that is gone stays gone. Syncs the disk, so the lock must not be held.
+pub fn remember(root: &Root, running: &[Running], zone: Option<&Zone>) -> Result<(), PoliceError> {
+    let records = Records::new(root);
+    for (record, _, _) in running {
+        let Some(now) = records.read(&record.container_id, &record.ifname)? else { continue };
+        let fresh = zone.map(|zone| recorded_zone(record.network.as_str(), zone));
+        if now.endpoint == record.endpoint && now.zone != fresh {
+            records.write(&Record { zone: fresh, ..now })?;
+        }
+    }
+    Ok(())
+}
+
+/// A zone as a record keeps it.
+pub fn recorded_zone(network: &str, zone: &Zone) -> state::Zone {
+    let digest = compile(zone).digest(network);
+    state::Zone {
+        digest: digest.iter().map(|byte| format!("{byte:02x}")).collect(),
+        compiled: zone.to_json(),
+    }
+}
