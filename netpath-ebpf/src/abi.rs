@@ -260,8 +260,8 @@ pub struct Master {
     pub unknown_source: u8,
     /// How many of `host_macs` are in use.
     pub host_mac_count: u8,
-    /// Always zero.
-    pub pad: u16,
+    /// Its MTU. XDP counts no frame that is longer: on the wire it was several. 0 = not known, XDP counts none.
+    pub mtu: u16,
     /// MACs the host sends with; unused entries are all zero, which is nobody's MAC.
     pub host_macs: [[u8; 8]; HOST_MACS],
     /// Interface name when the row was made, zero-padded, for people.

@@ -9,6 +9,8 @@ use crate::{bits::eq32, drop_reason::DropReason};
 
 /// Length of an Ethernet header.
 pub const ETH_LEN: u32 = 14;
+/// Length of a VLAN tag.
+pub const TAG_LEN: u32 = 4;
 /// Ethertype of IPv4.
 pub const ETH_IPV4: u16 = 0x0800;
 /// Ethertype of ARP.

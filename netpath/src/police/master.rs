@@ -81,6 +81,7 @@ pub fn attach(
     let mut row = before.unwrap_or_else(|| fresh_row(link, cookie));
     (row.host_macs, row.host_mac_count) = mac_list(&host_macs);
     row.unknown_source = unknown(entry);
+    row.mtu = u16::try_from(link.mtu).unwrap_or(u16::MAX);
     if before != Some(row) {
         maps.set_master(id, &row)?;
     }
@@ -118,7 +119,7 @@ fn fresh_row(link: &Link, cookie: u64) -> Master {
         ifindex: link.index,
         unknown_source: unknown_source::AUDIT,
         host_mac_count: 0,
-        pad: 0,
+        mtu: 0,
         host_macs: [[0; 8]; HOST_MACS],
         name,
         object: 0,

@@ -253,7 +253,7 @@ pub(crate) fn master(unknown_source: u8) -> Master {
         ifindex: 7,
         unknown_source,
         host_mac_count: 3,
-        pad: 0,
+        mtu: 1500,
         host_macs,
         name: *b"eno1\0\0\0\0\0\0\0\0\0\0\0\0",
         object: 1,
