@@ -49,12 +49,12 @@ pub(crate) fn master_counters() -> Option<&'static mut MasterCounters> {
 pub(crate) struct Drop {
     /// Packets on the wire.
     pub packets: u64,
+    /// Source and destination MAC: six bytes in memory order, two zero bytes.
+    pub macs: [u64; 2],
     /// Endpoint id; 0 = nobody.
     pub endpoint: u32,
     /// Its generation.
     pub generation: u32,
-    /// Source and destination MAC.
-    pub macs: [[u8; 6]; 2],
     /// Number of the reason.
     pub reason: u8,
     /// One of [`direction`].
@@ -62,7 +62,7 @@ pub(crate) struct Drop {
     /// 1 = the packet passes all the same.
     pub audited: u8,
     /// Always zero.
-    pub pad: u8,
+    pub pad: [u8; 5],
 }
 
 /// Adds to a counter that all CPUs share. `AtomicU64` does not exist for this target.
@@ -152,8 +152,8 @@ unsafe fn fill(event: *mut DropEvent, drop: &Drop, facts: &Facts) {
         (*event).source_port = facts.source_port;
         (*event).destination_port = facts.destination_port;
         (*event).length = facts.length;
-        (*event).source_mac = drop.macs[0];
-        (*event).destination_mac = drop.macs[1];
+        (*event).source_mac = mac(drop.macs[0]);
+        (*event).destination_mac = mac(drop.macs[1]);
         (*event).pad = [0; 4];
     }
 }
@@ -180,4 +180,10 @@ unsafe fn write4(to: *mut u32, address: u32) {
         to.add(2).write(u32::from_ne_bytes([0, 0, 0xff, 0xff]));
         to.add(3).write(address);
     }
+}
+
+#[inline(always)]
+fn mac(raw: u64) -> [u8; 6] {
+    let b = raw.to_ne_bytes();
+    [b[0], b[1], b[2], b[3], b[4], b[5]]
 }

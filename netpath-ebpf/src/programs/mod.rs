@@ -79,8 +79,6 @@ impl Rules for Maps {
 
 /// The Ethernet header: all that is read of a frame before its owner is known.
 struct Ethernet {
-    source: [u8; 6],
-    destination: [u8; 6],
     /// MACs as `bits` has them: six bytes in memory order, two zero bytes.
     source_raw: u64,
     destination_raw: u64,
@@ -93,18 +91,12 @@ impl Ethernet {
         let head = frame.head::<14>()?;
         let destination_raw = u64::from(head.raw4::<0>()) | u64::from(head.u16::<4>().to_be()) << 32;
         let source_raw = u64::from(head.raw4::<6>()) | u64::from(head.u16::<10>().to_be()) << 32;
-        Some(Self {
-            source: mac(source_raw),
-            destination: mac(destination_raw),
-            source_raw,
-            destination_raw,
-            ethertype: head.u16::<12>(),
-        })
+        Some(Self { source_raw, destination_raw, ethertype: head.u16::<12>() })
     }
 
     #[inline(always)]
-    fn macs(&self) -> [[u8; 6]; 2] {
-        [self.source, self.destination]
+    fn macs(&self) -> [u64; 2] {
+        [self.source_raw, self.destination_raw]
     }
 
     /// Group addresses have the lowest bit of the first byte set.
@@ -112,12 +104,6 @@ impl Ethernet {
     fn is_group(&self) -> bool {
         self.destination_raw & 1 != 0
     }
-}
-
-#[inline(always)]
-fn mac(raw: u64) -> [u8; 6] {
-    let b = raw.to_ne_bytes();
-    [b[0], b[1], b[2], b[3], b[4], b[5]]
 }
 
 #[inline(always)]
@@ -217,7 +203,7 @@ fn sent(row: &Endpoint, ethernet: &Ethernet, scratch: *mut Scratch, size: Size) 
             reason,
             direction: direction::TX,
             audited: u8::from(fate == Fate::Audit),
-            pad: 0,
+            pad: [0; 5],
         };
         tell(scratch, drop);
     }
@@ -266,7 +252,7 @@ fn received(
             reason,
             direction: direction::RX,
             audited: u8::from(fate == Fate::Audit),
-            pad: 0,
+            pad: [0; 5],
         };
         tell(scratch, drop);
     }
@@ -318,7 +304,7 @@ fn unknown(master: &Master, ethernet: &Ethernet, length: u32, scratch: *mut Scra
         reason: DropReason::UnknownSource as u8,
         direction: direction::TX,
         audited: u8::from(!dropped),
-        pad: 0,
+        pad: [0; 5],
     };
     tell(scratch, drop);
     if dropped { SHOT } else { NEXT }
