@@ -10,6 +10,7 @@ pub mod exec;
 pub mod flock;
 pub mod ipam;
 pub mod kernel;
+pub mod lab;
 pub mod observe;
 pub mod plan;
 pub mod plugin;

@@ -5,6 +5,7 @@ mod attach;
 mod docs;
 mod drops;
 mod follow;
+mod lab;
 mod manifest;
 mod pods;
 mod programs;
@@ -52,6 +53,8 @@ enum Command {
     Uninstall(uninstall::Args),
     /// Try the programs on this kernel without attaching them; one JSON object a line.
     Programs,
+    /// Build the lab on this machine, and ask who reaches whom, without and with the zone.
+    Lab(lab::Args),
     /// Write or check the generated documentation.
     #[command(hide = true)]
     Docs(docs::Args),
@@ -69,6 +72,7 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Attach(args) => attach::run(&root, &args),
         Command::Uninstall(args) => uninstall::run(&root, &args),
         Command::Programs => programs::run(),
+        Command::Lab(args) => lab::run(&args),
         Command::Docs(args) => docs::run(&args),
     };
     match result {
