@@ -2,11 +2,16 @@
 
 use std::fmt;
 use std::io;
+use std::path::Path;
+use std::time::Duration;
 
 use crate::kernel::netlink::{Link, Macvlan, Netlink, NetlinkError, Refusal, Route};
 use crate::kernel::netns::{self, Netns, NetnsError};
 use crate::kernel::sysctl::{self, SysctlError};
 use crate::plan::{self, Place, RouteVia, Setting, Step};
+
+/// The calling thread's network namespace.
+const CURRENT: &str = "/proc/thread-self/ns/net";
 
 /// Why a step failed; what was attempted is in the [`StepError`].
 #[derive(Debug, thiserror::Error)]
@@ -151,6 +156,21 @@ impl Effects {
         }
     }
 
+    /// Where the link below `link`, a link of the sandbox, is; `None` if it is in a third namespace.
+    pub fn place_of_master(&mut self, link: &Link) -> Result<Option<Place>, NetlinkError> {
+        let Some(id) = link.link_netnsid else {
+            return Ok(Some(self.only_place()?.unwrap_or(Place::Sandbox)));
+        };
+        let node = Netns::open(Path::new(CURRENT))?;
+        Ok((self.sandbox.namespace_id(&node)? == Some(id)).then_some(Place::Node))
+    }
+
+    /// Where sandbox and node are one namespace, everything is the node's.
+    fn only_place(&self) -> Result<Option<Place>, NetlinkError> {
+        let same = Netns::open(Path::new(CURRENT))?.identity()? == self.netns.identity()?;
+        Ok(same.then_some(Place::Node))
+    }
+
     /// A link of the sandbox, as it is now.
     pub fn link(&mut self, ifname: &str) -> Result<Link, NetlinkError> {
         match self.known(ifname) {
@@ -168,6 +188,11 @@ impl Effects {
         let index = self.index(ifname)?;
         let routes = self.sandbox.routes(None)?;
         Ok(routes.into_iter().filter(|route| route.index != Some(index)).map(RouteVia::from).collect())
+    }
+
+    /// Waits until the IPv6 addresses of a link of the sandbox can be used.
+    pub fn wait_dad(&mut self, index: u32, timeout: Duration) -> Result<(), NetlinkError> {
+        self.sandbox.wait_dad(&self.netns, index, timeout)
     }
 
     fn known(&self, ifname: &str) -> Option<u32> {

@@ -5,7 +5,7 @@ use super::{Macvlan, Place, RouteVia, Setting, Step};
 use crate::spec::{IfName, IpConfig, MacvlanConf, Route};
 
 /// How long duplicate address detection may take; it takes one to two seconds where nobody answers.
-const DAD: Duration = Duration::from_secs(5);
+pub const DAD: Duration = Duration::from_secs(5);
 /// The smallest MTU with which a link has IPv6 at all.
 const MIN_MTU_V6: u32 = 1280;
 /// The main routing table.
@@ -160,6 +160,8 @@ pub fn routes(ips: &[IpConfig], routes: &[Route], existing: &[RouteVia]) -> Resu
         if let Some(gateway) = gateway.filter(|gateway| gateway.is_ipv6() != v6) {
             return Err(PlanError::GatewayFamily { route: route.dst, gateway });
         }
+        // Whoever writes `0.0.0.0` asks for a route on the link itself.
+        let gateway = gateway.filter(|gateway| !gateway.is_unspecified());
         let rivals = existing.iter().filter(|other| {
             (other.dst.network(), other.dst.prefix()) == (route.dst.network(), route.dst.prefix())
                 && other.table.unwrap_or(MAIN) == route.table.unwrap_or(MAIN)
@@ -185,7 +187,9 @@ pub fn routes(ips: &[IpConfig], routes: &[Route], existing: &[RouteVia]) -> Resu
 }
 
 fn gateway(ips: &[IpConfig], v6: bool) -> Option<IpAddr> {
-    ips.iter().filter_map(|ip| ip.gateway).find(|gateway| gateway.is_ipv6() == v6)
+    // The unspecified address says that there is none.
+    let usable = |gateway: &IpAddr| gateway.is_ipv6() == v6 && !gateway.is_unspecified();
+    ips.iter().filter_map(|ip| ip.gateway).find(usable)
 }
 
 #[cfg(test)]

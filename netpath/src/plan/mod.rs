@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use ipnetwork::IpNetwork;
 
-pub use macvlan::{Guard, Master, PlanError, activate, create, prepare, routes};
+pub use macvlan::{DAD, Guard, Master, PlanError, activate, create, prepare, routes};
 
 use crate::spec::{Mac, MacvlanMode};
 

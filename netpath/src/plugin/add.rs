@@ -9,6 +9,7 @@ use serde_json::Value;
 
 use super::{
     Call, PluginError,
+    del::delete_row,
     police::{Attachment, Entered, Rules, leave},
 };
 use crate::{
@@ -28,6 +29,8 @@ use crate::{
 #[derive(Default)]
 struct Done {
     undo: UndoStack,
+    /// What an ADD of the same attachment left that was never deleted.
+    earlier: Option<Record>,
     recorded: bool,
     allocated: bool,
     entered: Option<Entered>,
@@ -41,17 +44,21 @@ pub(super) fn add(call: &Call<'_>) -> Result<Value, PluginError> {
     let place = if macvlan.link_in_container { Place::Sandbox } else { Place::Node };
     let master = find_master(effects.place(place), macvlan.master.as_deref(), place)?;
     let rules = Rules::read(call, master)?;
+    if rules.zone.is_some() && rules.is_elsewhere() {
+        return Err(PluginError::MasterElsewhere { name: rules.master.link.name.clone() });
+    }
     if rules.zone.is_some() && place == Place::Sandbox {
         return Err(PluginError::ZoneInContainer);
     }
     let mut done = Done::default();
     match attach(call, &macvlan, &mut effects, &rules, &mut done) {
-        Ok(result) => Ok(result.to_json(call.version())?),
+        Ok(result) => Ok(result),
         Err(failed) => Err(take_back(call, &mut effects, done, failed)),
     }
 }
 
-/// The master, which must exist.
+/// The master, which must exist. A macvlan on a macvlan stands on that one's master, which is what it sends by
+/// and so what has to be under police; one in another namespace is out of reach.
 pub(super) fn find_master(
     netlink: &mut Netlink,
     name: Option<&str>,
@@ -61,10 +68,14 @@ pub(super) fn find_master(
         Place::Node => "on the node",
         Place::Sandbox => "in the pod",
     };
-    resolve_master(netlink, name)?.ok_or_else(|| match name.filter(|name| !name.is_empty()) {
+    let link = resolve_master(netlink, name)?.ok_or_else(|| match name.filter(|name| !name.is_empty()) {
         Some(name) => PluginError::NoMaster { name: name.to_owned(), place },
         None => PluginError::NoDefaultRoute { place },
-    })
+    })?;
+    match (link.is_macvlan(), link.link, link.link_netnsid) {
+        (true, Some(below), None) => Ok(netlink.link_by_index(below)?),
+        _ => Ok(link),
+    }
 }
 
 fn attach(
@@ -73,8 +84,8 @@ fn attach(
     effects: &mut Effects,
     rules: &Rules,
     done: &mut Done,
-) -> Result<CniResult, PluginError> {
-    let (_, ifname) = call.attachment()?;
+) -> Result<Value, PluginError> {
+    let (container_id, ifname) = call.attachment()?;
     let link = &rules.master.link;
     let plan_master = plan::Master { name: link.name.clone(), index: link.index, mtu: link.mtu };
     // Chosen here and not by the kernel, so that the record knows the row before there is one. A passthru
@@ -87,26 +98,45 @@ fn attach(
     if effects.sandbox().find_link(ifname.as_str())?.is_some() {
         return Err(PluginError::Exists { ifname: ifname.to_string() });
     }
-    let mut record = record(call, effects, rules, macvlan.mac.or(link.mac))?;
-    Records::new(call.root).write(&record)?;
+    let mac = match macvlan.mode {
+        MacvlanMode::Passthru => link.mac,
+        _ => macvlan.mac,
+    };
+    let mut record = record(call, effects, rules, mac)?;
+    let records = Records::new(call.root);
+    done.earlier = records.read(container_id, ifname)?;
+    if let Some(earlier) = &done.earlier {
+        // Its link is gone. Nobody could find its row any more once this record is in the place of that.
+        delete_row(call, earlier)?;
+    }
+    records.write(&record)?;
     done.recorded = true;
     exec::run(effects, &steps, &mut done.undo)?;
     let made = effects.link(ifname.as_str())?;
-    let mac = made.mac.or(macvlan.mac);
+    let mac = made.mac.or(mac);
 
-    let allocated = allocate(call, effects, done)?;
+    let counted = rules.is_counted(call) && !macvlan.link_in_container && !rules.is_elsewhere();
+    let guard = if rules.zone.is_some() { Guard::Policed } else { Guard::None };
+    let passthru = macvlan.mode == MacvlanMode::Passthru;
+    let cookie = record.netns.cookie;
+    if let (true, true, Some(mac)) = (counted, call.has_dhcp(), mac) {
+        // The client raises the link to ask for its address, so it is policed before it has one.
+        exec::run(effects, &plan::prepare(ifname, made.mtu, &[], guard)?, &mut done.undo)?;
+        let attachment = Attachment { mac, ips: &[], cookie, passthru };
+        done.entered = Some(rules.enter(call, effects.node(), &attachment)?);
+    }
+    let allocated = allocate(call, effects, rules, done)?;
     rules.check_addresses(&allocated.ips)?;
     record.ips = allocated.ips.iter().map(|ip| ip.address).collect();
-    let counted = rules.is_counted(call) && !macvlan.link_in_container;
-    let guard = if rules.zone.is_some() { Guard::Policed } else { Guard::None };
     if !allocated.ips.is_empty() || guard != Guard::None {
         exec::run(effects, &plan::prepare(ifname, made.mtu, &allocated.ips, guard)?, &mut done.undo)?;
     }
     if let (true, Some(mac)) = (counted, mac) {
-        let cookie = effects.cookie();
-        let attachment =
-            Attachment { mac, ips: &allocated.ips, cookie, passthru: macvlan.mode == MacvlanMode::Passthru };
-        let entered = rules.enter(call, effects.node(), &attachment)?;
+        let attachment = Attachment { mac, ips: &allocated.ips, cookie, passthru };
+        let entered = match done.entered {
+            Some(entered) => rules.readdress(call, entered, &attachment)?,
+            None => rules.enter(call, effects.node(), &attachment)?,
+        };
         done.entered = Some(entered);
         record.endpoint = Some(entered.endpoint);
         record.master =
@@ -115,13 +145,21 @@ fn attach(
     let existing = effects.other_routes(ifname.as_str())?;
     let steps = plan::activate(ifname, &allocated.ips, &allocated.routes, &existing)?;
     exec::run(effects, &steps, &mut done.undo)?;
+    // A result that the configuration's version cannot express is an error like any other.
+    let result = result(call, mac, allocated).to_json(call.version())?;
     record.phase = Phase::Ready;
-    Records::new(call.root).write(&record)?;
-    Ok(result(call, mac, allocated))
+    records.write(&record)?;
+    Ok(result)
 }
 
-/// Asks IPAM for addresses. None of them may be one that the node itself has.
-fn allocate(call: &Call<'_>, effects: &mut Effects, done: &mut Done) -> Result<IpamResult, PluginError> {
+/// Asks IPAM for addresses. None of them may be one that the node itself has, nor, where the interface is
+/// policed, one that a living attachment to the same master has.
+fn allocate(
+    call: &Call<'_>,
+    effects: &mut Effects,
+    rules: &Rules,
+    done: &mut Done,
+) -> Result<IpamResult, PluginError> {
     if matches!(call.ipam, IpamConf::None) {
         return Ok(IpamResult::default());
     }
@@ -136,9 +174,10 @@ fn allocate(call: &Call<'_>, effects: &mut Effects, done: &mut Done) -> Result<I
             (address.address.ip(), link.map(|link| link.name.clone()).unwrap_or_default())
         })
         .collect();
-    let refuse = |address: IpAddr| {
-        let (_, link) = own.iter().find(|(own, _)| *own == address)?;
-        Some(format!("is the node's own, on `{link}`"))
+    let others = rules.neighbours(call);
+    let refuse = |address: IpAddr| match own.iter().find(|(own, _)| *own == address) {
+        Some((_, link)) => Some(format!("is the node's own, on `{link}`")),
+        None => others.holder(address).map(|holder| format!("is that of {holder}")),
     };
     let request = ipam::Request { network: call.network(), container_id, ifname };
     let mut allocated = ipam::add(&request, &refuse)?;
@@ -240,11 +279,13 @@ fn take_back(call: &Call<'_>, effects: &mut Effects, done: Done, failed: PluginE
         }
     }
     // With something left behind the record stays: DEL, which comes next, finds in it what to end.
-    if done.recorded
-        && left.is_empty()
-        && let Err(error) = Records::new(call.root).remove(container_id, ifname)
-    {
-        left.push(full(&error));
+    if done.recorded && left.is_empty() {
+        let records = Records::new(call.root);
+        let restored = match &done.earlier {
+            Some(earlier) => records.write(earlier),
+            None => records.remove(container_id, ifname).map(drop),
+        };
+        left.extend(restored.err().map(|error| full(&error)));
     }
     match left.is_empty() {
         true => failed,

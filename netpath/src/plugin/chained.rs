@@ -10,10 +10,10 @@ use super::{
 use crate::{
     exec::{self, Effects},
     kernel::{
-        netlink::{Link, Netlink, Route},
+        netlink::{Link, MacVlanMode, Route},
         netns::Netns,
     },
-    plan::{self, Guard},
+    plan::{self, Guard, Place},
     spec::{CniResult, IfName, IpConfig},
     state::{self, Phase, Records},
 };
@@ -32,6 +32,8 @@ pub(super) fn add(call: &Call<'_>) -> Result<Value, PluginError> {
     let master = master_of(&mut effects, &link)?;
     let rules = Rules::read(call, master)?;
     rules.check_addresses(&ips)?;
+    // Before anything is changed: a version that cannot express the result fails every time.
+    let result = prev.to_json(call.version())?;
     let mut record = record(call, &effects, &rules, link.mac)?;
     record.ips = ips.iter().map(|ip| ip.address).collect();
     Records::new(call.root).write(&record)?;
@@ -42,7 +44,7 @@ pub(super) fn add(call: &Call<'_>) -> Result<Value, PluginError> {
                 record.master.map(|master| state::Master { id: Some(entered.master.into()), ..master });
             record.phase = Phase::Ready;
             Records::new(call.root).write(&record)?;
-            Ok(prev.to_json(call.version())?)
+            Ok(result)
         }
         // The interface stays down: the runtime calls DEL on the whole list, and until then it must not talk.
         Err(failed) => match Records::new(call.root).remove(container_id, ifname) {
@@ -63,18 +65,18 @@ fn police(
     let mac = link.mac.ok_or_else(|| PluginError::NotInResult { ifname: ifname.to_string() })?;
     let routes: Vec<Route> = effects.sandbox().routes(Some(link.index))?;
     let mut undo = exec::UndoStack::default();
-    if rules.zone.is_some() {
-        // First the settings, since addresses survive the link's going down only with one of them.
-        let steps = plan::prepare(ifname, link.mtu, ips, Guard::Policed)?;
-        let settings: Vec<_> =
-            steps.into_iter().filter(|step| matches!(step, plan::Step::SetSysctl { .. })).collect();
-        exec::run(effects, &settings, &mut undo)?;
-    }
+    let guard = if rules.zone.is_some() { Guard::Policed } else { Guard::None };
+    // First the settings, since IPv6 addresses survive the link's going down only with one of them.
+    let steps = plan::prepare(ifname, link.mtu, ips, guard)?;
+    let settings: Vec<_> =
+        steps.into_iter().filter(|step| matches!(step, plan::Step::SetSysctl { .. })).collect();
+    exec::run(effects, &settings, &mut undo)?;
     effects.sandbox().set_down(link.index)?;
     let cookie = effects.cookie();
-    let attachment = Attachment { mac, ips, cookie, passthru: false };
+    let attachment =
+        Attachment { mac, ips, cookie, passthru: link.macvlan_mode == Some(MacVlanMode::Passthrough) };
     let entered = rules.enter(call, effects.node(), &attachment)?;
-    match raise(effects.sandbox(), link.index, &routes) {
+    match raise(effects, link.index, &routes, ips) {
         Ok(()) => Ok(entered),
         Err(failed) => match leave(call, &entered) {
             Ok(()) => Err(failed),
@@ -84,8 +86,12 @@ fn police(
 }
 
 /// Sets the link up and adds the routes again that went with its being down.
-fn raise(sandbox: &mut Netlink, index: u32, routes: &[Route]) -> Result<(), PluginError> {
-    sandbox.set_up(index)?;
+fn raise(effects: &mut Effects, index: u32, routes: &[Route], ips: &[IpConfig]) -> Result<(), PluginError> {
+    effects.sandbox().set_up(index)?;
+    if ips.iter().any(|ip| ip.gateway.is_some_and(|gateway| gateway.is_ipv6())) {
+        effects.wait_dad(index, plan::DAD)?;
+    }
+    let sandbox = effects.sandbox();
     let here = sandbox.routes(Some(index))?;
     for route in routes {
         if !here.contains(route) {
@@ -111,9 +117,13 @@ fn policed_link(effects: &mut Effects, ifname: &IfName) -> Result<Link, PluginEr
 }
 
 /// The master, which must be in the node's own namespace.
-fn master_of(effects: &mut Effects, link: &Link) -> Result<Link, PluginError> {
+pub(super) fn master_of(effects: &mut Effects, link: &Link) -> Result<Link, PluginError> {
     let missing =
         || PluginError::NoMaster { name: format!("(lower link of `{}`)", link.name), place: "on the node" };
+    // An index alone could be that of quite another link of ours.
+    if effects.place_of_master(link)? != Some(Place::Node) {
+        return Err(missing());
+    }
     let index = link.link.ok_or_else(missing)?;
     let master = effects.node().link_by_index(index);
     match master {

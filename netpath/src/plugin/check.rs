@@ -2,7 +2,11 @@
 
 use std::fmt::Display;
 
-use super::{Call, PluginError, Role, add::find_master, police::failed};
+use super::{
+    Call, PluginError, Role,
+    add::find_master,
+    police::{Rules, failed},
+};
 use crate::{
     exec::Effects,
     ipam,
@@ -26,8 +30,8 @@ pub(super) fn check(call: &Call<'_>) -> Result<(), PluginError> {
         check_addresses(&mut effects, &link, ifname, prev)?;
     }
     match Records::new(call.root).read(container_id, ifname)? {
-        Some(record) => check_policed(call, &record, &effects, prev),
-        None => Ok(()),
+        Some(record) => check_policed(call, &record, &effects),
+        None => check_unrecorded(call, &mut effects, &link),
     }
 }
 
@@ -55,6 +59,14 @@ fn check_link(
     let place = if conf.link_in_container { Place::Sandbox } else { Place::Node };
     let master = find_master(effects.place(place), conf.master.as_deref(), place)?;
     same(format!("kind of `{ifname}`"), &"macvlan".to_owned(), &link.kind.clone().unwrap_or_default())?;
+    // An index says nothing without the namespace it is one of.
+    if effects.place_of_master(link)? != Some(place) {
+        return Err(PluginError::Check {
+            what: format!("master of `{ifname}`"),
+            expected: format!("`{}`", master.name),
+            found: "a link in another namespace".into(),
+        });
+    }
     same(format!("master of `{ifname}` (index)"), &master.index, &link.link.unwrap_or_default())?;
     let mode = link.macvlan_mode.map(|mode| format!("{mode:?}").to_lowercase()).unwrap_or_default();
     same(format!("mode of `{ifname}`"), &format!("{:?}", conf.mode).to_lowercase(), &mode)?;
@@ -85,7 +97,11 @@ fn check_addresses(
         }
     }
     for route in &prev.routes {
-        let gateway = route.gw.or_else(|| first_gateway(&prev.ips, route.dst.is_ipv6()));
+        // As a gateway the unspecified address means that there is none.
+        let gateway = route
+            .gw
+            .or_else(|| first_gateway(&prev.ips, route.dst.is_ipv6()))
+            .filter(|gateway| !gateway.is_unspecified());
         let found = routes.iter().any(|other| {
             other.dst.network() == route.dst.network()
                 && other.dst.prefix() == route.dst.prefix()
@@ -104,23 +120,59 @@ fn first_gateway(ips: &[IpConfig], v6: bool) -> Option<std::net::IpAddr> {
 }
 
 /// What only netpath promises: the row, the programs, and the settings that keep group frames out.
-fn check_policed(
-    call: &Call<'_>,
-    record: &Record,
-    effects: &Effects,
-    prev: &CniResult,
-) -> Result<(), PluginError> {
+fn check_policed(call: &Call<'_>, record: &Record, effects: &Effects) -> Result<(), PluginError> {
     let ifname = &record.ifname;
-    if let (Some(master), Some(mac), Some(_)) = (&record.master, record.mac, record.endpoint)
+    if let (Some(master), Some(mac), Some(endpoint)) = (&record.master, record.mac, record.endpoint)
         && let Some(id) = master.id.and_then(|id| u16::try_from(id).ok())
     {
-        let ips: Vec<_> = prev.ips.iter().map(|ip| ip.address).collect();
-        police::check(call.root, id, master.ifindex, mac, &ips).map_err(|error| failed(ifname, error))?;
+        police::check(call.root, id, master.ifindex, mac, endpoint, &record.ips)
+            .map_err(|error| failed(ifname, error))?;
     }
     if record.zone.is_some() {
-        let key = Setting::DropUnicastInMulticastV4.key(ifname.as_str());
-        let found = effects.netns().within(|| sysctl::read(&key).ok())?;
-        same(format!("sysctl {key}"), &"1".to_owned(), &found.unwrap_or_default().trim().to_owned())?;
+        check_settings(effects, ifname)?;
     }
     Ok(())
+}
+
+fn check_settings(effects: &Effects, ifname: &IfName) -> Result<(), PluginError> {
+    let read = |setting: &Setting| {
+        let key = setting.key(ifname.as_str());
+        let has_family = sysctl::exists(&setting.directory(ifname.as_str()));
+        let found = sysctl::read(&key).unwrap_or_default();
+        (key, found.trim().to_owned(), has_family)
+    };
+    let guards = [
+        (Setting::DropUnicastInMulticastV4, "1"),
+        (Setting::DropUnicastInMulticastV6, "1"),
+        (Setting::AddrGenMode, "0"),
+        (Setting::AcceptRa, "0"),
+        (Setting::Autoconf, "0"),
+    ];
+    let found =
+        effects.netns().within(|| guards.iter().map(|(setting, _)| read(setting)).collect::<Vec<_>>())?;
+    for ((setting, expected), (key, found, has_family)) in guards.iter().zip(found) {
+        // Where the link has no IPv6 there is nothing to guard.
+        if has_family || !setting.is_v6() {
+            same(format!("sysctl {key}"), &(*expected).to_owned(), &found)?;
+        }
+    }
+    Ok(())
+}
+
+/// Without a record the interface may be the standard plugin's, unless the network is policed.
+fn check_unrecorded(call: &Call<'_>, effects: &mut Effects, link: &Link) -> Result<(), PluginError> {
+    let conf = MacvlanConf::from_conf(&call.conf, &call.env.args)?;
+    let master = match call.role {
+        Role::Macvlan if conf.link_in_container => return Ok(()),
+        Role::Macvlan => find_master(effects.node(), conf.master.as_deref(), Place::Node)?,
+        Role::Chained => super::chained::master_of(effects, link)?,
+    };
+    match Rules::read(call, master)?.zone {
+        None => Ok(()),
+        Some(_) => Err(PluginError::Check {
+            what: format!("record of `{}`", link.name),
+            expected: "to be there, for the network has a zone".into(),
+            found: "none: delete the pod".into(),
+        }),
+    }
 }

@@ -1,16 +1,18 @@
 //! DEL: whatever is left of an attachment goes, and what is gone already is fine.
 
-use netpath_ebpf::abi::EndpointKey;
+use netpath_ebpf::abi::{Endpoint, EndpointKey, kind};
 
 use super::{Call, PluginError, Role, add::full, police::failed};
 use crate::{
     ipam,
     kernel::{
-        bpf::maps::Maps,
-        netlink::Netlink,
+        bpf::maps::{Maps, MapsError},
+        netlink::{Link, Netlink},
         netns::{self, Netns},
     },
-    spec::{ContainerId, IfName, IpamConf, NetConf},
+    police,
+    root::Root,
+    spec::{CniEnv, ConfError, ContainerId, IfName, IpamConf, NetConf},
     state::{Kind, Lock, Record, Records},
 };
 
@@ -23,16 +25,30 @@ pub(super) fn del(call: &Call<'_>) -> Result<(), PluginError> {
     let records = Records::new(call.root);
     let record = records.read(container_id, ifname)?;
     let mut errors: Vec<PluginError> = Vec::new();
+    // A client gives its lease back over the interface; everybody else's address is free only once the
+    // interface is gone.
+    let lease_first = call.has_dhcp();
     let ours = record.as_ref().map_or(call.role == Role::Macvlan, |record| record.kind == Kind::Macvlan);
-    if ours && let Err(error) = delete_link(call, ifname, record.as_ref()) {
+    if ours
+        && lease_first
+        && let Err(error) = release(call, container_id, ifname, record.as_ref())
+    {
         errors.push(error);
+    }
+    match ours {
+        true => errors.extend(delete_link(call, ifname, record.as_ref()).err()),
+        // The plugin before us deletes it. Until then it must not send without its row.
+        false => silence(call, ifname, record.as_ref()),
     }
     if let Some(record) = &record
         && let Err(error) = delete_row(call, record)
     {
         errors.push(error);
     }
-    if ours && let Err(error) = release(call, container_id, ifname, record.as_ref()) {
+    if ours
+        && !lease_first
+        && let Err(error) = release(call, container_id, ifname, record.as_ref())
+    {
         errors.push(error);
     }
     let mut errors = errors.into_iter();
@@ -72,42 +88,101 @@ fn delete_link(call: &Call<'_>, ifname: &IfName, record: Option<&Record>) -> Res
         Some(_) | None => return Ok(()),
     };
     match sandbox.delete_link(link.index) {
-        Err(error) if !error.is_absent() => Err(error.into()),
-        Ok(()) | Err(_) => Ok(()),
+        Err(error) if !error.is_absent() => return Err(error.into()),
+        Ok(()) | Err(_) => {}
+    }
+    match record {
+        Some(_) => Ok(()),
+        // Its record may have been lost: then only the link itself could say which row is its own.
+        None => delete_row_of(call, &link, netns::cookie_of(path)?),
     }
 }
 
-/// Takes the row out of force, also one whose ADD was ended before it could record its id.
-fn delete_row(call: &Call<'_>, record: &Record) -> Result<(), PluginError> {
-    let (Some(master), Some(mac)) = (&record.master, record.mac) else { return Ok(()) };
-    let unusable = |error: crate::kernel::bpf::maps::MapsError| failed(&record.ifname, error.into());
-    let _lock = Lock::acquire(call.root)?;
-    let maps = match Maps::open(&call.root.pins()) {
-        Ok(Some(maps)) => maps,
-        // Nothing is loaded, or it belongs to another version, which sweeps for itself.
-        Ok(None) | Err(crate::kernel::bpf::maps::MapsError::Abi { .. }) => return Ok(()),
-        Err(error) => return Err(unusable(error)),
+/// Sets the link of a policed attachment down, as far as it can be had.
+fn silence(call: &Call<'_>, ifname: &IfName, record: Option<&Record>) {
+    let (Some(path), Some(record)) = (call.env.netns.as_deref(), record) else { return };
+    if record.zone.is_none() {
+        return;
+    }
+    let set_down = || -> Result<(), PluginError> {
+        let netns = Netns::open(path)?;
+        let identity = netns.identity()?;
+        if (identity.dev, identity.ino) != (record.netns.dev, record.netns.inode) {
+            return Ok(());
+        }
+        let mut sandbox = Netlink::in_netns(&netns)?;
+        match sandbox.find_link(ifname.as_str())? {
+            Some(link) => Ok(sandbox.set_down(link.index)?),
+            None => Ok(()),
+        }
     };
-    let mut maps = maps;
+    if let Err(error) = set_down() {
+        tracing::warn!(interface = %ifname, error = full(&error), "cannot set the interface down before its row goes");
+    }
+}
+
+/// Takes the row of a link without a record out of force: the one with its MAC and its namespace.
+fn delete_row_of(call: &Call<'_>, link: &Link, cookie: Option<u64>) -> Result<(), PluginError> {
+    let (Some(mac), Some(cookie)) = (link.mac, cookie) else { return Ok(()) };
+    let ifname = call.attachment()?.1;
+    let unusable = |error: MapsError| failed(ifname, error.into());
+    let Some(mut maps) = usable_maps(call).map_err(unusable)? else { return Ok(()) };
+    let _lock = Lock::acquire(call.root)?;
+    for (key, row) in maps.endpoints().map_err(unusable)? {
+        if key.mac == mac.bytes()
+            && row.kind == kind::ENDPOINT
+            && row.cookie == cookie
+            && !is_anothers(call, &key, &row)?
+        {
+            maps.remove_endpoint(key, row.id).map_err(unusable)?;
+        }
+    }
+    Ok(())
+}
+
+/// The maps, unless nothing is loaded, or what is belongs to another version, which sweeps for itself.
+fn usable_maps(call: &Call<'_>) -> Result<Option<Maps>, MapsError> {
+    match Maps::open(&call.root.pins()) {
+        Err(MapsError::Abi { .. }) => Ok(None),
+        maps => maps,
+    }
+}
+
+/// The configuration with which the attachment of this call was made, as JSON.
+pub(super) fn recorded_conf(root: &Root, env: &CniEnv) -> Option<Vec<u8>> {
+    let record = Records::new(root).read(env.container_id.as_ref()?, env.ifname.as_ref()?).ok()??;
+    Some(serde_json::Value::Object(record.conf).to_string().into_bytes())
+}
+
+/// Takes the row out of force, also one whose ADD was ended before it could record its id.
+pub(super) fn delete_row(call: &Call<'_>, record: &Record) -> Result<(), PluginError> {
+    let (Some(master), Some(mac)) = (&record.master, record.mac) else { return Ok(()) };
+    let unusable = |error: MapsError| failed(&record.ifname, error.into());
+    let Some(mut maps) = usable_maps(call).map_err(unusable)? else { return Ok(()) };
+    let _lock = Lock::acquire(call.root)?;
     let cookie = netns::cookie().unwrap_or(0);
     let rows = maps.masters().map_err(unusable)?;
     let id = rows.iter().find(|(_, row)| row.ifindex == master.ifindex && row.netns_cookie == cookie);
     let Some((id, _)) = id else { return Ok(()) };
     let key = EndpointKey::new(*id, mac.bytes());
     let Some(row) = maps.endpoint(key).map_err(unusable)? else { return Ok(()) };
-    let same = record.endpoint.is_none_or(|own| own.id == row.id && own.generation == row.generation);
+    if row.kind != kind::ENDPOINT || !police::names(record, &key, &row) {
+        return Ok(());
+    }
     // An ADD that was ended half-way has no id yet; the row is its own if nobody else's record names it.
-    if same && (record.endpoint.is_some() || !is_anothers(call, row.id, row.generation)?) {
+    if record.endpoint.is_some() || !is_anothers(call, &key, &row)? {
         maps.remove_endpoint(key, row.id).map_err(unusable)?;
     }
     Ok(())
 }
 
-fn is_anothers(call: &Call<'_>, id: u32, generation: u32) -> Result<bool, PluginError> {
+fn is_anothers(call: &Call<'_>, key: &EndpointKey, row: &Endpoint) -> Result<bool, PluginError> {
+    let (container_id, ifname) = call.attachment()?;
     let listing = Records::new(call.root).all()?;
-    let names =
-        |record: &Record| record.endpoint.is_some_and(|row| row.id == id && row.generation == generation);
-    Ok(listing.records.iter().any(names))
+    Ok(listing
+        .records
+        .iter()
+        .any(|record| !record.is_of(container_id, ifname) && police::names(record, key, row)))
 }
 
 /// Gives the addresses back by the configuration that took them.
@@ -117,11 +192,8 @@ fn release(
     ifname: &IfName,
     record: Option<&Record>,
 ) -> Result<(), PluginError> {
-    let recorded = record.map(|record| serde_json::Value::Object(record.conf.clone()).to_string());
-    let result = match &recorded {
-        Some(stdin) => {
-            let conf = NetConf::parse(stdin.as_bytes())?;
-            let ipam_conf = IpamConf::from_conf(&conf, &call.env.args)?;
+    let result = match record.and_then(|record| recorded(call, record)) {
+        Some((stdin, conf, ipam_conf)) => {
             let network = ipam::Network {
                 name: &conf.name,
                 cni_version: conf.cni_version,
@@ -140,5 +212,23 @@ fn release(
             Ok(())
         }
         result => Ok(result?),
+    }
+}
+
+/// The configuration as ADD executed it. One that cannot be read any more is as good as none: that of this call
+/// has to do, for it will not become better by being asked for again.
+fn recorded(call: &Call<'_>, record: &Record) -> Option<(String, NetConf, IpamConf)> {
+    let stdin = serde_json::Value::Object(record.conf.clone()).to_string();
+    let read = || -> Result<_, ConfError> {
+        let conf = NetConf::parse(stdin.as_bytes())?;
+        let ipam_conf = IpamConf::from_conf(&conf, &call.env.args)?;
+        Ok((conf, ipam_conf))
+    };
+    match read() {
+        Ok((conf, ipam_conf)) => Some((stdin, conf, ipam_conf)),
+        Err(error) => {
+            tracing::warn!(error = full(&error), "the recorded configuration is ignored");
+            None
+        }
     }
 }

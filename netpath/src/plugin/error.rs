@@ -56,6 +56,14 @@ pub enum PluginError {
         /// Where it was looked for.
         place: &'static str,
     },
+    /// A zone on a macvlan whose own master cannot be reached.
+    #[error(
+        "master `{name}` is a macvlan of a link in another network namespace, where nothing can be enforced: remove `zone`, or name another master"
+    )]
+    MasterElsewhere {
+        /// Name of the master.
+        name: String,
+    },
     /// A zone on a master that the pod owns.
     #[error(
         "`zone`: with `linkInContainer` the master is the pod's own, where nothing can be enforced: remove one of the two"
@@ -161,7 +169,7 @@ impl PluginError {
             | Self::NoPrevResult => code::CONF,
             Self::Netns(error) if error.is_gone() => code::UNKNOWN_CONTAINER,
             Self::Netns(_) => 100,
-            Self::NoMaster { .. } | Self::NoDefaultRoute { .. } => 101,
+            Self::NoMaster { .. } | Self::NoDefaultRoute { .. } | Self::MasterElsewhere { .. } => 101,
             Self::Exists { .. } | Self::Step(_) | Self::Netlink(_) => 102,
             Self::NotInResult { .. } | Self::NotMacvlan { .. } => 103,
             Self::Check { .. } => 104,

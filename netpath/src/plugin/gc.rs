@@ -3,7 +3,7 @@
 use super::{Call, PluginError, add::full, del};
 use crate::{
     ipam,
-    kernel::netns,
+    police::is_gone,
     spec::{CniEnv, ContainerId, IfName},
     state::{Record, Records, boot_id},
 };
@@ -58,16 +58,5 @@ pub(super) fn gc(call: &Call<'_>) -> Result<(), PluginError> {
         (None, _) => Ok(()),
         (Some(failed), true) => Err(failed),
         (Some(failed), false) => Err(PluginError::Undo { failed: Box::new(failed), left }),
-    }
-}
-
-/// The sandbox is gone: another boot, no such path, or another namespace at it.
-fn is_gone(record: &Record, boot: &str) -> bool {
-    if record.boot_id != boot {
-        return true;
-    }
-    match netns::identity(&record.netns.path) {
-        Ok(identity) => (identity.dev, identity.ino) != (record.netns.dev, record.netns.inode),
-        Err(error) => error.is_gone(),
     }
 }

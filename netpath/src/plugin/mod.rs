@@ -20,7 +20,7 @@ use crate::{
     kernel::{netns, pdeathsig},
     root::Root,
     spec::{
-        CniEnv, CniVersion, Command, ContainerId, ErrorObject, IfName, IpamConf, NetConf,
+        CniEnv, CniVersion, Command, ConfError, ContainerId, ErrorObject, IfName, IpamConf, NetConf,
         error::supported_versions_json,
     },
 };
@@ -77,13 +77,13 @@ fn dispatch(
     if env.command == Command::Version {
         return Ok(Some(supported_versions_json(NetConf::parse_version(stdin))));
     }
-    let conf = NetConf::parse(stdin)?;
+    let (conf, ipam) = read(root, &env, stdin)?;
+    conf.cni_version.allows(env.command)?;
     let role = match conf.kind.as_str() {
         MACVLAN => Role::Macvlan,
         CHAINED => Role::Chained,
         other => return Err(PluginError::Type { kind: other.to_owned() }),
     };
-    let ipam = IpamConf::from_conf(&conf, &env.args)?;
     let call = Call { root, env, conf, stdin, ipam, role };
     match (call.env.command, call.role) {
         (Command::Add, Role::Macvlan) => call.in_other_netns(|call| add::add(call)).map(Some),
@@ -93,6 +93,23 @@ fn dispatch(
         (Command::Gc, _) => gc::gc(&call).map(|()| None),
         (Command::Status, _) => status(&call).map(|()| None),
         (Command::Version, _) => Ok(None),
+    }
+}
+
+/// Reads the configuration. One that was broken since its ADD must not keep a pod from ending: DEL then takes the
+/// recorded one.
+fn read(root: &Root, env: &CniEnv, stdin: &[u8]) -> Result<(NetConf, IpamConf), ConfError> {
+    let parse = |stdin: &[u8]| {
+        let conf = NetConf::parse(stdin)?;
+        let ipam = IpamConf::from_conf(&conf, &env.args)?;
+        Ok((conf, ipam))
+    };
+    match parse(stdin) {
+        Err(error) if env.command == Command::Del => match del::recorded_conf(root, env) {
+            Some(recorded) => parse(&recorded).map_err(|_| error),
+            None => Err(error),
+        },
+        result => result,
     }
 }
 
@@ -124,6 +141,10 @@ impl Call<'_> {
             (Some(container_id), Some(ifname)) => Ok((container_id, ifname)),
             _ => Err(PluginError::NoAttachment),
         }
+    }
+
+    fn has_dhcp(&self) -> bool {
+        matches!(&self.ipam, IpamConf::Delegated { kind, .. } if kind == "dhcp")
     }
 
     fn network(&self) -> ipam::Network<'_> {

@@ -3,8 +3,8 @@
 use super::{Call, PluginError};
 use crate::{
     kernel::netlink::{Link, Netlink},
-    police::{self, MasterLink, PoliceError, Wanted},
-    spec::{IfName, IpConfig, IpamConf, Mac},
+    police::{self, MasterLink, Neighbours, PoliceError, Wanted},
+    spec::{IfName, IpConfig, Mac},
     state::{Endpoint, Lock},
     zone::{Zone, ZoneConf, resolve},
 };
@@ -60,6 +60,22 @@ impl Rules {
         self.zone.is_some() || self.master.entry.is_some() || self.is_attached(call)
     }
 
+    /// Whether the master is a macvlan of a link in another namespace.
+    pub(super) fn is_elsewhere(&self) -> bool {
+        self.master.link.is_macvlan() && self.master.link.link_netnsid.is_some()
+    }
+
+    /// Who has which address on the master, where it matters.
+    pub(super) fn neighbours(&self, call: &Call<'_>) -> Neighbours {
+        let watched = self.zone.as_ref().and(call.attachment().ok());
+        match watched {
+            Some((container_id, ifname)) => {
+                Neighbours::read(call.root, self.master.link.index, container_id, ifname)
+            }
+            None => Neighbours::default(),
+        }
+    }
+
     fn is_attached(&self, call: &Call<'_>) -> bool {
         let maps = crate::kernel::bpf::maps::Maps::open(&call.root.pins());
         let masters = maps.ok().flatten().and_then(|maps| maps.masters().ok()).unwrap_or_default();
@@ -75,23 +91,47 @@ impl Rules {
     ) -> Result<Entered, PluginError> {
         let ifname = call.attachment()?.1;
         let policed = |error: PoliceError| failed(ifname, error);
-        let wanted = Wanted {
+        let wanted = self.wanted(call, link)?;
+        // Before anything is attached for an interface that cannot have a row.
+        wanted.check().map_err(policed)?;
+        let _lock = Lock::acquire(call.root)?;
+        let mut attached = police::attach(call.root, node, &self.master, false).map_err(policed)?;
+        let row =
+            police::enter(call.root, node, &mut attached, &self.master.link, &wanted).map_err(policed)?;
+        Ok(Entered {
+            master: attached.id,
+            mac: link.mac,
+            endpoint: Endpoint { id: row.id, generation: row.generation },
+        })
+    }
+
+    /// Gives a row that is in force the addresses that were found since.
+    pub(super) fn readdress(
+        &self,
+        call: &Call<'_>,
+        entered: Entered,
+        link: &Attachment<'_>,
+    ) -> Result<Entered, PluginError> {
+        let ifname = call.attachment()?.1;
+        let policed = |error: PoliceError| failed(ifname, error);
+        let wanted = self.wanted(call, link)?;
+        let _lock = Lock::acquire(call.root)?;
+        police::readdress(call.root, entered.master, entered.endpoint.id, &wanted).map_err(policed)?;
+        Ok(entered)
+    }
+
+    fn wanted<'a>(&'a self, call: &'a Call<'_>, link: &Attachment<'a>) -> Result<Wanted<'a>, PluginError> {
+        let (container_id, ifname) = call.attachment()?;
+        Ok(Wanted {
+            container_id,
+            ifname,
             network: call.conf.name.as_str(),
             zone: self.zone.as_ref(),
             mac: link.mac,
             ips: link.ips,
             cookie: link.cookie,
-            dhcp: matches!(&call.ipam, IpamConf::Delegated { kind, .. } if kind == "dhcp"),
+            dhcp: call.has_dhcp(),
             passthru: link.passthru,
-        };
-        let _lock = Lock::acquire(call.root)?;
-        let mut attached = police::attach(call.root, node, &self.master, false).map_err(policed)?;
-        let row =
-            police::enter(call.root, &mut attached, &self.master.link.name, &wanted).map_err(policed)?;
-        Ok(Entered {
-            master: attached.id,
-            mac: link.mac,
-            endpoint: Endpoint { id: row.id, generation: row.generation },
         })
     }
 }

@@ -1,6 +1,6 @@
 //! Bringing a master under police.
 
-use std::fs;
+use std::{fs, path::Path};
 
 use netpath_ebpf::abi::{ABI_VERSION, Endpoint, EndpointKey, HOST_MACS, Master, kind, mode, unknown_source};
 
@@ -10,8 +10,9 @@ use crate::{
         bpf::{
             BpfError, Hook, TcHook,
             attach::{self, Change, Target},
-            maps::Maps,
-            object, sys,
+            maps::{Maps, NAMES, pin_of},
+            object::{self, Settings},
+            sys,
         },
         netlink::{Link, Netlink, NetlinkError},
         netns,
@@ -34,6 +35,8 @@ pub struct MasterLink {
 pub struct Attached {
     /// Its dense id.
     pub id: u16,
+    /// The MACs the host sends with.
+    pub host_macs: Vec<Mac>,
     /// The maps.
     pub maps: Maps,
     /// What was done to its hooks.
@@ -64,12 +67,13 @@ pub fn attach(
     if root.disable().exists() {
         return Err(BpfError::Disabled { path: root.disable() }.into());
     }
-    let (link, entry) = (&master.link, master.entry.as_ref());
+    let link = &master.link;
     let bpffs = root.bpffs();
     sys::ensure_bpffs(&bpffs).map_err(|source| BpfError::Bpffs { path: bpffs, source })?;
     let settings = settings(root)?;
     let pins = root.pins();
-    let mut maps = object::maps(&pins, &settings)?;
+    let fresh = !pin_of(&pins, NAMES[0]).exists();
+    let maps = object::maps(&pins, &settings)?;
     let cookie = netns::cookie().unwrap_or(0);
     let found =
         maps.masters()?.into_iter().find(|(_, row)| row.ifindex == link.index && row.netns_cookie == cookie);
@@ -77,8 +81,56 @@ pub fn attach(
         Some((id, row)) => (id, Some(row)),
         None => (maps.free_master_id()?, None),
     };
+    let mut attached = Attached { id, host_macs: Vec::new(), maps, changes: Vec::new() };
+    match put_in_place(root, node, master, &settings, before, replace, &mut attached) {
+        Ok(()) => Ok(attached),
+        // A master that was not under police stays as it was: half its hooks would judge half its frames.
+        Err(failed) if before.is_none_or(|row| row.object == 0) => {
+            let undone = take_back(&pins, link, &mut attached, fresh);
+            match undone {
+                Ok(()) => Err(failed),
+                Err(error) => Err(PoliceError::Undo { failed: Box::new(failed), source: Box::new(error) }),
+            }
+        }
+        Err(failed) => Err(failed),
+    }
+}
+
+/// Detaches what was attached of a master, and removes its rows.
+fn take_back(pins: &Path, link: &Link, attached: &mut Attached, fresh: bool) -> Result<(), PoliceError> {
+    attach::detach(pins, attached.id, Some(&link.name), link.index)?;
+    for (key, row) in attached.maps.endpoints()? {
+        if key.master == attached.id && row.kind == kind::FOREIGN {
+            attached.maps.remove_endpoint(key, row.id)?;
+        }
+    }
+    let used = attached.maps.endpoints()?.iter().any(|(key, _)| key.master == attached.id);
+    if !used {
+        attached.maps.set_master(attached.id, &nobody())?;
+    }
+    // Nobody else can have used them: the lock is held since they were made.
+    if fresh {
+        attach::remove_pins(pins)?;
+    }
+    Ok(())
+}
+
+/// What `attach` does to one master, once it has a number.
+fn put_in_place(
+    root: &Root,
+    node: &mut Netlink,
+    master: &MasterLink,
+    settings: &Settings,
+    before: Option<Master>,
+    replace: bool,
+    attached: &mut Attached,
+) -> Result<(), PoliceError> {
+    let (link, entry) = (&master.link, master.entry.as_ref());
+    let Attached { id, host_macs: found, maps, changes } = attached;
+    let (id, pins) = (*id, root.pins());
     let host_macs = host_macs(node, link)?;
-    let mut row = before.unwrap_or_else(|| fresh_row(link, cookie));
+    found.clone_from(&host_macs);
+    let mut row = before.unwrap_or_else(|| fresh_row(link, netns::cookie().unwrap_or(0)));
     (row.host_macs, row.host_mac_count) = mac_list(&host_macs);
     row.unknown_source = unknown(entry);
     row.mtu = u16::try_from(link.mtu).unwrap_or(u16::MAX);
@@ -86,12 +138,12 @@ pub fn attach(
         maps.set_master(id, &row)?;
     }
     if row.object == 0 {
-        census(&mut maps, node, id, link.index, &host_macs)?;
+        census(maps, node, id, link.index, &host_macs)?;
     }
     let host_macs: Vec<_> = host_macs.iter().map(|mac| mac.bytes()).collect();
     let target = Target {
         pins: &pins,
-        settings: &settings,
+        settings,
         cpus: maps.meta()?.cpus,
         id,
         ifindex: link.index,
@@ -100,13 +152,27 @@ pub fn attach(
         tc: tc(entry),
         host_macs: &host_macs,
     };
-    let changes = attach::ensure(&target, replace)?;
+    *changes = attach::ensure(&target, replace)?;
     if row.object == 0 || replace {
         row.object = object::digest();
         maps.set_master(id, &row)?;
     }
-    refresh_promisc(root, node, master)?;
-    Ok(Attached { id, maps, changes })
+    refresh_promisc(root, node, master)
+}
+
+/// The row of a number that no master has.
+fn nobody() -> Master {
+    Master {
+        netns_cookie: 0,
+        stamp: 0,
+        ifindex: 0,
+        unknown_source: 0,
+        host_mac_count: 0,
+        mtu: 0,
+        host_macs: [[0; 8]; HOST_MACS],
+        name: [0; 16],
+        object: 0,
+    }
 }
 
 fn fresh_row(link: &Link, cookie: u64) -> Master {
@@ -118,11 +184,8 @@ fn fresh_row(link: &Link, cookie: u64) -> Master {
         stamp: stamp(),
         ifindex: link.index,
         unknown_source: unknown_source::AUDIT,
-        host_mac_count: 0,
-        mtu: 0,
-        host_macs: [[0; 8]; HOST_MACS],
         name,
-        object: 0,
+        ..nobody()
     }
 }
 

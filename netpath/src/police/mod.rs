@@ -5,13 +5,15 @@
 
 mod apply;
 mod master;
+mod neighbours;
 mod row;
 
 use std::path::{Path, PathBuf};
 
 pub use apply::{Applied, Rewritten, Running, apply, recorded_zone, remember, running};
 pub use master::{Attached, MasterLink, ahead, attach, refresh_promisc, resolve_master, uninstall};
-pub use row::{Wanted, check, content, enter, image, leave};
+pub use neighbours::{Neighbours, is_gone, names};
+pub use row::{Wanted, check, content, enter, image, leave, readdress};
 
 use crate::{
     kernel::{
@@ -88,6 +90,14 @@ pub enum PoliceError {
         /// Name of the master.
         master: String,
     },
+    /// Another attachment has the address.
+    #[error("address {address} is that of {owner}: ask for another one, or delete that attachment")]
+    AddressTaken {
+        /// The address.
+        address: std::net::IpAddr,
+        /// Who has it.
+        owner: String,
+    },
     /// More host MACs than a row holds.
     #[error(
         "the host sends with {count} MACs on `{master}`, of which netpath can know {limit}: remove upper devices"
@@ -106,6 +116,14 @@ pub enum PoliceError {
         /// Name of the master.
         master: String,
     },
+    /// A master that could not be brought under police, nor left as it was.
+    #[error("{failed}; what was done before it could not be undone")]
+    Undo {
+        /// What failed first.
+        failed: Box<PoliceError>,
+        /// What failed then.
+        source: Box<PoliceError>,
+    },
     /// What CHECK found.
     #[error("the attachment is not policed as it should be: {what}; {fix}")]
     Unpoliced {
@@ -121,9 +139,11 @@ impl PoliceError {
     pub fn cni_code(&self) -> u32 {
         match self {
             Self::Lock(error) => error.cni_code(),
+            Self::Undo { failed, .. } => failed.cni_code(),
             Self::State(error) => error.cni_code(),
             Self::Zone(_) | Self::Masters(_) | Self::Settings { .. } => 7,
             Self::Read { .. } => 5,
+            Self::AddressTaken { .. } => crate::ipam::code::REFUSED,
             Self::Addresses { .. } | Self::MacTaken { .. } => 131,
             Self::Unpoliced { .. } => 132,
             Self::Bpf(_) | Self::Maps(_) | Self::Netlink(_) | Self::HostMacs { .. } | Self::NoMac { .. } => {

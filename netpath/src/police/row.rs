@@ -7,18 +7,25 @@ use netpath_ebpf::abi::{
     ENDPOINT_ADDRS, Endpoint, EndpointKey, TrieKey4, TrieKey6, endpoint_flags, kind, mode,
 };
 
-use super::{Attached, PoliceError};
+use super::{Attached, PoliceError, neighbours};
 use crate::{
-    kernel::bpf::{attach, maps::Maps, zones::ZoneContent},
+    kernel::{
+        bpf::{attach, maps::Maps, zones::ZoneContent},
+        netlink::{Link, Netlink},
+    },
     root::Root,
-    spec::{IpConfig, Mac},
-    state::{self, Records},
+    spec::{ContainerId, IfName, IpConfig, Mac},
+    state,
     zone::{SlotError, TrieEntry, Zone, ZoneImage, compile},
 };
 
 /// How an attachment shall be policed.
 #[derive(Clone, Debug)]
 pub struct Wanted<'a> {
+    /// Its sandbox.
+    pub container_id: &'a ContainerId,
+    /// Its interface.
+    pub ifname: &'a IfName,
     /// Name of its network.
     pub network: &'a str,
     /// Its zone; `None` = counted only.
@@ -36,6 +43,11 @@ pub struct Wanted<'a> {
 }
 
 impl Wanted<'_> {
+    /// Whether it fits a row.
+    pub fn check(&self) -> Result<(), PoliceError> {
+        self.row().map(drop)
+    }
+
     /// The row, without id, generation and zone.
     fn row(&self) -> Result<Endpoint, PoliceError> {
         let (mut v4, mut v6): (Vec<Ipv4Addr>, Vec<Ipv6Addr>) = (Vec::new(), Vec::new());
@@ -119,19 +131,34 @@ pub fn image(content: &ZoneContent) -> Result<ZoneImage, SlotError> {
 /// Puts the attachment's zone and row in force. The caller holds the lock, and the master is attached.
 pub fn enter(
     root: &Root,
+    node: &mut Netlink,
     attached: &mut Attached,
-    master: &str,
+    master: &Link,
     wanted: &Wanted<'_>,
 ) -> Result<Endpoint, PoliceError> {
+    let taken = |owner: String| PoliceError::MacTaken { mac: wanted.mac, owner, master: master.name.clone() };
+    // A row for one of the host's addresses would judge the host's own frames, until the kernel refuses the
+    // link and the row is gone again.
+    if !wanted.passthru && attached.host_macs.contains(&wanted.mac) {
+        return Err(taken("the node itself".to_owned()));
+    }
+    let own = (wanted.container_id, wanted.ifname);
     let maps = &mut attached.maps;
     let key = EndpointKey::new(attached.id, wanted.mac.bytes());
     let mut row = wanted.row()?;
-    if let Some(old) = maps.endpoint(key)?
-        && old.kind == kind::ENDPOINT
-        && let Some(owner) = owner(root, old.id, old.generation)?
-    {
-        return Err(PoliceError::MacTaken { mac: wanted.mac, owner, master: master.to_owned() });
+    match maps.endpoint(key)? {
+        Some(old) if old.kind == kind::ENDPOINT => {
+            if let Some(owner) = neighbours::holder(root, own, &key, &old)? {
+                return Err(taken(owner));
+            }
+        }
+        // Our own link is still down, so if the master listens to this address it is for somebody else.
+        Some(_) if node.unicast_list(master.index)?.contains(&wanted.mac) => {
+            return Err(taken("another interface of this node".to_owned()));
+        }
+        Some(_) | None => {}
     }
+    refuse_addresses(root, maps, key, wanted)?;
     if let Some(zone) = wanted.zone {
         let image = compile(zone);
         row.zone = maps.ensure_zone(wanted.network, image.digest(wanted.network), &content(&image))?;
@@ -139,18 +166,41 @@ pub fn enter(
     Ok(maps.add_endpoint(key, row)?)
 }
 
-/// Whose row `id` is: the attachment of a finished record of this boot.
-fn owner(root: &Root, id: u32, generation: u32) -> Result<Option<String>, PoliceError> {
-    let boot = state::boot_id()?;
-    let listing = Records::new(root).all()?;
-    let holder = listing.records.into_iter().find(|record| {
-        record.boot_id == boot
-            && record.endpoint.is_some_and(|row| row.id == id && row.generation == generation)
-    });
-    Ok(holder.map(|record| match &record.pod {
-        Some(pod) => format!("pod {}/{} ({})", pod.namespace, pod.name, record.ifname),
-        None => format!("container {} ({})", record.container_id, record.ifname),
-    }))
+/// Refuses addresses of a policed interface that a living attachment has. IPAM was told of them too, but
+/// two at a time may have asked.
+fn refuse_addresses(
+    root: &Root,
+    maps: &Maps,
+    key: EndpointKey,
+    wanted: &Wanted<'_>,
+) -> Result<(), PoliceError> {
+    if wanted.zone.is_none() || wanted.ips.is_empty() {
+        return Ok(());
+    }
+    for (other, row) in neighbours::of_master(maps, key.master)? {
+        let both = wanted.ips.iter().map(|ip| ip.address.ip()).find(|ip| neighbours::has(&row, *ip));
+        if let Some(address) = both
+            && other.mac != key.mac
+            && let Some(owner) = neighbours::holder(root, (wanted.container_id, wanted.ifname), &other, &row)?
+        {
+            return Err(PoliceError::AddressTaken { address, owner });
+        }
+    }
+    Ok(())
+}
+
+/// Gives row `id`, which is in force, the addresses of `wanted`. The caller holds the lock.
+pub fn readdress(root: &Root, master: u16, id: u32, wanted: &Wanted<'_>) -> Result<(), PoliceError> {
+    let Some(mut maps) = Maps::open(&root.pins())? else {
+        return Err(unpoliced("nothing is loaded", "delete the pod"));
+    };
+    let key = EndpointKey::new(master, wanted.mac.bytes());
+    let Some(old) = maps.endpoint(key)?.filter(|row| row.id == id) else {
+        return Err(unpoliced("its row is missing from the map `endpoints`", "delete the pod"));
+    };
+    refuse_addresses(root, &maps, key, wanted)?;
+    let row = Endpoint { id, generation: old.generation, zone: old.zone, ..wanted.row()? };
+    Ok(maps.set_endpoint(key, &row)?)
 }
 
 /// Takes the row of an attachment out of force. The caller holds the lock.
@@ -159,7 +209,14 @@ pub fn leave(maps: &mut Maps, master: u16, mac: Mac, id: u32) -> Result<(), Poli
 }
 
 /// Checks that an attachment is policed: programs attached, row and zone in force.
-pub fn check(root: &Root, id: u16, ifindex: u32, mac: Mac, ips: &[IpNetwork]) -> Result<(), PoliceError> {
+pub fn check(
+    root: &Root,
+    id: u16,
+    ifindex: u32,
+    mac: Mac,
+    endpoint: state::Endpoint,
+    ips: &[IpNetwork],
+) -> Result<(), PoliceError> {
     let pins = root.pins();
     let Some(maps) = Maps::open(&pins)? else {
         return Err(unpoliced("nothing is loaded", "delete the pod"));
@@ -173,14 +230,13 @@ pub fn check(root: &Root, id: u16, ifindex: u32, mac: Mac, ips: &[IpNetwork]) ->
     let Some(row) = maps.endpoint(EndpointKey::new(id, mac.bytes()))? else {
         return Err(unpoliced("its row is missing from the map `endpoints`", "delete the pod"));
     };
+    if (row.id, row.generation) != (endpoint.id, endpoint.generation) {
+        return Err(unpoliced("its row is that of another attachment", "delete the pod"));
+    }
     if row.mode != mode::OFF && maps.zone(row.zone)?.is_none() {
         return Err(unpoliced("its zone is not loaded", "apply the network again with `netpath apply`"));
     }
-    let has = |ip: IpAddr| match ip {
-        IpAddr::V4(ip) => row.v4.contains(&ip.octets()),
-        IpAddr::V6(ip) => row.v6.contains(&ip.octets()),
-    };
-    if !ips.iter().all(|ip| has(ip.ip())) {
+    if !ips.iter().all(|ip| neighbours::has(&row, ip.ip())) {
         return Err(unpoliced("its row does not hold its addresses", "delete the pod"));
     }
     Ok(())

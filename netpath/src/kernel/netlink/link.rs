@@ -65,6 +65,11 @@ impl Link {
         self.has(libc::IFF_PROMISC)
     }
 
+    /// Whether the kernel makes a macvlan on this link stand on the link below it instead.
+    pub fn is_macvlan(&self) -> bool {
+        matches!(self.kind.as_deref(), Some("macvlan" | "macvtap"))
+    }
+
     fn has(&self, flag: i32) -> bool {
         self.flags & flag.cast_unsigned() != 0
     }

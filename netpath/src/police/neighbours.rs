@@ -1,0 +1,104 @@
+//! Who has which MAC and address on a master: rows say it, and records whether the attachment behind one lives.
+
+use std::net::IpAddr;
+
+use netpath_ebpf::abi::{Endpoint, EndpointKey, kind};
+
+use crate::{
+    kernel::{bpf::maps::Maps, netns},
+    root::Root,
+    spec::{ContainerId, IfName},
+    state::{self, Phase, Record, Records, StateError},
+};
+
+/// The rows of a master that belong to attachments.
+#[derive(Debug, Default)]
+pub struct Neighbours {
+    rows: Vec<(EndpointKey, Endpoint)>,
+    of: Option<(Root, ContainerId, IfName)>,
+}
+
+impl Neighbours {
+    /// Reads the rows of the link `ifindex` of this namespace, for an attachment that is `own`. Where nothing is
+    /// loaded, or it cannot be read, there are none: whoever enters a row afterwards fails, and says why.
+    pub fn read(root: &Root, ifindex: u32, container_id: &ContainerId, ifname: &IfName) -> Self {
+        let rows = || -> Option<Vec<_>> {
+            let maps = Maps::open(&root.pins()).ok().flatten()?;
+            let cookie = netns::cookie().unwrap_or(0);
+            let masters = maps.masters().ok()?;
+            let (id, _) =
+                masters.iter().find(|(_, row)| row.ifindex == ifindex && row.netns_cookie == cookie)?;
+            of_master(&maps, *id).ok()
+        };
+        Self {
+            rows: rows().unwrap_or_default(),
+            of: Some((root.clone(), container_id.clone(), ifname.clone())),
+        }
+    }
+
+    /// The living attachment that has `address`, as people name it.
+    pub fn holder(&self, address: IpAddr) -> Option<String> {
+        let (root, container_id, ifname) = self.of.as_ref()?;
+        let (key, row) = self.rows.iter().find(|(_, row)| has(row, address))?;
+        holder(root, (container_id, ifname), key, row).ok().flatten()
+    }
+}
+
+/// The rows of master `id` that belong to attachments.
+pub(super) fn of_master(
+    maps: &Maps,
+    id: u16,
+) -> Result<Vec<(EndpointKey, Endpoint)>, crate::kernel::bpf::maps::MapsError> {
+    let mut rows = maps.endpoints()?;
+    rows.retain(|(key, row)| key.master == id && row.kind == kind::ENDPOINT);
+    Ok(rows)
+}
+
+/// Whether `address` is one of the row's.
+pub(super) fn has(row: &Endpoint, address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(ip) => !ip.is_unspecified() && row.v4.contains(&ip.octets()),
+        IpAddr::V6(ip) => !ip.is_unspecified() && row.v6.contains(&ip.octets()),
+    }
+}
+
+/// The living attachment, other than `own`, behind a row. A row without one was left by somebody who was killed,
+/// or by a sandbox that is gone and whose DEL is still to come.
+pub(super) fn holder(
+    root: &Root,
+    own: (&ContainerId, &IfName),
+    key: &EndpointKey,
+    row: &Endpoint,
+) -> Result<Option<String>, StateError> {
+    let boot = state::boot_id()?;
+    let listing = Records::new(root).all()?;
+    let holder = listing
+        .records
+        .into_iter()
+        .find(|record| !record.is_of(own.0, own.1) && names(record, key, row) && !is_gone(record, &boot));
+    Ok(holder.map(|record| match &record.pod {
+        Some(pod) => format!("pod {}/{} ({})", pod.namespace, pod.name, record.ifname),
+        None => format!("container {} ({})", record.container_id, record.ifname),
+    }))
+}
+
+/// Whether a record is that of a row. An ADD under way has not yet written down which row is its own: there
+/// the MAC, which it chose before, has to tell.
+pub fn names(record: &Record, key: &EndpointKey, row: &Endpoint) -> bool {
+    match (record.endpoint, record.phase) {
+        (Some(own), _) => own.id == row.id && own.generation == row.generation,
+        (None, Phase::Adding) => record.mac.is_some_and(|mac| mac.bytes() == key.mac),
+        (None, Phase::Ready) => false,
+    }
+}
+
+/// Whether the sandbox is gone: another boot, no such path, or another namespace at it.
+pub fn is_gone(record: &Record, boot: &str) -> bool {
+    if record.boot_id != boot {
+        return true;
+    }
+    match netns::identity(&record.netns.path) {
+        Ok(identity) => (identity.dev, identity.ino) != (record.netns.dev, record.netns.inode),
+        Err(error) => error.is_gone(),
+    }
+}
