@@ -5,14 +5,12 @@ mod common;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::unix::fs::PermissionsExt;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::thread;
 
 use common::node::{GATEWAY, GATEWAY6, INTERNET, INTERNET6, Node, OUTSIDE_MAC, Pod, at, crosses, pod_fence};
+use common::traffic::under_traffic;
 use common::wire::{
     RawSocket, ethernet, ethertype, icmp_error, ipv4, marker, protocol, udp, udp_frame, udp6_frame,
 };
-use common::{PATIENCE, eventually};
 use netpath::kernel::bpf::zones::ZoneContent;
 use netpath::police;
 use netpath::state::Lock;
@@ -262,48 +260,15 @@ fn a_zone_that_changes_while_traffic_flows_loses_nothing_inside_and_leaks_nothin
         content(&json!({ "policy": "private", "local": ["10.12.34.0/24"], "deny": ["8.8.8.0/24"] })),
         content(&json!({ "policy": "private", "local": ["10.12.34.254/32"], "allow": many })),
     ];
-    let (inside, before) = (pod.socket(), node.counters(&pod));
-    let received = || -> u64 {
-        node.outside
-            .exec(&format!("cat /sys/class/net/{}/statistics/rx_packets", common::node::WIRE))
-            .trim()
-            .parse()
-            .expect("a number")
-    };
-    let arrived = received();
-    let running = AtomicBool::new(true);
-    let (allowed, denied) = (AtomicU64::new(0), AtomicU64::new(0));
-    let far = node.far_end();
-    thread::scope(|scope| {
-        scope.spawn(|| {
-            let (inward, outward) =
-                (to(&pod, GATEWAY.into(), b"inside"), to(&pod, INTERNET.into(), b"outside"));
-            while running.load(Ordering::Relaxed) {
-                inside.send(&inward).expect("a frame inside the zone is never refused");
-                allowed.fetch_add(1, Ordering::Relaxed);
-                inside.send(&outward).expect_err("a frame that leaves the zone is always refused");
-                denied.fetch_add(1, Ordering::Relaxed);
-            }
-        });
-        let mut maps = node.maps();
-        let first = maps.zone(zone).expect("readable").expect("loaded").slot.generation;
-        for round in 1..=60 {
+    let mut maps = node.maps();
+    let first = maps.zone(zone).expect("readable").expect("loaded").slot.generation;
+    under_traffic(&node, &pod, POD, || {
+        for (round, image) in (1..=60).zip(images.iter().cycle()) {
             let _lock = Lock::acquire(&node.root).expect("nobody else has the lock");
-            let generation =
-                maps.write_zone(zone, "privatezone", [0; 16], &images[round % 2]).expect("written");
-            assert_eq!(generation, first + round as u64, "one change, one generation");
+            let generation = maps.write_zone(zone, "privatezone", [0; 16], image).expect("written");
+            assert_eq!(generation, first + round, "one change, one generation");
         }
-        running.store(false, Ordering::Relaxed);
     });
-    let (allowed, denied) = (allowed.into_inner(), denied.into_inner());
-    assert!(allowed > 1000, "{allowed} frames are no traffic");
-    eventually(PATIENCE, "every allowed frame arrives", || (received() - arrived == allowed).then_some(()));
-    let now = node.counters(&pod);
-    assert_eq!([now.tx_packets - before.tx_packets, now.tx_dropped - before.tx_dropped], [allowed, denied]);
-    assert_eq!(node.drops(&pod).tx_dropped[at(DropReason::ZoneDeny)], denied);
-    while let Some(frame) = far.receive(std::time::Duration::ZERO) {
-        assert!(!common::wire::carries(&frame, b"outside"), "{frame:02x?}");
-    }
 }
 
 #[test]
