@@ -126,7 +126,10 @@ impl Node {
     pub(crate) fn call(&self, verb: &str, pod: &NetNs, conf: &Value) -> Output {
         let mut command = self.command();
         command.env("CNI_COMMAND", verb).env("CNI_CONTAINERID", pod.name()).env("CNI_NETNS", pod.path());
-        command.env("CNI_IFNAME", "net1").env("CNI_PATH", "/usr/lib/cni").env("PATH", "/usr/sbin:/usr/bin");
+        command
+            .env("CNI_IFNAME", "net1")
+            .env("CNI_PATH", self.directory.path().join("bin"))
+            .env("PATH", "/usr/sbin:/usr/bin");
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let conf = conf.to_string();
         let done = self.netns.within(|| -> std::io::Result<Output> {
