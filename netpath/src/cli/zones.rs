@@ -42,7 +42,7 @@ pub(super) fn run(root: &Root, args: &Args) -> anyhow::Result<ExitCode> {
             say(crate::spec::json::to_text(&json!({ "loaded": true, "zones": zones })));
         }
         Format::Table if zones.is_empty() => say("no zone is loaded"),
-        Format::Table => say(zones.iter().map(paragraph).collect::<Vec<_>>().join("\n")),
+        Format::Table => say(zones.iter().map(paragraph).collect::<Vec<_>>().join("\n").trim_end()),
     }
     Ok(ExitCode::SUCCESS)
 }
