@@ -485,7 +485,7 @@ fn uninstall_asks_first_and_leaves_nothing() {
     let answer = lab.netpath(&["uninstall", "--yes"]);
     assert_eq!(answer.code, 0, "{answer:?}");
     answer.says("default/net-pod (net1) loses its zone and keeps running; its DEL works from");
-    answer.says("detached from enp0s8, 18 pins removed; nothing of netpath is in the kernel any more");
+    answer.says("detached from enp0s8, 17 pins removed; nothing of netpath is in the kernel any more");
     all_gone(&programs);
     assert!(!lab.root.path().join("sys/fs/bpf/netpath").exists());
     assert!(!lab.node.ip("link show enp0s8").contains("PROMISC"), "promiscuous mode was netpath's");
