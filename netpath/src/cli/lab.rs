@@ -2,7 +2,10 @@
 
 use std::process::ExitCode;
 
-use super::say;
+use super::{
+    say,
+    view::{Format, Output},
+};
 use crate::lab::{self, LabError, Options};
 
 /// Arguments of `netpath lab`.
@@ -14,15 +17,8 @@ pub(super) struct Args {
     /// Only remove a lab that was kept, or whose process was killed.
     #[arg(long, value_name = "ID", conflicts_with_all = ["keep", "output"])]
     remove: Option<String>,
-    /// A table for people, or JSON for programs.
-    #[arg(short, long, value_enum, default_value = "table")]
-    output: Format,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-enum Format {
-    Table,
-    Json,
+    #[command(flatten)]
+    output: Output,
 }
 
 pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
@@ -31,7 +27,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         say(format_args!("lab {id} is removed"));
         return Ok(ExitCode::SUCCESS);
     }
-    let options = Options { keep: args.keep, json: args.output == Format::Json };
+    let options = Options { keep: args.keep, json: args.output.output == Format::Json };
     match lab::run(options, &mut |text| say(text)) {
         Ok(true) => Ok(ExitCode::SUCCESS),
         Ok(false) => Ok(ExitCode::FAILURE),

@@ -9,16 +9,16 @@ use crate::{
 
 /// A network that netpath polices.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) struct Network {
+pub(crate) struct Network {
     /// The configuration whose zone counts.
-    pub(super) conf: NetConf,
+    pub(crate) conf: NetConf,
     /// The master as written; `None` where the configuration leaves it to the default route.
-    pub(super) master: Option<String>,
+    pub(crate) master: Option<String>,
 }
 
 /// Why a file names no network.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum ManifestError {
+pub(crate) enum ManifestError {
     /// Neither JSON nor YAML.
     #[error("it is not valid YAML")]
     Yaml(#[source] Box<serde_saphyr::Error>),
@@ -63,7 +63,7 @@ pub(super) enum ManifestError {
 }
 
 /// The networks of a file. Objects of other kinds in a manifest are passed over.
-pub(super) fn networks(text: &str) -> Result<Vec<Network>, ManifestError> {
+pub(crate) fn networks(text: &str) -> Result<Vec<Network>, ManifestError> {
     let documents = match text.trim_start().starts_with('{') {
         true => vec![
             serde_json::from_str(text).map_err(|source| ManifestError::Json { what: "the file", source })?,

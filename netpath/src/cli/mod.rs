@@ -6,7 +6,7 @@ mod docs;
 mod drops;
 mod follow;
 mod lab;
-mod manifest;
+pub(crate) mod manifest;
 mod pods;
 mod programs;
 mod status;

@@ -4,7 +4,6 @@ use std::{io, path::PathBuf};
 
 use nix::sys::signal::Signal;
 
-use super::nad::NadError;
 use crate::{
     child::ChildError,
     kernel::{
@@ -139,8 +138,13 @@ pub enum LabError {
         failures: Vec<LabError>,
     },
     /// An embedded manifest.
-    #[error("an example cannot be used")]
-    Nad(#[from] NadError),
+    #[error("the example {file} cannot be used")]
+    Manifest {
+        /// Its name in `deploy/examples`.
+        file: &'static str,
+        /// What is wrong with it.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
     /// A namespace.
     #[error("cannot use a namespace of the lab")]
     Netns(#[from] NetnsError),

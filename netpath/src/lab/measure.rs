@@ -57,6 +57,7 @@ enum Sender {
 }
 
 /// Counters at one moment.
+#[derive(PartialEq)]
 struct Counted {
     sent: u64,
     received: u64,
@@ -87,10 +88,7 @@ impl<'a> Bench<'a> {
             }
             Probe::Foreign => Sender::Nobody { master: attached.master, mac: foreign() },
         };
-        // What came before is another row's.
-        self.tap.drain()?;
-        self.events.read(Duration::ZERO, |_| {})?;
-        let before = self.counted(sender)?;
+        let before = self.quiet(sender)?;
 
         let mut seen = Seen { reached: self.probe(row, zone, attached)?, ..Seen::default() };
         let deadline = Instant::now() + SETTLE;
@@ -111,6 +109,20 @@ impl<'a> Bench<'a> {
             seen.reached = 0 < seen.heard_from;
         }
         Ok(seen)
+    }
+
+    /// Waits until nothing is on its way, and forgets what came before: it is another row's.
+    fn quiet(&mut self, sender: Sender) -> Result<Counted, LabError> {
+        let deadline = Instant::now() + SETTLE;
+        loop {
+            let before = self.counted(sender)?;
+            thread::park_timeout(Duration::from_millis(5));
+            self.tap.drain()?;
+            self.events.read(Duration::ZERO, |_| {})?;
+            if before == self.counted(sender)? || deadline <= Instant::now() {
+                return Ok(before);
+            }
+        }
     }
 
     /// Whether the other end answered. Whether a frame that nobody answers arrived is heard on the wire.

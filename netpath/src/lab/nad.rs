@@ -2,26 +2,8 @@
 
 use serde_json::{Map, Value};
 
-/// Why a manifest could not be used.
-#[derive(Debug, thiserror::Error)]
-pub enum NadError {
-    /// A field is not where these manifests have it.
-    #[error("{file} has no `{field}`")]
-    Missing {
-        /// The manifest.
-        file: &'static str,
-        /// The field.
-        field: &'static str,
-    },
-    /// `spec.config` is no JSON object.
-    #[error("`spec.config` of {file} is not a JSON object")]
-    Config {
-        /// The manifest.
-        file: &'static str,
-        /// Where it goes wrong.
-        source: serde_json::Error,
-    },
-}
+use super::error::LabError;
+use crate::cli::manifest::{ManifestError, networks};
 
 /// A manifest of `deploy/examples`, embedded.
 #[derive(Clone, Copy, Debug)]
@@ -48,15 +30,11 @@ pub(super) struct Network(Map<String, Value>);
 
 impl Network {
     /// The configuration in `manifest`, with the name of the definition as its name.
-    pub(super) fn from_manifest(manifest: Manifest) -> Result<Self, NadError> {
-        let Manifest { file, .. } = manifest;
-        let text = config(manifest).ok_or(NadError::Missing { file, field: "spec.config" })?;
-        let conf: Map<String, Value> =
-            serde_json::from_str(&text).map_err(|source| NadError::Config { file, source })?;
-        let mut named = Map::new();
-        named.insert("name".to_owned(), name(manifest)?.into());
-        named.extend(conf);
-        Ok(Self(named))
+    pub(super) fn from_manifest(manifest: Manifest) -> Result<Self, LabError> {
+        let failed =
+            |source: ManifestError| LabError::Manifest { file: manifest.file, source: source.into() };
+        let network = networks(manifest.text).map_err(failed)?.into_iter().next();
+        Ok(Self(network.ok_or_else(|| failed(ManifestError::NoNetwork))?.conf.raw))
     }
 
     /// The same without a word of a zone.
@@ -73,32 +51,6 @@ impl Network {
     /// What goes to the plugin's standard input.
     pub(super) fn to_stdin(&self) -> String {
         Value::Object(self.0.clone()).to_string()
-    }
-}
-
-/// `metadata.name`.
-pub(super) fn name(manifest: Manifest) -> Result<&'static str, NadError> {
-    let missing = NadError::Missing { file: manifest.file, field: "metadata.name" };
-    let (_, metadata) = manifest.text.split_once("metadata:\n").ok_or(missing)?;
-    let name = metadata.lines().find_map(|line| line.strip_prefix("  name: "));
-    name.map(str::trim).ok_or(NadError::Missing { file: manifest.file, field: "metadata.name" })
-}
-
-/// `spec.config`, a single-quoted YAML scalar: two quotes are one, line breaks are blanks.
-fn config(manifest: Manifest) -> Option<String> {
-    let (_, spec) = manifest.text.split_once("spec:\n")?;
-    let (_, mut rest) = spec.split_once("config: '")?;
-    let mut config = String::new();
-    loop {
-        let (part, behind) = rest.split_once('\'')?;
-        config.push_str(part);
-        match behind.strip_prefix('\'') {
-            Some(behind) => {
-                config.push('\'');
-                rest = behind;
-            }
-            None => return Some(config),
-        }
     }
 }
 
@@ -130,32 +82,15 @@ mod tests {
 
     #[test]
     fn the_pod_asks_for_this_network() {
-        assert_eq!(name(POD).expect("an example"), Host::NetPod.name());
-        let annotation = format!("k8s.v1.cni.cncf.io/networks: {}\n", network(POLICED).name());
-        assert!(POD.text.contains(&annotation), "{annotation}");
+        let pod: Value = serde_saphyr::from_str(POD.text).expect("YAML");
+        assert_eq!(pod["metadata"]["name"], Host::NetPod.name());
+        let asked = &pod["metadata"]["annotations"]["k8s.v1.cni.cncf.io/networks"];
+        assert_eq!(asked, network(POLICED).name());
     }
 
     #[test]
     fn no_ipv4_route_leads_over_the_network_of_the_riddle() {
         let conf = network(DUALSTACK).0;
         assert_eq!(conf["ipam"]["routes"], serde_json::json!([{ "dst": "::/0" }]));
-    }
-
-    #[test]
-    fn what_is_missing_is_named() {
-        let check = |text: &'static str, expected: &str| {
-            let error = Network::from_manifest(Manifest { file: "a.yaml", text }).expect_err("not usable");
-            assert_eq!(error.to_string(), expected);
-        };
-        check("metadata:\n  name: a\n", "a.yaml has no `spec.config`");
-        check("spec:\n  config: '{}'\n", "a.yaml has no `metadata.name`");
-        check("metadata:\n  name: a\nspec:\n  config: '{'\n", "`spec.config` of a.yaml is not a JSON object");
-        check("metadata:\n  name: a\nspec:\n  config: '{\n", "a.yaml has no `spec.config`");
-    }
-
-    #[test]
-    fn quotes_inside_are_doubled() {
-        let text = "metadata:\n  name: a\nspec:\n  config: '{ \"b\": \"it''s\" }'\n";
-        assert_eq!(network(Manifest { file: "a.yaml", text }).0["b"], "it's");
     }
 }
