@@ -181,7 +181,8 @@ fn the_zone() {
 
 #[test]
 fn the_node_forbids_or_cannot() {
-    let spoilt: [(&str, u32, &str, fn(&Site)); 5] = [
+    type Spoil = fn(&Site);
+    let spoilt: [(&str, u32, &str, Spoil); 5] = [
         ("disabled", 130, "disable", |site| site.write(&site.root.disable(), "")),
         ("masters.json", 7, "masters.json", |site| site.masters("{")),
         ("settings.json", 7, "settings.json", |site| site.write(&site.root.settings(), r#"{"endpoint": 1}"#)),
