@@ -45,13 +45,15 @@ struct Seen {
     reservations: BTreeMap<String, String>,
 }
 
+type Change = fn(Call) -> Call;
+
 /// One call to both.
 struct Case {
     name: &'static str,
     conf: Value,
     args: &'static str,
     prepare: fn(&Site),
-    change: fn(Call) -> Call,
+    change: Change,
     differs: Option<Differs>,
 }
 
@@ -433,7 +435,7 @@ fn errors() {
         site.pod.ip("link add net1 type bridge");
     };
     cases.push(Case { prepare: taken, ..case("ifname exists", conf(json!({}))) });
-    let change: [(&str, fn(Call) -> Call); 9] = [
+    let change: [(&str, Change); 9] = [
         ("not JSON", |call| call.stdin("{")),
         ("empty", |call| call.stdin("")),
         ("an array", |call| call.stdin("[]")),

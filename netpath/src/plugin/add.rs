@@ -50,6 +50,10 @@ pub(super) fn add(call: &Call<'_>) -> Result<Value, PluginError> {
     if rules.zone.is_some() && place == Place::Sandbox {
         return Err(PluginError::ZoneInContainer);
     }
+    if matches!(call.ipam, IpamConf::None) {
+        // Whether the version can express it does not depend on anything that is still to be done.
+        result(call, None, IpamResult::default()).to_json(call.version())?;
+    }
     let mut done = Done::default();
     match attach(call, &macvlan, &mut effects, &rules, &mut done) {
         Ok(result) => Ok(result),

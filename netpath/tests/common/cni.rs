@@ -19,7 +19,8 @@ use crate::common::{NetNs, run, veth};
 
 /// Where Debian's package `containernetworking-plugins` puts the standard plugins.
 pub(crate) const STANDARD: &str = "/usr/lib/cni";
-const OURS: &str = env!("CARGO_BIN_EXE_netpath");
+/// Our plugin and tool.
+pub(crate) const OURS: &str = env!("CARGO_BIN_EXE_netpath");
 
 /// Whose plugin is called.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,6 +46,10 @@ impl Site {
         let root = Root::new(dir.path());
         let site =
             Self { node: NetNs::new("node"), outside: NetNs::new("out"), pod: NetNs::new("pod"), root, dir };
+        for netns in [&site.node, &site.outside] {
+            // Link-local addresses come into being by themselves, at any moment of a test.
+            netns.set_sysctl("net/ipv6/conf/default/addr_gen_mode", "1");
+        }
         veth(&site.node, "eno1", &site.outside, "wire");
         for (netns, word) in [(&site.node, "10.9.0.5/24 dev eno1"), (&site.outside, "10.9.0.1/24 dev wire")] {
             netns.ip(&format!("addr add {word}"));
@@ -136,7 +141,7 @@ impl Site {
     /// where an address pool was last, which only ever goes forward.
     pub(crate) fn files(&self) -> BTreeMap<PathBuf, String> {
         let mut found = BTreeMap::new();
-        walk(self.dir.path(), self.dir.path(), &self.root.bpffs(), &mut found);
+        walk(self.dir.path(), self.dir.path(), &mut found);
         found
     }
 
@@ -217,14 +222,14 @@ fn settle(value: &mut Value) {
     }
 }
 
-fn walk(top: &Path, dir: &Path, skip: &Path, found: &mut BTreeMap<PathBuf, String>) {
+fn walk(top: &Path, dir: &Path, found: &mut BTreeMap<PathBuf, String>) {
     for entry in fs::read_dir(dir).unwrap().flatten() {
         let (path, name) = (entry.path(), entry.file_name().into_string().unwrap());
-        if path == skip && path.is_dir() {
+        if path.ends_with("sys/fs/bpf") && path.is_dir() {
             continue;
         }
         if entry.file_type().unwrap().is_dir() {
-            walk(top, &path, skip, found);
+            walk(top, &path, found);
         } else if name != "lock" && !name.starts_with("last_reserved_ip.") {
             found.insert(path.strip_prefix(top).unwrap().to_owned(), fs::read_to_string(&path).unwrap());
         }
