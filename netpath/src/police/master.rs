@@ -75,8 +75,12 @@ pub fn attach(
         maps.masters()?.into_iter().find(|(_, row)| row.ifindex == link.index && row.netns_cookie == cookie);
     let (id, before) = match found {
         Some((id, row)) => (id, Some(row)),
-        None => (maps.free_master_id()?, None),
+        None => {
+            free_dead(&mut maps, node, cookie)?;
+            (maps.free_master_id()?, None)
+        }
     };
+    let states = attach::inspect(&pins, id, link.index)?;
     let host_macs = host_macs(node, link)?;
     let mut row = before.unwrap_or_else(|| fresh_row(link, cookie));
     (row.host_macs, row.host_mac_count) = mac_list(&host_macs);
@@ -85,7 +89,8 @@ pub fn attach(
     if before != Some(row) {
         maps.set_master(id, &row)?;
     }
-    if row.object == 0 {
+    // A NIC may come back under its old index: the row is there, and nothing of it holds for the new one.
+    if row.object == 0 || !states.iter().any(|state| state.live) {
         census(&mut maps, node, id, link.index, &host_macs)?;
     }
     let host_macs: Vec<_> = host_macs.iter().map(|mac| mac.bytes()).collect();
@@ -100,13 +105,31 @@ pub fn attach(
         tc: tc(entry),
         host_macs: &host_macs,
     };
-    let changes = attach::ensure(&target, replace)?;
+    let changes = attach::ensure(&target, &states, replace)?;
     if row.object == 0 || replace {
         row.object = object::digest();
         maps.set_master(id, &row)?;
     }
     refresh_promisc(root, node, master)?;
     Ok(Attached { id, maps, changes })
+}
+
+/// Frees the rows of NICs of this namespace that are gone. Rows of pods stay until their DEL, and keep the id.
+fn free_dead(maps: &mut Maps, node: &mut Netlink, cookie: u64) -> Result<(), PoliceError> {
+    let links = node.links()?;
+    for (id, row) in maps.masters()? {
+        if row.netns_cookie != cookie || links.iter().any(|link| link.index == row.ifindex) {
+            continue;
+        }
+        attach::detach(maps.pins(), id, None, row.ifindex)?;
+        for (key, endpoint) in maps.endpoints()? {
+            if key.master == id && endpoint.kind == kind::FOREIGN {
+                maps.remove_endpoint(key, endpoint.id)?;
+            }
+        }
+        maps.set_master(id, &Master { ifindex: 0, netns_cookie: 0, ..row })?;
+    }
+    Ok(())
 }
 
 fn fresh_row(link: &Link, cookie: u64) -> Master {
