@@ -79,7 +79,10 @@ pub fn attach(
         maps.masters()?.into_iter().find(|(_, row)| row.ifindex == link.index && row.netns_cookie == cookie);
     let (id, before) = match found {
         Some((id, row)) => (id, Some(row)),
-        None => (maps.free_master_id()?, None),
+        None => {
+            free_dead(&mut maps, node, cookie)?;
+            (maps.free_master_id()?, None)
+        }
     };
     let mut attached = Attached { id, host_macs: Vec::new(), maps, changes: Vec::new() };
     match put_in_place(root, node, master, &settings, before, replace, &mut attached) {
@@ -128,6 +131,7 @@ fn put_in_place(
     let (link, entry) = (&master.link, master.entry.as_ref());
     let Attached { id, host_macs: found, maps, changes } = attached;
     let (id, pins) = (*id, root.pins());
+    let states = attach::inspect(&pins, id, link.index)?;
     let host_macs = host_macs(node, link)?;
     found.clone_from(&host_macs);
     let mut row = before.unwrap_or_else(|| fresh_row(link, netns::cookie().unwrap_or(0)));
@@ -137,7 +141,8 @@ fn put_in_place(
     if before != Some(row) {
         maps.set_master(id, &row)?;
     }
-    if row.object == 0 {
+    // A NIC may come back under its old index: the row is there, and nothing of it holds for the new one.
+    if row.object == 0 || !states.iter().any(|state| state.live) {
         census(maps, node, id, link.index, &host_macs)?;
     }
     let host_macs: Vec<_> = host_macs.iter().map(|mac| mac.bytes()).collect();
@@ -152,7 +157,7 @@ fn put_in_place(
         tc: tc(entry),
         host_macs: &host_macs,
     };
-    *changes = attach::ensure(&target, replace)?;
+    *changes = attach::ensure(&target, &states, replace)?;
     if row.object == 0 || replace {
         row.object = object::digest();
         maps.set_master(id, &row)?;
@@ -173,6 +178,24 @@ fn nobody() -> Master {
         name: [0; 16],
         object: 0,
     }
+}
+
+/// Frees the rows of NICs of this namespace that are gone. Rows of pods stay until their DEL, and keep the id.
+fn free_dead(maps: &mut Maps, node: &mut Netlink, cookie: u64) -> Result<(), PoliceError> {
+    let links = node.links()?;
+    for (id, row) in maps.masters()? {
+        if row.netns_cookie != cookie || links.iter().any(|link| link.index == row.ifindex) {
+            continue;
+        }
+        attach::detach(maps.pins(), id, None, row.ifindex)?;
+        for (key, endpoint) in maps.endpoints()? {
+            if key.master == id && endpoint.kind == kind::FOREIGN {
+                maps.remove_endpoint(key, endpoint.id)?;
+            }
+        }
+        maps.set_master(id, &Master { ifindex: 0, netns_cookie: 0, ..row })?;
+    }
+    Ok(())
 }
 
 fn fresh_row(link: &Link, cookie: u64) -> Master {

@@ -310,7 +310,7 @@ pub(crate) fn crosses(
 }
 
 /// Frames that one CPU sends stay in order on their way through queues per CPU.
-fn stay_on_this_cpu() {
+pub(crate) fn stay_on_this_cpu() {
     use nix::sched::{CpuSet, sched_getcpu, sched_setaffinity};
     let mut cpus = CpuSet::new();
     cpus.set(sched_getcpu().expect("a CPU")).expect("within the set");

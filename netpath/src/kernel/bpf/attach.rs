@@ -142,14 +142,15 @@ pub fn programs_before(name: &str, hook: Hook, ours: u32) -> Vec<String> {
     before.map(|program| program.name_as_str().unwrap_or("unnamed").to_owned()).collect()
 }
 
-/// Brings the hooks of a master to what `target` says; with `replace` also the programs of hooks that are in place.
+/// Brings the hooks of a master from `states`, which is what [`inspect`] found, to what `target` says; with
+/// `replace` also the programs of hooks that are in place.
 ///
 /// Programs are loaded and tried on the host's frames before the first of them is attached.
-pub fn ensure(target: &Target<'_>, replace: bool) -> Result<Vec<Change>, BpfError> {
-    let states = inspect(target.pins, target.id, target.ifindex)?;
+pub fn ensure(target: &Target<'_>, states: &[HookState], replace: bool) -> Result<Vec<Change>, BpfError> {
     let mut changes = Vec::new();
-    for state in &states {
+    for state in states {
         if state.hook == Hook::Xdp && !target.xdp {
+            let_go(target.pins, target.id, state)?;
             unpin(target.pins, target.id, Hook::Xdp)?;
             changes.push(Change::Detached(Hook::Xdp));
         }
@@ -385,6 +386,15 @@ fn unpin(pins: &Path, id: u16, hook: Hook) -> Result<(), BpfError> {
     remove_file(&program_pin(pins, id, hook))
 }
 
+/// Takes the program of a link off its hook; a filter has none, and a dead link has no hook.
+fn let_go(pins: &Path, id: u16, state: &HookState) -> Result<(), BpfError> {
+    if !state.live || state.via == Via::Clsact {
+        return Ok(());
+    }
+    let path = link_pin(pins, id, state.hook);
+    sys::detach_link(&path).map_err(|source| BpfError::Pin { op: "detach", path, source: source.into() })
+}
+
 /// Detaches everything from master `id`. `name` is its name if it still exists.
 pub fn detach(pins: &Path, id: u16, name: Option<&str>, ifindex: u32) -> Result<(), BpfError> {
     for state in inspect(pins, id, ifindex)? {
@@ -400,6 +410,7 @@ pub fn detach(pins: &Path, id: u16, name: Option<&str>, ifindex: u32) -> Result<
                 source: source.into(),
             })?;
         }
+        let_go(pins, id, &state)?;
         unpin(pins, id, state.hook)?;
     }
     for directory in ["links", "progs"] {

@@ -5,7 +5,7 @@ use std::io;
 use futures_util::TryStreamExt;
 use rtnetlink::{
     new_connection,
-    packet_route::tc::{TcAttribute, TcOption},
+    packet_route::tc::{TcAttribute, TcFilterBpfOption, TcOption},
 };
 
 use super::Hook;
@@ -28,8 +28,6 @@ pub struct Filter {
 
 /// The BPF filters of `ifindex` in the current network namespace; none if there is no clsact qdisc.
 pub fn filters(ifindex: u32, hook: Hook) -> io::Result<Vec<Filter>> {
-    /// `TCA_BPF_ID`, `include/uapi/linux/pkt_cls.h`.
-    const TCA_BPF_ID: u16 = 11;
     let index = i32::try_from(ifindex).map_err(io::Error::other)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
     runtime.block_on(async {
@@ -52,7 +50,7 @@ pub fn filters(ifindex: u32, hook: Hook) -> io::Result<Vec<Filter>> {
                 match attribute {
                     TcAttribute::Kind(kind) => is_bpf = kind == "bpf",
                     TcAttribute::Options(options) => {
-                        program = program.or_else(|| program_id(options, TCA_BPF_ID));
+                        program = program.or_else(|| program_id(options));
                     }
                     _ => {}
                 }
@@ -66,14 +64,9 @@ pub fn filters(ifindex: u32, hook: Hook) -> io::Result<Vec<Filter>> {
     })
 }
 
-fn program_id(options: &[TcOption], kind: u16) -> Option<u32> {
-    use rtnetlink::packet_core::Nla;
+fn program_id(options: &[TcOption]) -> Option<u32> {
     options.iter().find_map(|option| match option {
-        TcOption::Other(nla) if nla.kind() == kind => {
-            let mut value = vec![0; nla.value_len()];
-            nla.emit_value(&mut value);
-            Some(u32::from_ne_bytes(value.try_into().ok()?))
-        }
+        TcOption::Bpf(TcFilterBpfOption::ProgId(id)) => Some(*id),
         _ => None,
     })
 }

@@ -12,6 +12,7 @@ use std::{
 
 const BPF_OBJ_GET: libc::c_long = 7;
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
+const BPF_LINK_DETACH: libc::c_long = 34;
 
 /// What the kernel says of a `bpf_link` on a network device (`struct bpf_link_info`, `include/uapi/linux/bpf.h`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -77,6 +78,20 @@ pub fn pinned_link(path: &Path) -> io::Result<LinkInfo> {
         return Err(io::Error::last_os_error());
     }
     Ok(LinkInfo { program: info.program, ifindex: info.ifindex })
+}
+
+/// Takes the program of the link pinned at `path` off its hook, at once: a link whose pin is removed lets go
+/// only when the kernel comes to it (Linux 5.9).
+pub fn detach_link(path: &Path) -> io::Result<()> {
+    #[repr(C)]
+    struct Attr {
+        link_fd: u32,
+    }
+    let fd = obj_get(path)?;
+    let attr = Attr { link_fd: u32::try_from(fd.as_raw_fd()).map_err(io::Error::other)? };
+    // SAFETY: `attr` has the layout of BPF_LINK_DETACH's struct and lives through the call.
+    let ret = unsafe { libc::syscall(libc::SYS_bpf, BPF_LINK_DETACH, &raw const attr, size_of::<Attr>()) };
+    if ret < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 /// Waits until every program that runs now has ended (an RCU grace period, `membarrier(2)` GLOBAL).

@@ -1,0 +1,342 @@
+//! The life of the programs on a master: attached once, replaced without a gap, kept when nothing of netpath
+//! runs, attached again to a NIC that comes back, removed without a trace. By TCX and by clsact.
+
+mod common;
+
+use std::net::Ipv4Addr;
+use std::path::Path;
+use std::time::Duration;
+
+use common::node::{GATEWAY, INTERNET, MASTER, Node, OUTSIDE_MAC, Pod, WIRE, conf, crosses, pod_fence};
+use common::traffic::under_traffic;
+use common::wire::{marker, udp_frame};
+use common::{NetNs, PATIENCE, eventually, run, veth};
+use netpath::kernel::bpf::Hook;
+use netpath::kernel::bpf::attach::{HookState, Via, inspect};
+use netpath::kernel::bpf::events::{Consumer, EventsError};
+use netpath::kernel::bpf::maps::EVENT_BURST;
+use netpath::kernel::netlink::Netlink;
+use netpath::observe::{Direction, Event};
+use netpath::police::{self, MasterLink};
+use netpath::root::Root;
+use netpath::state::Lock;
+use serde_json::{Value, json};
+
+const POD: Ipv4Addr = Ipv4Addr::new(10, 12, 34, 200);
+
+fn private() -> Value {
+    json!({ "policy": "private" })
+}
+
+/// The ways programs are attached: what masters.json says, and what comes of it on this kernel (TCX: 6.6).
+fn ways() -> [(Value, Via, bool); 3] {
+    [
+        (json!({ "unknownSource": "drop" }), Via::Tcx, false),
+        (json!({ "unknownSource": "drop", "tc": "clsact" }), Via::Clsact, false),
+        (json!({ "unknownSource": "drop", "xdp": "native" }), Via::Tcx, true),
+    ]
+}
+
+fn ifindex(node: &Node) -> u32 {
+    node.netns.exec(&format!("cat /sys/class/net/{MASTER}/ifindex")).trim().parse().expect("an index")
+}
+
+fn hooks(node: &Node) -> Vec<HookState> {
+    node.netns.within(|| inspect(&node.root.pins(), 1, ifindex(node))).expect("readable")
+}
+
+/// Ids of the pinned links: an update keeps them, a new attachment does not.
+fn link_ids(node: &Node) -> Vec<u64> {
+    let links = node.root.pins().join("links/1");
+    let mut pins: Vec<_> =
+        std::fs::read_dir(links).into_iter().flatten().map(|pin| pin.expect("a pin").path()).collect();
+    pins.sort();
+    let id = |pin: &std::path::PathBuf| {
+        let shown = run(&["bpftool", "-j", "link", "show", "pinned", pin.to_str().expect("text")]);
+        let shown: Value = serde_json::from_str(&shown).expect("JSON");
+        shown["id"].as_u64().expect("an id")
+    };
+    pins.iter().map(id).collect()
+}
+
+/// Whether a datagram from the pod reaches the wire's far end.
+fn leaves(node: &Node, pod: &Pod, address: Ipv4Addr) -> bool {
+    let mark = marker();
+    let frame = udp_frame((pod.mac, OUTSIDE_MAC), POD, address, (1, 2), &mark);
+    crosses(&pod.socket(), &node.far_end(), &frame, &mark, pod_fence(pod, POD))
+}
+
+fn is_enforced(node: &Node, pod: &Pod) -> bool {
+    assert!(leaves(node, pod, GATEWAY), "the zone itself stays open");
+    !leaves(node, pod, INTERNET)
+}
+
+#[test]
+fn programs_are_replaced_under_traffic_without_a_gap_and_counters_go_on() {
+    for (entry, via, xdp) in ways() {
+        let node = Node::new(&entry);
+        let pod = node.pod(&["10.12.34.200/24"], Some(&private()));
+        let (before, links, row) = (hooks(&node), link_ids(&node), node.row(&pod));
+        assert_eq!(before.len(), if xdp { 3 } else { 2 });
+        assert!(before.iter().all(|hook| hook.live), "{before:?}");
+        assert!(before.iter().all(|hook| hook.via == via || hook.hook == Hook::Xdp), "{before:?}");
+        under_traffic(&node, &pod, POD, || {
+            for _ in 0..4 {
+                let said = node.netpath(&["attach"]);
+                assert_eq!(said.matches("replaced").count(), before.len(), "{said}");
+                assert!(!said.contains("attached"), "{said}");
+            }
+        });
+        let after = hooks(&node);
+        for (old, new) in before.iter().zip(&after) {
+            assert!(new.live && new.via == old.via && new.program != old.program, "{old:?} {new:?}");
+        }
+        assert_eq!(link_ids(&node), links, "links are updated, not made again");
+        assert_eq!(node.row(&pod), row);
+    }
+}
+
+#[test]
+fn a_second_start_changes_nothing() {
+    for (entry, _, _) in ways() {
+        let node = Node::new(&entry);
+        let pod = node.pod(&["10.12.34.200/24"], Some(&private()));
+        let (before, links) = (hooks(&node), link_ids(&node));
+        let masters = police::masters(&node.root).expect("valid");
+        let again = node.netns.within(|| {
+            let mut netlink = Netlink::open().expect("netlink");
+            let link = netlink.link_by_name(MASTER).expect("the master");
+            let entry = masters.find(&[MASTER]).expect("one").cloned();
+            let _lock = Lock::acquire(&node.root).expect("nobody else has the lock");
+            police::attach(&node.root, &mut netlink, &MasterLink { link, entry }, false)
+                .expect("attached")
+                .changes
+        });
+        assert_eq!(again, []);
+        let second = node.pod(&["10.12.34.201/24"], Some(&private()));
+        assert_eq!(
+            (hooks(&node), link_ids(&node)),
+            (before, links),
+            "the second pod finds everything in place"
+        );
+        assert_ne!(node.row(&second).id, node.row(&pod).id);
+    }
+}
+
+#[test]
+fn enforcement_and_counting_go_on_when_nothing_of_netpath_runs() {
+    for (entry, _, _) in ways() {
+        let node = Node::new(&entry);
+        let pod = node.pod(&["10.12.34.200/24"], Some(&private()));
+        let mut environment = b"NETPATH_ROOT=".to_vec();
+        environment.extend(node.root.path().as_os_str().as_encoded_bytes());
+        let processes = std::fs::read_dir("/proc").expect("procfs").flatten();
+        let alive = processes.filter(|process| {
+            let found = std::fs::read(process.path().join("environ")).unwrap_or_default();
+            found.split(|byte| *byte == 0).any(|variable| variable == environment)
+        });
+        assert_eq!(alive.count(), 0, "a process of this root is still there");
+        let before = node.counters(&pod);
+        assert!(is_enforced(&node, &pod));
+        let now = node.counters(&pod);
+        assert_eq!([now.tx_packets - before.tx_packets, now.tx_dropped - before.tx_dropped], [3, 1]);
+    }
+}
+
+#[test]
+fn uninstall_leaves_no_trace_and_a_later_pod_installs_again() {
+    for (entry, _, _) in ways() {
+        let node = Node::new(&entry);
+        let pod = node.pod(&["10.12.34.200/24"], Some(&private()));
+        assert!(is_enforced(&node, &pod));
+        node.uninstall();
+        assert!(!node.root.pins().exists(), "pins are left");
+        assert!(leaves(&node, &pod, INTERNET), "a program is left");
+        for way in ["ingress", "egress"] {
+            let filters = node.netns.exec(&format!("tc filter show dev {MASTER} {way}"));
+            assert_eq!(filters.trim(), "", "{way}");
+        }
+        assert!(!node.netns.ip(&format!("link show {MASTER}")).contains("xdp"));
+        node.uninstall();
+        node.delete(&pod);
+        let again = node.pod(&["10.12.34.200/24"], Some(&private()));
+        assert!(is_enforced(&node, &again));
+    }
+}
+
+#[test]
+fn a_master_that_was_deleted_and_made_again_is_attached_again() {
+    // Whether the new NIC gets the old one's index or another one, the pins of the old one are dead.
+    for same_index in [true, false] {
+        for (entry, _, xdp) in ways() {
+            let node = Node::new(&entry);
+            let pod = node.pod(&["10.12.34.200/24"], Some(&private()));
+            let index = ifindex(&node);
+            node.netns.ip(&format!("link del {MASTER}"));
+            if same_index {
+                let other = node.outside.name();
+                node.netns
+                    .ip(&format!("link add {MASTER} index {index} type veth peer name {WIRE} netns {other}"));
+                node.netns.ip(&format!("link set {MASTER} up"));
+                node.outside.ip(&format!("link set {WIRE} up"));
+            } else {
+                node.netns.ip("link add filler type bridge");
+                veth(&node.netns, MASTER, &node.outside, WIRE);
+            }
+            assert_eq!(ifindex(&node) == index, same_index);
+            node.address();
+            node.delete(&pod);
+            let said = node.netpath(&["attach"]);
+            assert_eq!(said.matches(" attached (").count(), if xdp { 3 } else { 2 }, "{said}");
+            let states = hooks(&node);
+            assert!(states.iter().all(|state| state.live), "same index {same_index}: {states:?}");
+            let masters = node.maps().masters().expect("readable");
+            assert_eq!(masters.len(), 1, "the row of the NIC that is gone is free again");
+            let again = node.pod(&["10.12.34.200/24"], Some(&private()));
+            assert!(is_enforced(&node, &again), "same index {same_index}");
+        }
+    }
+}
+
+#[test]
+fn the_switch_file_stops_all_attaching_and_ends_nothing() {
+    let node = Node::new(&json!({ "unknownSource": "drop" }));
+    let pod = node.pod(&["10.12.34.200/24"], Some(&private()));
+    std::fs::create_dir_all(node.root.disable().parent().expect("a parent")).expect("a directory");
+    std::fs::write(node.root.disable(), "").expect("a file");
+    let netns = NetNs::new("pod");
+    let output = node.call("ADD", &netns, &conf(&["10.12.34.201/24"], Some(&private())));
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(!output.status.success() && said.contains("etc/netpath/disable"), "{said}");
+    assert!(!netns.ip("link").contains("net1"), "a refused ADD leaves nothing behind");
+    let output = node.try_netpath(&["attach"]);
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(!output.status.success() && said.contains("etc/netpath/disable"), "{said}");
+    assert!(is_enforced(&node, &pod), "what is attached stays attached");
+    std::fs::remove_file(node.root.disable()).expect("removed");
+    node.netpath(&["attach"]);
+}
+
+/// Attaches the programs of another root to the same master: another netpath, as good as any stranger.
+fn stranger(node: &Node, root: &Root, entry: &Value) -> std::process::Output {
+    node.write(&root.masters(), &json!({ MASTER: entry }));
+    let root = root.path().to_str().expect("text");
+    node.try_netpath(&["--root", root, "attach"])
+}
+
+/// A second root, unmounted when it goes.
+struct Second {
+    directory: tempfile::TempDir,
+}
+
+impl Second {
+    fn new() -> Self {
+        Self { directory: tempfile::TempDir::with_prefix("netpath-second-").expect("a directory") }
+    }
+
+    fn root(&self) -> Root {
+        Root::new(self.directory.path())
+    }
+}
+
+impl Drop for Second {
+    fn drop(&mut self) {
+        let path = self.root().bpffs();
+        let _ = std::process::Command::new("umount").arg(path).stderr(std::process::Stdio::null()).status();
+    }
+}
+
+#[test]
+fn somebody_elses_xdp_is_a_named_error_and_tc_does_without() {
+    let node = Node::new(&json!({ "unknownSource": "drop", "xdp": "native" }));
+    let second = Second::new();
+    assert!(stranger(&node, &second.root(), &json!({ "xdp": "native" })).status.success());
+    let netns = NetNs::new("pod");
+    let output = node.call("ADD", &netns, &conf(&["10.12.34.200/24"], Some(&private())));
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(!output.status.success(), "{said}");
+    assert!(said.contains("another XDP program is attached") && said.contains("bpftool net show"), "{said}");
+    assert!(!netns.ip("link").contains("net1"), "a refused ADD leaves nothing behind");
+    node.set_master(&json!({ "unknownSource": "drop", "xdp": "off" }));
+    let pod = node.pod(&["10.12.34.200/24"], Some(&private()));
+    assert!(is_enforced(&node, &pod));
+}
+
+#[test]
+fn ours_comes_first_and_others_still_see_what_may_pass() {
+    let node = Node::new(&json!({ "unknownSource": "drop" }));
+    let second = Second::new();
+    assert!(stranger(&node, &second.root(), &json!({})).status.success());
+    let pod = node.pod(&["10.12.34.200/24"], Some(&private()));
+    // To the stranger the pod's MAC is nobody's: it passes, and is counted.
+    let others = || {
+        let maps =
+            netpath::kernel::bpf::maps::Maps::open(&second.root().pins()).expect("readable").expect("loaded");
+        maps.counters().expect("mapped").master(1).unknown_passed
+    };
+    let before = others();
+    assert!(is_enforced(&node, &pod));
+    assert_eq!(others() - before, 3, "two fences and one allowed frame; the denied one was gone before");
+
+    // The one that stands behind us is told so: who comes first may decide alone.
+    let states = node.netns.within(|| inspect(&second.root().pins(), 1, ifindex(&node))).expect("readable");
+    let ahead = node.netns.within(|| police::ahead(MASTER, &states));
+    assert_eq!(
+        ahead,
+        [(Hook::Ingress, vec!["ingress".to_owned()]), (Hook::Egress, vec!["egress".to_owned()])]
+    );
+    assert_eq!(node.netns.within(|| police::ahead(MASTER, &hooks(&node))), []);
+}
+
+#[test]
+fn events_arrive_at_one_consumer_and_are_limited() {
+    let node = Node::new(&json!({ "unknownSource": "drop" }));
+    let pod = node.pod(&["10.12.34.200/24"], Some(&private()));
+    let lock = node.root.events_lock();
+    let mut consumer = Consumer::new(&node.root.pins(), &lock).expect("the first");
+    match Consumer::new(&node.root.pins(), Path::new(&lock)) {
+        Err(EventsError::Taken { holder }) => assert_eq!(holder, std::process::id().to_string()),
+        Err(error) => panic!("{}", common::chain(&error)),
+        Ok(_) => panic!("two consumers steal from each other"),
+    }
+    let mut maps = node.maps();
+    consumer.grant_all(&mut maps).expect("granted");
+    let (socket, row, before) = (pod.socket(), node.row(&pod), node.totals());
+    let drop_many = |consumer: &mut Consumer| {
+        for _ in 0..20 {
+            let frame = udp_frame((pod.mac, OUTSIDE_MAC), POD, INTERNET, (4660, 53), b"to the internet");
+            socket.send(&frame).expect_err("dropped");
+        }
+        let mut events = Vec::new();
+        while consumer
+            .read(Duration::from_millis(20), |bytes| events.push(Event::decode(bytes).expect("an event")))
+            .expect("readable")
+            > 0
+        {}
+        events
+    };
+    let burst = usize::try_from(EVENT_BURST).expect("small");
+    let events = drop_many(&mut consumer);
+    assert_eq!(events.len(), burst, "limited by endpoint and reason");
+    for event in &events {
+        assert_eq!(
+            (event.endpoint, event.generation, event.direction),
+            (row.id, row.generation, Direction::Tx)
+        );
+        let line = event.line(|_, _| Some("default/net-pod".to_owned()));
+        assert!(
+            line.contains("8.8.8.8") && line.contains("zone-deny") && line.contains("default/net-pod"),
+            "{line}"
+        );
+    }
+    assert_eq!(drop_many(&mut consumer).len(), 0, "without a grant drops are counted and not emitted");
+    consumer.grant_spent(&mut maps).expect("granted");
+    assert_eq!(drop_many(&mut consumer).len(), burst);
+    let now = node.totals();
+    assert_eq!(now.events_emitted - before.events_emitted, 2 * u64::from(burst as u32));
+    assert_eq!(now.events_limited - before.events_limited, 60 - 2 * u64::from(burst as u32));
+    assert_eq!(now.events_lost, 0);
+    assert_eq!(node.counters(&pod).tx_dropped, 60, "every drop is counted, whatever becomes of its event");
+    drop(consumer);
+    eventually(PATIENCE, "the lock is free again", || Consumer::new(&node.root.pins(), &lock).ok());
+}
