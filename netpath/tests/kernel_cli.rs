@@ -11,8 +11,19 @@ use std::{
     thread,
 };
 
+use aya::{
+    Ebpf,
+    programs::{LinkOrder, SchedClassifier, TcAttachType, tc::TcAttachOptions},
+};
 use common::{NetNs, PATIENCE, eventually, veth};
-use netpath::{root::Root, state::Lock};
+use netpath::{
+    kernel::bpf::{
+        maps::NAMES,
+        object::{self, Settings},
+    },
+    root::Root,
+    state::Lock,
+};
 use serde_json::{Value, json};
 
 const NETWORK: &str = "privatezone";
@@ -195,7 +206,7 @@ fn where_nothing_is_loaded_one_sentence_says_so() {
 #[test]
 fn where_rights_are_missing_one_sentence_says_so() {
     let lab = Lab::new(None);
-    for command in ["status", "pods", "zones", "drops", "uninstall"] {
+    for command in ["status", "pods", "zones", "drops", "attach", "uninstall"] {
         let mut powerless = Command::new("setpriv");
         powerless
             .args(["--bounding-set=-all", env!("CARGO_BIN_EXE_netpath"), command])
@@ -283,6 +294,19 @@ fn an_attachment_is_shown_with_what_happened_to_it() {
     lab.netpath(&["drops"]).says("zone-deny: The other end is outside the private zone of this network.");
 }
 
+/// Somebody else's program at the head of the chain at egress, for as long as the object lives.
+fn attach_ahead(lab: &Lab) -> Ebpf {
+    let mut object =
+        object::load(&lab.pins(), &Settings::default(), 1, object::cpus()).expect("the object loads");
+    let program = object.program_mut("egress").expect("a program");
+    let program: &mut SchedClassifier = program.try_into().expect("a classifier");
+    program.load().expect("it passes the verifier");
+    let first = TcAttachOptions::TcxOrder(LinkOrder::first());
+    let attached = lab.node.within(|| program.attach_with_options("enp0s8", TcAttachType::Egress, first));
+    attached.expect("it can be attached");
+    object
+}
+
 #[test]
 fn status_says_what_needs_attention() {
     let lab = Lab::new(Some(json!({ "enp0s8": {} })));
@@ -298,6 +322,13 @@ fn status_says_what_needs_attention() {
         "ALERT: enp0s8: egress is not attached, so nothing is enforced there: run `netpath attach enp0s8`",
     );
     assert_eq!(lab.netpath(&["attach", "enp0s8"]).code, 0);
+    assert_eq!(lab.netpath(&["status"]).code, 0);
+
+    let intruder = attach_ahead(&lab);
+    let answer = lab.netpath(&["status"]);
+    assert_eq!(answer.code, ATTENTION, "{answer:?}");
+    answer.says("ALERT: enp0s8: egress runs before netpath at egress and may decide alone");
+    drop(intruder);
     assert_eq!(lab.netpath(&["status"]).code, 0);
 
     fs::create_dir_all(lab.root.path().join("etc/netpath")).expect("directory");
@@ -485,7 +516,10 @@ fn uninstall_asks_first_and_leaves_nothing() {
     let answer = lab.netpath(&["uninstall", "--yes"]);
     assert_eq!(answer.code, 0, "{answer:?}");
     answer.says("default/net-pod (net1) loses its zone and keeps running; its DEL works from");
-    answer.says("detached from enp0s8, 18 pins removed; nothing of netpath is in the kernel any more");
+    let pins = NAMES.len() + 3;
+    answer.says(&format!(
+        "detached from enp0s8, {pins} pins removed; nothing of netpath is in the kernel any more"
+    ));
     all_gone(&programs);
     assert!(!lab.root.path().join("sys/fs/bpf/netpath").exists());
     assert!(!lab.node.ip("link show enp0s8").contains("PROMISC"), "promiscuous mode was netpath's");
