@@ -333,8 +333,9 @@ fn events_arrive_at_one_consumer_and_are_limited() {
     consumer.grant_spent(&mut maps).expect("granted");
     assert_eq!(drop_many(&mut consumer).len(), burst);
     let now = node.totals();
-    assert_eq!(now.events_emitted - before.events_emitted, 2 * u64::from(burst as u32));
-    assert_eq!(now.events_limited - before.events_limited, 60 - 2 * u64::from(burst as u32));
+    let total = u64::try_from(burst).expect("small");
+    assert_eq!(now.events_emitted - before.events_emitted, 2 * total);
+    assert_eq!(now.events_limited - before.events_limited, 60 - 2 * total);
     assert_eq!(now.events_lost, 0);
     assert_eq!(node.counters(&pod).tx_dropped, 60, "every drop is counted, whatever becomes of its event");
     drop(consumer);

@@ -1,173 +1,34 @@
 //! The tool on real attachments: made by the plugin, in namespaces, below a root of their own.
 
+#[path = "kernel_cli/apply.rs"]
+mod apply;
 mod common;
+#[path = "kernel_cli/lab.rs"]
+mod lab;
 
 use std::{
     fs,
     io::{BufRead, BufReader},
-    path::PathBuf,
-    process::{Child, Command, Output, Stdio},
+    process::{Child, Command, Stdio},
     sync::mpsc::{Receiver, channel},
     thread,
 };
 
-use common::{NetNs, PATIENCE, eventually, veth};
-use netpath::{root::Root, state::Lock};
+use aya::{
+    Ebpf,
+    programs::{LinkOrder, SchedClassifier, TcAttachType, tc::TcAttachOptions},
+};
+use common::{NetNs, PATIENCE, eventually};
+use lab::{ATTENTION, Answer, GATEWAY, Lab, NETWORK, NOTHING_LOADED, OUTSIDE, conf, private};
+use netpath::{
+    kernel::bpf::{
+        maps::NAMES,
+        object::{self, Settings},
+    },
+    root::Root,
+    state::Lock,
+};
 use serde_json::{Value, json};
-
-const NETWORK: &str = "privatezone";
-const OUTSIDE: &str = "8.8.8.8";
-const GATEWAY: &str = "10.12.34.254";
-/// Exit code where nothing is loaded.
-const NOTHING_LOADED: i32 = 3;
-/// Exit code of `status` where something needs attention.
-const ATTENTION: i32 = 4;
-
-/// A node with master `enp0s8`, a gateway that also is the internet, and a pod.
-struct Lab {
-    root: tempfile::TempDir,
-    node: NetNs,
-    _gateway: NetNs,
-    pod: NetNs,
-}
-
-impl Lab {
-    fn new(masters: Option<Value>) -> Self {
-        let root = tempfile::tempdir().expect("a directory for the node's root");
-        let (node, gateway, pod) = (NetNs::new("node"), NetNs::new("gw"), NetNs::new("pod"));
-        veth(&node, "enp0s8", &gateway, "sw");
-        node.ip("addr add 10.12.34.101/24 dev enp0s8");
-        gateway.ip("addr add 10.12.34.254/24 dev sw");
-        gateway.ip("addr add 8.8.8.8/32 dev lo");
-        if let Some(masters) = masters {
-            let directory = root.path().join("etc/cni/net.d/netpath.d");
-            fs::create_dir_all(&directory).expect("directory of masters.json");
-            fs::write(directory.join("masters.json"), masters.to_string()).expect("masters.json");
-        }
-        Self { root, node, _gateway: gateway, pod }
-    }
-
-    /// The program in the node's namespace. Not by `ip netns exec`, which hides mounts.
-    fn spawn(&self, command: &mut Command) -> Child {
-        command.env("NETPATH_ROOT", self.root.path());
-        self.node.within(|| command.spawn()).expect("the program can be started")
-    }
-
-    fn netpath(&self, words: &[&str]) -> Answer {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_netpath"));
-        command.args(words).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        Answer::of(self.spawn(&mut command).wait_with_output().expect("output"))
-    }
-
-    /// The answer of a command that must succeed, as JSON.
-    #[track_caller]
-    fn json(&self, command: &str) -> Value {
-        let answer = self.netpath(&[command, "-o", "json"]);
-        assert_eq!(answer.code, 0, "{answer:?}");
-        serde_json::from_str(&answer.stdout).expect("JSON")
-    }
-
-    /// Calls the plugin as a runtime does.
-    #[track_caller]
-    fn cni(&self, verb: &str, conf: &Value) {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_netpath"));
-        command
-            .env("CNI_COMMAND", verb)
-            .env("CNI_CONTAINERID", "c1")
-            .env("CNI_NETNS", self.pod.path())
-            .env("CNI_IFNAME", "net1")
-            .env("CNI_PATH", "/usr/lib/cni")
-            .env("CNI_ARGS", "IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME=net-pod")
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
-        let mut child = self.spawn(&mut command);
-        let mut stdin = child.stdin.take().expect("piped");
-        std::io::Write::write_all(&mut stdin, conf.to_string().as_bytes()).expect("the plugin reads");
-        drop(stdin);
-        let answer = Answer::of(child.wait_with_output().expect("output"));
-        assert_eq!(answer.code, 0, "{verb}: {answer:?}");
-    }
-
-    /// One echo request over net1; whether it was answered.
-    fn ping(&self, target: &str) -> bool {
-        let mut command = Command::new("ping");
-        command
-            .args(["-c", "1", "-W", "1", "-I", "net1", target])
-            .stdout(Stdio::null())
-            .stderr(Stdio::null());
-        self.pod.within(|| command.status()).expect("ping is installed").success()
-    }
-
-    fn pins(&self) -> PathBuf {
-        self.root.path().join("sys/fs/bpf/netpath/v1")
-    }
-
-    /// Applies a manifest with this zone.
-    fn apply(&self, zone: &Value) -> Answer {
-        let config = conf(zone).to_string();
-        let manifest = format!(
-            "kind: NetworkAttachmentDefinition\nmetadata:\n  name: {NETWORK}\nspec:\n  config: '{config}'\n"
-        );
-        let file = self.root.path().join("nad.yaml");
-        fs::write(&file, manifest).expect("manifest");
-        self.netpath(&["apply", file.to_str().expect("UTF-8")])
-    }
-}
-
-impl Drop for Lab {
-    fn drop(&mut self) {
-        // Not asserted: a panic while another unwinds would hide it.
-        let _ =
-            Command::new("umount").arg(self.root.path().join("sys/fs/bpf")).stderr(Stdio::null()).status();
-    }
-}
-
-#[derive(Debug)]
-struct Answer {
-    code: i32,
-    stdout: String,
-    stderr: String,
-}
-
-impl Answer {
-    fn of(output: Output) -> Self {
-        Self {
-            code: output.status.code().expect("it exits by itself"),
-            stdout: String::from_utf8(output.stdout).expect("UTF-8"),
-            stderr: String::from_utf8(output.stderr).expect("UTF-8"),
-        }
-    }
-
-    #[track_caller]
-    fn says(&self, sentence: &str) {
-        assert!(self.stdout.contains(sentence), "`{sentence}` is not in {self:?}");
-    }
-
-    #[track_caller]
-    fn complains(&self, sentence: &str) {
-        assert!(self.stderr.contains(sentence), "`{sentence}` is not in {self:?}");
-    }
-}
-
-/// The lab's network with this zone; `null` leaves it out.
-fn conf(zone: &Value) -> Value {
-    let mut conf = json!({
-        "cniVersion": "1.0.0", "name": NETWORK, "type": "macvlan", "master": "enp0s8", "mode": "bridge",
-        "ipam": {
-            "type": "host-local", "subnet": "10.12.34.0/24", "rangeStart": "10.12.34.200",
-            "rangeEnd": "10.12.34.220", "gateway": GATEWAY, "routes": [{ "dst": "0.0.0.0/0" }],
-        },
-    });
-    if !zone.is_null() {
-        conf["zone"] = zone.clone();
-    }
-    conf
-}
-
-fn private() -> Value {
-    json!({ "policy": "private" })
-}
 
 #[test]
 fn where_nothing_is_loaded_one_sentence_says_so() {
@@ -195,7 +56,7 @@ fn where_nothing_is_loaded_one_sentence_says_so() {
 #[test]
 fn where_rights_are_missing_one_sentence_says_so() {
     let lab = Lab::new(None);
-    for command in ["status", "pods", "zones", "drops", "uninstall"] {
+    for command in ["status", "pods", "zones", "drops", "attach", "uninstall"] {
         let mut powerless = Command::new("setpriv");
         powerless
             .args(["--bounding-set=-all", env!("CARGO_BIN_EXE_netpath"), command])
@@ -205,6 +66,32 @@ fn where_rights_are_missing_one_sentence_says_so() {
         assert_eq!((answer.code, answer.stdout.as_str()), (1, ""), "{command}: {answer:?}");
         answer.complains("no right to use BPF maps: run this as root");
     }
+}
+
+/// Every key of a JSON answer, at any depth.
+fn keys(value: &Value, found: &mut Vec<String>) {
+    match value {
+        Value::Object(object) => {
+            for (key, value) in object {
+                found.push(key.clone());
+                keys(value, found);
+            }
+        }
+        Value::Array(values) => values.iter().for_each(|value| keys(value, found)),
+        _ => {}
+    }
+}
+
+/// Programs rely on the keys, so each of them is documented.
+#[track_caller]
+fn is_documented(answer: &Value) {
+    let page = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/cli.md");
+    let page = fs::read_to_string(page).expect("docs/cli.md");
+    let words: Vec<&str> = page.split(|c: char| !c.is_ascii_alphanumeric() && c != '_').collect();
+    let mut found = Vec::new();
+    keys(answer, &mut found);
+    let missing: Vec<_> = found.iter().filter(|key| !words.contains(&key.as_str())).collect();
+    assert!(missing.is_empty(), "docs/cli.md does not name {missing:?}");
 }
 
 #[test]
@@ -280,7 +167,21 @@ fn an_attachment_is_shown_with_what_happened_to_it() {
         "{drops}"
     );
     assert_eq!(drop["dropped"], pod["tx_dropped"], "{drops}");
+    [&status, &pods, &zones, &drops].into_iter().for_each(is_documented);
     lab.netpath(&["drops"]).says("zone-deny: The other end is outside the private zone of this network.");
+}
+
+/// Somebody else's program at the head of the chain at egress, for as long as the object lives.
+fn attach_ahead(lab: &Lab) -> Ebpf {
+    let mut object =
+        object::load(&lab.pins(), &Settings::default(), 1, object::cpus()).expect("the object loads");
+    let program = object.program_mut("egress").expect("a program");
+    let program: &mut SchedClassifier = program.try_into().expect("a classifier");
+    program.load().expect("it passes the verifier");
+    let first = TcAttachOptions::TcxOrder(LinkOrder::first());
+    let attached = lab.node.within(|| program.attach_with_options("enp0s8", TcAttachType::Egress, first));
+    attached.expect("it can be attached");
+    object
 }
 
 #[test]
@@ -300,78 +201,18 @@ fn status_says_what_needs_attention() {
     assert_eq!(lab.netpath(&["attach", "enp0s8"]).code, 0);
     assert_eq!(lab.netpath(&["status"]).code, 0);
 
+    let intruder = attach_ahead(&lab);
+    let answer = lab.netpath(&["status"]);
+    assert_eq!(answer.code, ATTENTION, "{answer:?}");
+    answer.says("ALERT: enp0s8: egress runs before netpath at egress and may decide alone");
+    drop(intruder);
+    assert_eq!(lab.netpath(&["status"]).code, 0);
+
     fs::create_dir_all(lab.root.path().join("etc/netpath")).expect("directory");
     fs::write(lab.root.path().join("etc/netpath/disable"), "").expect("the file that switches netpath off");
     let answer = lab.netpath(&["status"]);
     assert_eq!(answer.code, ATTENTION, "{answer:?}");
     answer.says("etc/netpath/disable exists, so nothing is attached");
-}
-
-#[test]
-fn a_changed_network_reaches_a_pod_that_runs() {
-    let lab = Lab::new(Some(json!({ "enp0s8": {
-        "zone": { "local": ["10.12.34.0/24"], "allow": ["8.8.8.8/32", "10.0.0.0/8"], "mode": "audit" },
-    } })));
-    lab.cni("ADD", &conf(&private()));
-    assert!(!lab.ping(OUTSIDE));
-
-    let answer = lab.apply(&json!({ "policy": "private", "allow": ["8.8.8.8/32"] }));
-    assert_eq!(answer.code, 0, "{answer:?}");
-    answer.says("privatezone on enp0s8: generation 2 in force for 1 attachment, enforce\n    + 8.8.8.8/32");
-    assert!(lab.ping(OUTSIDE));
-    lab.apply(&json!({ "policy": "private", "allow": ["8.8.8.8/32"] }))
-        .says("generation 2 was in force already for 1 attachment, enforce");
-
-    // The record has it as the last good one.
-    let record = fs::read_to_string(lab.root.path().join("var/lib/netpath/v1/c1-net1.json")).expect("record");
-    let record: Value = serde_json::from_str(&record).expect("JSON");
-    assert_eq!(record["zone"]["compiled"]["allow"], json!(["8.8.8.8/32"]));
-    assert_eq!(record["zone"]["digest"], lab.json("zones")["zones"][0]["digest"]);
-    assert_eq!(record["conf"]["zone"], private(), "how it ends does not change");
-
-    for (zone, why) in [
-        (json!({ "policy": "private", "alow": ["8.8.8.8/32"] }), "`zone.alow` is not a known key"),
-        (json!({ "policy": "private", "allow": ["9.9.9.9/32"] }), "`zone.allow` has `9.9.9.9/32`, the bound"),
-    ] {
-        let answer = lab.apply(&zone);
-        assert_eq!(answer.code, 1, "{answer:?}");
-        answer.complains("privatezone is refused, generation 2 of its zone stays in force: ");
-        answer.complains(why);
-        assert!(lab.ping(OUTSIDE), "the last good zone stays");
-    }
-
-    lab.apply(&json!({ "policy": "private", "mode": "audit" }))
-        .says("generation 3 in force for 1 attachment, audit");
-    assert!(lab.ping(OUTSIDE), "audit lets it pass");
-    let pods = lab.json("pods");
-    assert_eq!(pods["pods"][0]["mode"], "audit");
-    assert!(pods["pods"][0]["tx_audited"].as_u64().is_some_and(|count| 1 <= count), "{pods}");
-    lab.apply(&private()).says("enforce for 1 attachment, generation 3 as before");
-    assert!(!lab.ping(OUTSIDE));
-
-    // More prefixes than a slot holds go into the trie, and are read back from it.
-    let many: Vec<String> = (0..12).map(|n| format!("10.99.{n}.0/24")).collect();
-    let answer = lab.apply(&json!({ "policy": "private", "allow": many }));
-    assert_eq!(answer.code, 0, "{answer:?}");
-    let zones = lab.json("zones");
-    assert_eq!(zones["zones"][0]["trie_v4"], true, "{zones}");
-    assert_eq!(zones["zones"][0]["prefixes"].as_array().map(Vec::len), Some(13), "{zones}");
-    assert!(lab.ping(GATEWAY));
-}
-
-#[test]
-fn a_zone_comes_to_a_pod_without_one_and_leaves_it() {
-    let lab = Lab::new(Some(json!({ "enp0s8": {} })));
-    lab.cni("ADD", &conf(&Value::Null));
-    let key = "net/ipv4/conf/net1/drop_unicast_in_l2_multicast";
-    assert!(lab.ping(OUTSIDE));
-    assert_eq!(lab.pod.sysctl(key), "0");
-    lab.apply(&private()).says("generation 1 in force for 1 attachment, enforce");
-    assert!(!lab.ping(OUTSIDE));
-    assert_eq!(lab.pod.sysctl(key), "1");
-    lab.apply(&Value::Null).says("no zone; 1 attachment counted and not policed from now on");
-    assert!(lab.ping(OUTSIDE));
-    assert_eq!(lab.json("pods")["pods"][0]["zone"], Value::Null);
 }
 
 /// Lines of a process as they come.
@@ -420,6 +261,7 @@ fn drops_are_followed_by_one_reader() {
     ] {
         assert_eq!(event[key], value, "{key} in {event}");
     }
+    is_documented(&event);
     first.kill().expect("it runs");
     first.wait().expect("it ended");
 
@@ -485,7 +327,10 @@ fn uninstall_asks_first_and_leaves_nothing() {
     let answer = lab.netpath(&["uninstall", "--yes"]);
     assert_eq!(answer.code, 0, "{answer:?}");
     answer.says("default/net-pod (net1) loses its zone and keeps running; its DEL works from");
-    answer.says("detached from enp0s8, 17 pins removed; nothing of netpath is in the kernel any more");
+    let pins = NAMES.len() + 3;
+    answer.says(&format!(
+        "detached from enp0s8, {pins} pins removed; nothing of netpath is in the kernel any more"
+    ));
     all_gone(&programs);
     assert!(!lab.root.path().join("sys/fs/bpf/netpath").exists());
     assert!(!lab.node.ip("link show enp0s8").contains("PROMISC"), "promiscuous mode was netpath's");

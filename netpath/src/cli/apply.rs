@@ -111,6 +111,12 @@ fn apply(root: &Root, maps: &mut Maps, network: &Network, resolved: &Resolved) -
         ));
         return Ok(());
     };
+    let zones: Vec<u32> = police::running(root, maps, *id, name)?
+        .iter()
+        .map(|(_, _, row)| row.zone)
+        .filter(|id| *id != 0)
+        .collect();
+    maps.settle(&zones)?;
     let (running, applied) = {
         let _lock = Lock::acquire(root)?;
         let running = police::running(root, maps, *id, name)?;

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, bail};
 
-use super::say;
+use super::{say, view};
 use crate::{
     kernel::{bpf::attach::Change, netlink::Netlink},
     police::{self, MasterLink},
@@ -21,6 +21,7 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(root: &Root, args: &Args) -> anyhow::Result<ExitCode> {
+    view::check_rights(root)?;
     let masters = police::masters(root)?;
     let mut node = Netlink::open()?;
     let names = match args.masters.is_empty() {

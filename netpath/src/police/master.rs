@@ -73,7 +73,7 @@ pub fn attach(
     let settings = settings(root)?;
     let pins = root.pins();
     let fresh = !pin_of(&pins, NAMES[0]).exists();
-    let maps = object::maps(&pins, &settings)?;
+    let mut maps = object::maps(&pins, &settings)?;
     let cookie = netns::cookie().unwrap_or(0);
     let found =
         maps.masters()?.into_iter().find(|(_, row)| row.ifindex == link.index && row.netns_cookie == cookie);

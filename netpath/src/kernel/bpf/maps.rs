@@ -136,6 +136,8 @@ pub struct Maps {
     drops: Table<DropCounters>,
     budgets: Table<Budget>,
     cpus: u32,
+    /// Zone, word and generation of those whose idle slot nobody reads, unless they were flipped since.
+    pub(super) settled: Vec<(u32, u32, u64)>,
 }
 
 /// Names of every pinned map, as in the object.
@@ -229,6 +231,7 @@ impl Maps {
             drops: open(pins, "drops", Map::Array)?,
             budgets: open(pins, "budgets", Map::Array)?,
             cpus,
+            settled: Vec::new(),
         })
     }
 

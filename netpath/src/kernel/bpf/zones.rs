@@ -126,6 +126,23 @@ impl Maps {
         })
     }
 
+    /// Waits until nothing reads the idle slots of these zones any more, so that writing them does not have
+    /// to: for those who are about to take the lock, which must not be held for so long.
+    pub fn settle(&mut self, zones: &[u32]) -> Result<(), MapsError> {
+        let mut seen = Vec::new();
+        for &id in zones {
+            let word: u32 = get(&self.zone_words, "zone_words", id)?;
+            let current: ZoneSlot = get(&self.zone_slots, "zone_slots", slot_index(id, word))?;
+            seen.push((id, word, current.generation));
+        }
+        if let Some((zone, _, _)) = seen.first() {
+            sys::grace_period().map_err(|source| MapsError::Grace { zone: *zone, source })?;
+        }
+        // Of a zone that somebody flips from now on, word and generation will not be these any more.
+        self.settled = seen;
+        Ok(())
+    }
+
     /// Puts new content in force for zone `id` as one generation; returns its number.
     pub fn write_zone(
         &mut self,
@@ -139,7 +156,8 @@ impl Maps {
         let next = word ^ zone_word::SLOT | zone_word::LOADED;
         let index = slot_index(id, next);
         let idle: ZoneSlot = get(&self.zone_slots, "zone_slots", index)?;
-        if idle.generation != 0 {
+        let settled = self.settled.contains(&(id, word, current.generation));
+        if idle.generation != 0 && !settled {
             // A program that read the word before the last flip may still be reading this slot. One that
             // was never written was never in force.
             sys::grace_period().map_err(|source| MapsError::Grace { zone: id, source })?;
