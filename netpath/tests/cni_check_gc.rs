@@ -30,10 +30,10 @@ fn check_finds_what_was_broken() {
     type Break = fn(&Site);
     let breaks: [(&str, u32, &str, Break); 15] = [
         ("v4 address", 104, "address 10.9.0.100/24", |site| {
-            drop(site.pod.ip("addr del 10.9.0.100/24 dev net1"))
+            drop(site.pod.ip("addr del 10.9.0.100/24 dev net1"));
         }),
         ("v6 address", 104, "address fd09::100/64", |site| {
-            drop(site.pod.ip("addr del fd09::100/64 dev net1"))
+            drop(site.pod.ip("addr del fd09::100/64 dev net1"));
         }),
         ("route", 104, "route to 10.50.0.0/16", |site| drop(site.pod.ip("route del 10.50.0.0/16"))),
         ("gateway", 104, "route to 10.60.0.0/16", |site| {
