@@ -33,9 +33,7 @@ fn one_adds_and_the_other_deletes() {
         assert_eq!(second["ips"][0]["address"], "10.9.0.101/24", "{adds:?}");
         let mut check = conf(json!({}));
         check["prevResult"] = first;
-        if deletes == Whose::Ours {
-            site.ours("CHECK", &check).ok();
-        }
+        site.call(deletes, "CHECK", &check).ok();
         site.call(deletes, "DEL", &conf(json!({}))).netns(&busy).ok();
         site.call(adds, "DEL", &conf(json!({}))).id("c2").netns(&other.path()).ok();
         has_no_net1(&site.pod);
@@ -276,6 +274,30 @@ fn behind_the_standard_plugin() {
         site.ours("DEL", &netpath).env("CNI_NETNS", "").ok();
         has_no_net1(&site.pod);
         assert!(site.leftovers().is_empty(), "{:?}", site.leftovers());
+    }
+}
+
+/// Where our binary stands in the list in place of the standard one as well.
+#[test]
+fn behind_ourselves() {
+    let zone = json!({"policy": "private", "local": ["10.9.0.0/24", "fd09::/64"]});
+    for (first, second) in [(Value::Null, zone.clone()), (zone, Value::Null)] {
+        let site = Site::new();
+        let (mut macvlan, mut netpath) = chained(&second);
+        if !first.is_null() {
+            macvlan["zone"] = first;
+        }
+        netpath["prevResult"] = site.ours("ADD", &macvlan).ok();
+        site.ours("ADD", &netpath).ok();
+        assert_eq!(site.row_of(mac_of(&netpath["prevResult"])).mode, mode::ENFORCE);
+        let mut check = macvlan.clone();
+        check["prevResult"] = netpath["prevResult"].clone();
+        site.ours("CHECK", &check).ok();
+        site.ours("CHECK", &netpath).ok();
+        site.ours("DEL", &netpath).ok();
+        site.ours("DEL", &macvlan).ok();
+        has_no_net1(&site.pod);
+        assert!(site.rows().is_empty() && site.leftovers().is_empty(), "{:?}", site.leftovers());
     }
 }
 

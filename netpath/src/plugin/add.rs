@@ -269,18 +269,27 @@ fn random_mac() -> Mac {
 fn take_back(call: &Call<'_>, effects: &mut Effects, done: Done, failed: PluginError) -> PluginError {
     let mut left = Vec::new();
     let Ok((container_id, ifname)) = call.attachment() else { return failed };
-    // The link first: a pod must not send while its row is gone.
+    let release = |left: &mut Vec<String>| {
+        let request = ipam::Request { network: call.network(), container_id, ifname };
+        if done.allocated
+            && let Err(error) = ipam::del(&request)
+        {
+            left.push(full(&error));
+        }
+    };
+    // A client gives its lease back over the interface.
+    if call.has_dhcp() {
+        release(&mut left);
+    }
+    // The link before its row: a pod must not send while that is gone.
     left.extend(exec::unwind(effects, done.undo).into_iter().map(|error| full(&error)));
     if let Some(entered) = &done.entered
         && let Err(error) = leave(call, entered)
     {
         left.push(full(&error));
     }
-    if done.allocated {
-        let request = ipam::Request { network: call.network(), container_id, ifname };
-        if let Err(error) = ipam::del(&request) {
-            left.push(full(&error));
-        }
+    if !call.has_dhcp() {
+        release(&mut left);
     }
     // With something left behind the record stays: DEL, which comes next, finds in it what to end.
     if done.recorded && left.is_empty() {

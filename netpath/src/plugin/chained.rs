@@ -5,6 +5,7 @@ use serde_json::Value;
 use super::{
     Call, PluginError,
     add::{full, record},
+    del::delete_row,
     police::{Attachment, Entered, Rules, leave},
 };
 use crate::{
@@ -15,7 +16,7 @@ use crate::{
     },
     plan::{self, Guard, Place},
     spec::{CniResult, IfName, IpConfig},
-    state::{self, Phase, Records},
+    state::{self, Kind, Phase, Record, Records},
 };
 
 /// Polices the interface and passes `prevResult` on as it came.
@@ -36,19 +37,41 @@ pub(super) fn add(call: &Call<'_>) -> Result<Value, PluginError> {
     let result = prev.to_json(call.version())?;
     let mut record = record(call, &effects, &rules, link.mac)?;
     record.ips = ips.iter().map(|ip| ip.address).collect();
-    Records::new(call.root).write(&record)?;
+    let records = Records::new(call.root);
+    let earlier = records.read(container_id, ifname)?;
+    match &earlier {
+        // We stand behind ourselves: the interface is of our own making, and it is ours to remove.
+        Some(made) if made.kind == Kind::Macvlan && made.netns == record.netns && made.mac == record.mac => {
+            if rules.zone.is_none() && made.zone.is_some() {
+                // Being named twice must not make anything laxer.
+                return Ok(result);
+            }
+            record = Record {
+                kind: Kind::Macvlan,
+                conf: made.conf.clone(),
+                host_local_dir: made.host_local_dir.clone(),
+                ..record
+            };
+        }
+        // Nobody could find its row any more once this record is in the place of that.
+        Some(other) if other.mac != record.mac => delete_row(call, other)?,
+        Some(_) | None => {}
+    }
+    records.write(&record)?;
     match police(call, &mut effects, &rules, &link, &ips) {
         Ok(entered) => {
             record.endpoint = Some(entered.endpoint);
             record.master =
                 record.master.map(|master| state::Master { id: Some(entered.master.into()), ..master });
             record.phase = Phase::Ready;
-            Records::new(call.root).write(&record)?;
+            records.write(&record)?;
             Ok(result)
         }
         // The interface stays down: the runtime calls DEL on the whole list, and until then it must not talk.
-        Err(failed) => match Records::new(call.root).remove(container_id, ifname) {
-            Ok(_) => Err(failed),
+        Err(failed) => match earlier
+            .map_or_else(|| records.remove(container_id, ifname).map(drop), |earlier| records.write(&earlier))
+        {
+            Ok(()) => Err(failed),
             Err(error) => Err(PluginError::Undo { failed: Box::new(failed), left: vec![full(&error)] }),
         },
     }
