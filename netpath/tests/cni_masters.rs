@@ -67,6 +67,29 @@ fn what_goes_beyond_the_bound_is_refused() {
     }
 }
 
+/// In the pod a master of the node's name is not the node's, and the pod's own macvlan is no way around the zone.
+#[test]
+fn masters_in_the_pod() {
+    let site = Site::new();
+    site.masters(BOUND);
+    site.pod.ip("link add eno1 type veth peer name eno1x");
+    let inside = |master: &str| conf(json!({"name": "inside", "master": master, "linkInContainer": true}));
+    site.ours("ADD", &inside("eno1")).ifname("net0").ok();
+    assert!(site.rows().is_empty() && site.maps().is_none());
+
+    site.ours("ADD", &conf(json!({}))).ok();
+    let mut second = inside("net1");
+    let result = site.ours("ADD", &second).ifname("net2").ok();
+    let row = site.row_of(mac_of(&result));
+    assert_eq!(row.mode, mode::ENFORCE);
+    second["prevResult"] = result;
+    site.ours("CHECK", &second).ifname("net2").ok();
+    for ifname in ["net0", "net1", "net2"] {
+        site.ours("DEL", &inside("net1")).ifname(ifname).ok();
+    }
+    assert!(site.rows().is_empty() && site.leftovers().is_empty());
+}
+
 #[test]
 fn an_entry_by_alternative_name_binds_too() {
     let site = Site::new();

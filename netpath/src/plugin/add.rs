@@ -41,9 +41,9 @@ pub(super) fn add(call: &Call<'_>) -> Result<Value, PluginError> {
     let macvlan = MacvlanConf::from_conf(&call.conf, &call.env.args)?;
     let path = call.env.netns.as_deref().ok_or(PluginError::NoAttachment)?;
     let mut effects = Effects::open(Netns::open(path)?)?;
-    let place = if macvlan.link_in_container { Place::Sandbox } else { Place::Node };
-    let master = find_master(effects.place(place), macvlan.master.as_deref(), place)?;
-    let rules = Rules::read(call, master)?;
+    let (master, place) = locate(&mut effects, &macvlan)?;
+    let macvlan = MacvlanConf { link_in_container: place == Place::Sandbox, ..macvlan };
+    let rules = Rules::read(call, master, place)?;
     if rules.zone.is_some() && rules.is_elsewhere() {
         return Err(PluginError::MasterElsewhere { name: rules.master.link.name.clone() });
     }
@@ -61,13 +61,25 @@ pub(super) fn add(call: &Call<'_>) -> Result<Value, PluginError> {
     }
 }
 
+/// The master, and where it really is.
+///
+/// In the pod it may be a macvlan of the node's link. The kernel makes the new one stand on that link too: it
+/// would be a second way onto the wire, past the zone of the first, if it were not treated as what it is.
+pub(super) fn locate(effects: &mut Effects, conf: &MacvlanConf) -> Result<(Link, Place), PluginError> {
+    let place = if conf.link_in_container { Place::Sandbox } else { Place::Node };
+    let master = find_master(effects.place(place), conf.master.as_deref(), place)?;
+    if let (Place::Sandbox, true, Some(below), Some(_)) =
+        (place, master.is_macvlan(), master.link, master.link_netnsid)
+        && effects.place_of_master(&master)? == Some(Place::Node)
+    {
+        return Ok((effects.node().link_by_index(below)?, Place::Node));
+    }
+    Ok((master, place))
+}
+
 /// The master, which must exist. A macvlan on a macvlan stands on that one's master, which is what it sends by
 /// and so what has to be under police; one in another namespace is out of reach.
-pub(super) fn find_master(
-    netlink: &mut Netlink,
-    name: Option<&str>,
-    place: Place,
-) -> Result<Link, PluginError> {
+fn find_master(netlink: &mut Netlink, name: Option<&str>, place: Place) -> Result<Link, PluginError> {
     let place = match place {
         Place::Node => "on the node",
         Place::Sandbox => "in the pod",

@@ -31,7 +31,7 @@ pub(super) fn add(call: &Call<'_>) -> Result<Value, PluginError> {
     let link = policed_link(&mut effects, ifname)?;
     let ips = ips_of(prev, ifname)?;
     let master = master_of(&mut effects, &link)?;
-    let rules = Rules::read(call, master)?;
+    let rules = Rules::read(call, master, Place::Node)?;
     rules.check_addresses(&ips)?;
     // Before anything is changed: a version that cannot express the result fails every time.
     let result = prev.to_json(call.version())?;

@@ -4,7 +4,7 @@ use std::fmt::Display;
 
 use super::{
     Call, PluginError, Role,
-    add::find_master,
+    add::locate,
     police::{Rules, failed},
 };
 use crate::{
@@ -56,8 +56,7 @@ fn check_link(
         .find(|interface| interface.name == *ifname && interface.sandbox.as_deref() == Some(&sandbox))
         .ok_or_else(|| PluginError::NotInResult { ifname: ifname.clone() })?;
     let conf = MacvlanConf::from_conf(&call.conf, &call.env.args)?;
-    let place = if conf.link_in_container { Place::Sandbox } else { Place::Node };
-    let master = find_master(effects.place(place), conf.master.as_deref(), place)?;
+    let (master, place) = locate(effects, &conf)?;
     same(format!("kind of `{ifname}`"), &"macvlan".to_owned(), &link.kind.clone().unwrap_or_default())?;
     // An index says nothing without the namespace it is one of.
     if effects.place_of_master(link)? != Some(place) {
@@ -161,13 +160,11 @@ fn check_settings(effects: &Effects, ifname: &IfName) -> Result<(), PluginError>
 
 /// Without a record the interface may be the standard plugin's, unless the network is policed.
 fn check_unrecorded(call: &Call<'_>, effects: &mut Effects, link: &Link) -> Result<(), PluginError> {
-    let conf = MacvlanConf::from_conf(&call.conf, &call.env.args)?;
-    let master = match call.role {
-        Role::Macvlan if conf.link_in_container => return Ok(()),
-        Role::Macvlan => find_master(effects.node(), conf.master.as_deref(), Place::Node)?,
-        Role::Chained => super::chained::master_of(effects, link)?,
+    let (master, place) = match call.role {
+        Role::Macvlan => locate(effects, &MacvlanConf::from_conf(&call.conf, &call.env.args)?)?,
+        Role::Chained => (super::chained::master_of(effects, link)?, Place::Node),
     };
-    match Rules::read(call, master)?.zone {
+    match Rules::read(call, master, place)?.zone {
         None => Ok(()),
         Some(_) => Err(PluginError::Check {
             what: format!("record of `{}`", link.name),

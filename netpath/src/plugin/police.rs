@@ -3,6 +3,7 @@
 use super::{Call, PluginError};
 use crate::{
     kernel::netlink::{Link, Netlink},
+    plan::Place,
     police::{self, MasterLink, Neighbours, PoliceError, Wanted},
     spec::{IfName, IpConfig, Mac},
     state::{Endpoint, Lock},
@@ -25,14 +26,19 @@ pub(super) struct Entered {
 
 impl Rules {
     /// Holds the call against `masters.json`. `master` is the link that was resolved.
-    pub(super) fn read(call: &Call<'_>, master: Link) -> Result<Self, PluginError> {
+    ///
+    /// The file is about the node's links; one in a pod is not meant, whatever its name.
+    pub(super) fn read(call: &Call<'_>, master: Link, place: Place) -> Result<Self, PluginError> {
         let ifname = call.attachment()?.1;
         let policed = |error: PoliceError| failed(ifname, error);
         let masters = police::masters(call.root).map_err(policed)?;
         let names: Vec<&str> = std::iter::once(master.name.as_str())
             .chain(master.alt_names.iter().map(String::as_str))
             .collect();
-        let entry = masters.find(&names).map_err(|error| policed(error.into()))?.cloned();
+        let entry = match place {
+            Place::Node => masters.find(&names).map_err(|error| policed(error.into()))?.cloned(),
+            Place::Sandbox => None,
+        };
         let conf = ZoneConf::from_conf(&call.conf.raw)?;
         if let Some(entry) = &entry {
             entry.check_type(&call.conf.kind)?;
