@@ -20,6 +20,7 @@ use netpath::observe::{Direction, Event};
 use netpath::police::{self, MasterLink};
 use netpath::root::Root;
 use netpath::state::Lock;
+use netpath_ebpf::abi::Master;
 use serde_json::{Value, json};
 
 const POD: Ipv4Addr = Ipv4Addr::new(10, 12, 34, 200);
@@ -80,6 +81,10 @@ fn programs_are_replaced_under_traffic_without_a_gap_and_counters_go_on() {
         assert_eq!(before.len(), if xdp { 3 } else { 2 });
         assert!(before.iter().all(|hook| hook.live), "{before:?}");
         assert!(before.iter().all(|hook| hook.via == via || hook.hook == Hook::Xdp), "{before:?}");
+        // As if an older build had attached them.
+        let mut maps = node.maps();
+        let [(id, master)] = maps.masters().expect("readable")[..] else { panic!("one master") };
+        maps.set_master(id, &Master { object: 1, ..master }).expect("written");
         under_traffic(&node, &pod, POD, || {
             for _ in 0..4 {
                 let said = node.netpath(&["attach"]);
@@ -93,6 +98,7 @@ fn programs_are_replaced_under_traffic_without_a_gap_and_counters_go_on() {
         }
         assert_eq!(link_ids(&node), links, "links are updated, not made again");
         assert_eq!(node.row(&pod), row);
+        assert_eq!(maps.masters().expect("readable"), [(id, master)], "the digest is this build's again");
     }
 }
 
