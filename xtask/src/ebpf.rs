@@ -18,7 +18,7 @@ const PACKAGE: &str = "netpath-ebpf";
 const PROFILE: &str = "ebpf";
 /// Most instructions the verifier may walk for one program. The kernel's own limit is a million; older kernels
 /// need several times what newer ones need for the same program.
-const VERIFIED_LIMIT: u64 = 200_000;
+pub(crate) const VERIFIED_LIMIT: u64 = 200_000;
 
 /// Instructions that the verifier walked, by program.
 type Verified = BTreeMap<String, u64>;

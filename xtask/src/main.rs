@@ -16,6 +16,7 @@ mod process;
 mod setup;
 mod test;
 mod toolchain;
+mod vm;
 mod workspace;
 
 use std::process::ExitCode;
@@ -54,6 +55,15 @@ enum Command {
         #[arg(long)]
         skip_setup: bool,
     },
+    /// Run the programs and the tests that need a kernel on Debian's kernels, in emulated machines.
+    VmTest {
+        /// Only this kernel; may be given more than once.
+        #[arg(long, value_enum)]
+        kernel: Vec<vm::Series>,
+        /// Keep the machine's file system, to boot it by hand with the command that is printed.
+        #[arg(long)]
+        keep: bool,
+    },
     /// rustfmt, clippy, the layering test, generated files up to date.
     Lint,
     /// Rewrite generated files: `netpath-ebpf/abi.lock`, `docs/`.
@@ -91,6 +101,8 @@ fn run() -> anyhow::Result<()> {
             build::run(if release { build::Profile::Release } else { build::Profile::Debug }).map(drop)
         }
         Command::Test { tier, skip_setup } => test::run(tier, skip_setup),
+        Command::VmTest { kernel, keep } if kernel.is_empty() => vm::run(&vm::Series::ALL, keep),
+        Command::VmTest { kernel, keep } => vm::run(&kernel, keep),
         Command::Lint => lint::run(),
         Command::Codegen { check: true, .. } => codegen::check(),
         Command::Codegen { check: false, abi_compatible } => codegen::write(abi_compatible),

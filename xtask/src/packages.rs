@@ -60,6 +60,21 @@ const TOOLS: &[Tool] = &[
         found_by: FoundBy::Program("dnsmasq"),
         why: "`dhcp` is tried with a real DHCP server",
     },
+    Tool {
+        package: "qemu-system-x86",
+        found_by: FoundBy::Program("qemu-system-x86_64"),
+        why: "programs are loaded and tested on older kernels",
+    },
+    Tool {
+        package: "busybox-static",
+        found_by: FoundBy::Program("busybox"),
+        why: "the shell of the machines with those kernels",
+    },
+    Tool {
+        package: "kmod",
+        found_by: FoundBy::Program("modprobe"),
+        why: "tells the order of loading of those kernels' modules",
+    },
 ];
 
 /// The tools as items of the set-up.

@@ -59,10 +59,10 @@ const TIERS: &[(Tier, &[&str])] = &[
 
 /// What the summary lines of test runs add up to.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Tally {
-    passed: u64,
-    failed: u64,
-    ignored: u64,
+pub(crate) struct Tally {
+    pub(crate) passed: u64,
+    pub(crate) failed: u64,
+    pub(crate) ignored: u64,
 }
 
 /// Runs the tests that were asked for. The last line is the sum of all of them.
@@ -115,6 +115,15 @@ impl Selection {
             Self::Lab => tier == Tier::Lab,
         }
     }
+}
+
+/// The test targets that need a kernel and the programs in it, and nothing else.
+pub(crate) fn kernel_targets() -> Result<Vec<String>> {
+    let mut files = by_tier(&test_targets(&workspace::root()?.join("netpath/tests"))?)?;
+    Ok([Tier::Programs, Tier::Kernel]
+        .into_iter()
+        .flat_map(|tier| files.remove(&tier).unwrap_or_default())
+        .collect())
 }
 
 /// Names of cargo's test targets in a directory: `x.rs`, or `x/main.rs`.
@@ -200,7 +209,7 @@ fn cargo_test(args: &[String], tally: &mut Tally) -> Result<Option<String>> {
 }
 
 /// Reads `test result: ok. 5 passed; 0 failed; 0 ignored; …`.
-fn parse_result(line: &str) -> Option<Tally> {
+pub(crate) fn parse_result(line: &str) -> Option<Tally> {
     let (_, counts) = line.strip_prefix("test result: ")?.split_once(". ")?;
     let count = |name: &str| {
         let field = counts.split("; ").find_map(|field| field.strip_suffix(name))?;

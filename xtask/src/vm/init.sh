@@ -1,0 +1,27 @@
+#!/bin/busybox sh
+# The first process of the machine that `cargo xtask vm-test` boots. What is to be loaded and run is appended.
+/bin/busybox mkdir -p /proc /sys /dev /run /tmp /sbin /usr/bin /usr/sbin /etc /var /root
+/bin/busybox --install -s /bin
+export PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root RUST_BACKTRACE=0
+mount -t proc proc /proc
+mount -t sysfs sys /sys
+mount -t devtmpfs dev /dev
+mount -t tmpfs tmp /tmp
+mount -t tmpfs run /run
+mount -t bpf bpf /sys/fs/bpf
+
+load() {
+    insmod "$@" || { echo "netpath-vm: end load-$1 1"; poweroff -f; }
+}
+
+step() {
+    name=$1
+    shift
+    echo "netpath-vm: begin $name"
+    "$@" 2>&1
+    status=$?
+    # On a line of its own, whatever was printed last.
+    echo
+    echo "netpath-vm: end $name $status"
+}
+
