@@ -174,7 +174,7 @@ fn uninstall_leaves_no_trace_and_a_later_pod_installs_again() {
 fn a_master_that_was_deleted_and_made_again_is_attached_again() {
     // Whether the new NIC gets the old one's index or another one, the pins of the old one are dead.
     for same_index in [true, false] {
-        for (entry, _, xdp) in ways() {
+        for (entry, _, xdp) in ways().into_iter().take(if same_index { 3 } else { 1 }) {
             let node = Node::new(&entry);
             let pod = node.pod(&["10.12.34.200/24"], Some(&private()));
             let index = ifindex(&node);

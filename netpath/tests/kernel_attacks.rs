@@ -269,6 +269,27 @@ fn a_tag_is_seen_inline_by_xdp_and_in_metadata_by_tc_ingress() {
 }
 
 #[test]
+fn a_tagged_frame_that_passes_is_counted_once_by_whichever_hook() {
+    for (xdp, mode) in [("off", "audit"), ("native", "audit"), ("off", "off"), ("native", "off")] {
+        let node = Node::new(&json!({ "unknownSource": "drop", "xdp": xdp }));
+        let pod = node.pod(&["10.12.34.200/24"], Some(&json!({ "policy": "private", "mode": mode })));
+        let before = node.counters(&pod);
+        let packet = ipv4(GATEWAY, A, protocol::UDP, &udp(1, 2, &marker()));
+        let frame = [&pod.mac[..], &OUTSIDE_MAC, &[0x81, 0, 0, 100, 8, 0], &packet].concat();
+        let far = node.far_end();
+        far.send(&frame).expect("sent");
+        // A tag nobody listens to ends at the master; what counts is that it has been there.
+        let inside = pod.socket();
+        let last = marker();
+        far.send(&udp_frame((OUTSIDE_MAC, pod.mac), GATEWAY, A, (9, 9), &last)).expect("sent");
+        inside.until(&last);
+        let now = node.counters(&pod);
+        let counted = [now.rx_packets - before.rx_packets, now.rx_audited - before.rx_audited];
+        assert_eq!(counted, [2, u64::from(mode == "audit")], "xdp {xdp}, {mode}");
+    }
+}
+
+#[test]
 fn large_datagrams_in_fragments_of_memory_and_of_ip_are_judged_by_their_heads() {
     let node = Node::new(&json!({ "unknownSource": "drop" }));
     let pod = node.pod(&["10.12.34.200/24"], Some(&private()));

@@ -335,11 +335,12 @@ pub(crate) fn ingress(ctx: TcContext) -> i32 {
     }
     // SAFETY: The context is valid.
     let tagged = unsafe { (*skb).vlan_present != 0 };
-    // A tag that the NIC took off is not in what XDP judged.
-    if receiver.is_some() && !tagged && is_stamped(skb, master.stamp) {
+    let stamped = receiver.is_some() && is_stamped(skb, master.stamp);
+    // A tag that the NIC took off is not in what XDP judged; counted it has all the same.
+    if stamped && !tagged {
         return NEXT;
     }
-    let sender = endpoint(ethernet.source_raw);
+    let sender = if stamped { None } else { endpoint(ethernet.source_raw) };
     let size = received_size(skb);
     let judged = receiver.is_some_and(verdict::is_judged) || sender.is_some_and(verdict::is_judged);
     if judged {
@@ -351,7 +352,7 @@ pub(crate) fn ingress(ctx: TcContext) -> i32 {
         }
     }
     if let Some(row) = receiver {
-        if !received(row, &ethernet, scratch, size, || true) {
+        if !received(row, &ethernet, scratch, size, || !stamped) {
             return SHOT;
         }
     }
