@@ -7,7 +7,7 @@ mod common;
 use std::fs;
 
 use cni::{Site, conf, mac_of, pool, zoned};
-use common::NetNs;
+use common::{NetNs, run};
 use netpath_ebpf::abi::EndpointKey;
 use serde_json::{Value, json};
 
@@ -218,6 +218,19 @@ fn gc_ends_the_dead_alone() {
     site.ours("GC", &gc(&[])).ok();
     assert_eq!(names(), ["10.9.0.102", "10.9.0.105", "10.9.0.109", "live-net1.json", "other-net1.json"]);
     assert_eq!(site.rows().len(), 2);
+}
+
+/// A writer that was killed leaves a draft of its record; one that is at work is left alone.
+#[test]
+fn gc_sweeps_drafts_of_killed_writers() {
+    let site = Site::new();
+    for (name, date) in [(".1-0", "1 hour ago"), (".2-0", "now")] {
+        let path = site.root.state().join(name);
+        site.write(&path, "{");
+        run(&["touch", "-d", date, path.to_str().unwrap()]);
+    }
+    site.ours("GC", &gc(&[])).ok();
+    assert_eq!(site.leftovers(), [std::path::PathBuf::from("var/lib/netpath/v1/.2-0")]);
 }
 
 #[test]

@@ -213,6 +213,16 @@ fn a_map_that_is_full() {
     site.ours("ADD", &zoned(json!({}))).ok();
 }
 
+/// The file system of a second root's pins; its programs are gone with it.
+struct Mounted<'a>(&'a Root);
+
+impl Drop for Mounted<'_> {
+    fn drop(&mut self) {
+        // Not asserted: a panic while another unwinds would hide it.
+        let _ = std::process::Command::new("umount").arg(self.0.bpffs()).status();
+    }
+}
+
 /// Another root on the same node is somebody else: it has its programs on the NIC, XDP too.
 #[test]
 fn another_xdp_program() {
@@ -222,7 +232,7 @@ fn another_xdp_program() {
     site.write(&other.masters(), masters);
     let net = format!("--net={}", site.node.path().display());
     run(&["nsenter", &net, OURS, "--root", other.path().to_str().unwrap(), "attach", "eno1"]);
-    let unmount = || run(&["umount", other.bpffs().to_str().unwrap()]);
+    let mounted = Mounted(&other);
 
     site.masters(masters);
     // The file system of the other root's pins is no place to look for files in.
@@ -234,7 +244,7 @@ fn another_xdp_program() {
     }
     assert_same(&said, &before, &after);
     assert!(site.maps().is_none());
-    unmount();
+    drop(mounted);
     site.ours("ADD", &zoned(json!({}))).ok();
     assert!(site.node.ip("link show eno1").contains("xdp"));
 }
