@@ -242,7 +242,7 @@ impl Kernel {
             let mut modprobe = program("modprobe")?;
             modprobe.arg("-d").arg(&self.root).args(["-S", &self.release, "--show-depends", name]);
             let shown = process::output(&mut modprobe)?;
-            for module in shown.lines().filter_map(|line| Module::parse(line)) {
+            for module in shown.lines().filter_map(Module::parse) {
                 if modules.iter().all(|known| known.path != module.path) {
                     modules.push(module);
                 }
