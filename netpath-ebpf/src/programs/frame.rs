@@ -9,7 +9,7 @@ use aya_ebpf::{
 use netpath_ebpf::{
     abi::HEAD_LEN,
     bits::opaque,
-    packet::{Frame, Head, Load, walk},
+    packet::{ETH_LEN, Frame, Head, Load, walk},
 };
 
 /// The first bytes of a frame: packet memory that was checked against its end, or a copy.
@@ -77,7 +77,9 @@ impl<C: Context> Packet<C> {
         // Hidden, or the bound is checked on another register than the one the helper gets.
         let length = opaque(u64::from(self.context.length()));
         let length = if length > HEAD_LEN as u64 { HEAD_LEN as u64 } else { length };
-        if length == 0 || !self.context.copy(self.copy, length as u32) {
+        // Not "is it zero": from that Linux 6.1 does not learn that the helper gets at least one byte. And of a
+        // frame without a whole Ethernet header the rest would be what an earlier frame left in the scratch.
+        if length < u64::from(ETH_LEN) || !self.context.copy(self.copy, length as u32) {
             return None;
         }
         Some(Bytes(self.copy))

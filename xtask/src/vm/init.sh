@@ -6,8 +6,6 @@ export PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root RUST_BACKTRACE=0
 mount -t proc proc /proc
 mount -t sysfs sys /sys
 mount -t devtmpfs dev /dev
-mount -t tmpfs tmp /tmp
-mount -t tmpfs run /run
 mount -t bpf bpf /sys/fs/bpf
 
 load() {
@@ -17,6 +15,8 @@ load() {
 step() {
     name=$1
     shift
+    # What the firmware printed last has no end of line.
+    echo
     echo "netpath-vm: begin $name"
     "$@" 2>&1
     status=$?
