@@ -181,3 +181,21 @@ fn forty_at_once() {
         nothing_is_left(&site, pod, "after all");
     }
 }
+
+/// What is killed between an id and its row leaves an id that is nobody's.
+#[test]
+fn an_id_that_was_left_behind_is_given_again() {
+    let site = Site::new();
+    site.write(&site.root.settings(), r#"{"endpoints": 2}"#);
+    let add = |id: &str, ifname: &str| site.ours("ADD", &zoned(json!({}))).id(id).ifname(ifname).ok();
+    add("first", "net1");
+    // Id 2 is that of 02:00:00:00:00:07 on master 1, which has no row.
+    let owners = site.root.pins().join("maps/owners");
+    let words = "key hex 02 00 00 00 value hex 02 00 00 00 00 07 01 00 01 00 00 00 00 00 00 00";
+    let words: Vec<_> = words.split(' ').collect();
+    common::run(&[&["bpftool", "map", "update", "pinned", owners.to_str().unwrap()][..], &words].concat());
+    add("second", "net2");
+    let ids: Vec<u32> = site.rows().iter().map(|(_, row)| row.id).collect();
+    assert!(ids.contains(&1) && ids.contains(&2), "{ids:?}");
+    site.ours("ADD", &zoned(json!({}))).id("third").ifname("net3").fails(130, "the maps cannot be used");
+}

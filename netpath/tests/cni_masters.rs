@@ -119,6 +119,64 @@ fn types_and_namespaces() {
     site.ours("DEL", &conf(json!({}))).ok();
 }
 
+/// What stands chained behind a macvlan is a macvlan; the list may also name it as what it is.
+#[test]
+fn types_of_a_list() {
+    for (types, is_allowed) in [("macvlan", true), ("netpath", true), ("ipvlan", false)] {
+        let site = Site::new();
+        let entry = json!({"eno1": {"zone": {"local": ["10.9.0.0/24"]}, "types": [types]}});
+        site.masters(&entry.to_string());
+        let mut netpath = json!({"cniVersion": "1.0.0", "name": "priv", "type": "netpath"});
+        netpath["prevResult"] = site.standard("ADD", &conf(json!({}))).ok();
+        let add = site.ours("ADD", &netpath);
+        match is_allowed {
+            true => assert_eq!(site.row_of(mac_of(&add.ok())).mode, mode::ENFORCE),
+            false => drop(add.fails(105, "its `types` is `ipvlan`")),
+        }
+    }
+}
+
+/// On a policed network nobody gets out of the network's own ranges by asking.
+#[test]
+fn addresses_that_were_asked_for() {
+    let site = Site::new();
+    let before = site.snapshot();
+    let own = json!({"type": "static", "addresses": [{"address": "10.9.0.70/24", "gateway": "10.9.0.1"}]});
+    let none = json!({"type": "static"});
+    let fake = Fake::new("fake", &ANSWER.replace("10.9.0.60", "10.9.1.60"));
+    let local = json!({"policy": "private", "local": ["10.9.0.0/24"]});
+    let outside = "is not in what the network itself names, `10.9.0.0/24`";
+    for (ipam, asked, text) in [
+        (&own, "10.8.0.7/24", outside),
+        (&own, "10.9.1.7/16", outside),
+        (&own, "fd09::7/64", outside),
+        (&own, "10.9.0.1/24", "is the gateway of the network"),
+        (&own, "10.9.0.255/16", "is the broadcast address of the network"),
+        (&none, "10.8.0.7/24", outside),
+        (&json!({"type": "fake"}), "10.9.1.60/24", outside),
+    ] {
+        let conf = zoned(json!({"ipam": ipam, "zone": local}));
+        let mut annotated = conf.clone();
+        annotated["runtimeConfig"] = json!({"ips": [asked]});
+        let mut argued = conf.clone();
+        argued["args"] = json!({"cni": {"ips": [asked]}});
+        let add = |conf: &Value| site.ours("ADD", conf).env("CNI_PATH", fake.path());
+        add(&annotated).fails(121, text);
+        add(&argued).fails(121, text);
+        add(&conf).args(&format!("IP={asked}")).fails(121, text);
+        cni::assert_same(asked, &before, &site.snapshot());
+    }
+    // Ranges that the runtime adds are not the network's.
+    let ranges = json!({"ipRanges": [[{"subnet": "10.8.0.0/24"}]]});
+    site.ours("ADD", &zoned(json!({"runtimeConfig": ranges}))).fails(121, outside);
+    // What lies in them is got, and where nothing is policed, so is everything else.
+    let inside = zoned(json!({"ipam": own, "runtimeConfig": {"ips": ["10.9.0.71/24"]}}));
+    assert_eq!(site.row_of(mac_of(&site.ours("ADD", &inside).ok())).v4[0], [10, 9, 0, 71]);
+    site.ours("DEL", &inside).ok();
+    let plain = conf(json!({"ipam": own, "runtimeConfig": {"ips": ["10.8.0.7/24"]}}));
+    site.ours("ADD", &plain).ok();
+}
+
 #[test]
 fn promiscuous_mode_is_switched_on_and_remembered() {
     let site = Site::new();

@@ -11,7 +11,7 @@ use std::net::Ipv4Addr;
 use cni::{Site, Whose, conf, mac_of, pool, zoned};
 use common::{NetNs, run};
 use netpath::kernel::bpf::maps::Maps;
-use netpath_ebpf::abi::{endpoint_flags, mode};
+use netpath_ebpf::abi::{endpoint_flags, kind, mode};
 use serde_json::{Value, json};
 
 #[track_caller]
@@ -263,8 +263,8 @@ fn behind_the_standard_plugin() {
         site.outside.ip("addr add fd09::1/64 dev wire nodad");
         site.pod.exec("ping -c1 -W2 10.9.0.1");
         site.pod.exec("ping -c1 -W2 fd09::1");
-        let foreign: Vec<_> =
-            site.maps().unwrap().endpoints().unwrap().into_iter().filter(|(_, row)| row.id == 0).collect();
+        let rows = site.maps().unwrap().endpoints().unwrap();
+        let foreign: Vec<_> = rows.into_iter().filter(|(_, row)| row.kind == kind::FOREIGN).collect();
         assert!(foreign.is_empty(), "{foreign:?}");
         site.ours("CHECK", &netpath).ok();
 

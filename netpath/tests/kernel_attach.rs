@@ -205,6 +205,21 @@ fn a_master_that_was_deleted_and_made_again_is_attached_again() {
 }
 
 #[test]
+fn a_pod_that_outlives_its_nic_leaves_no_row() {
+    let node = Node::new(&json!({}));
+    let pod = node.pod(&["10.12.34.200/24"], Some(&private()));
+    node.netns.ip(&format!("link del {MASTER}"));
+    node.netns.ip("link add filler type bridge");
+    veth(&node.netns, MASTER, &node.outside, WIRE);
+    node.address();
+    // The row of the old NIC is freed, and with it the way from an interface index to the rows of its pods.
+    node.netpath(&["attach"]);
+    assert_eq!(node.maps().endpoints().expect("readable").len(), 1);
+    node.delete(&pod);
+    assert_eq!(node.maps().endpoints().expect("readable"), []);
+}
+
+#[test]
 fn the_switch_file_stops_all_attaching_and_ends_nothing() {
     let node = Node::new(&json!({ "unknownSource": "drop" }));
     let pod = node.pod(&["10.12.34.200/24"], Some(&private()));

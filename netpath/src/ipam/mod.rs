@@ -8,8 +8,11 @@ mod host_local;
 mod refused;
 mod static_addresses;
 
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
+
+use ipnetwork::IpNetwork;
 
 pub use delegate::DelegateError;
 pub use host_local::{HostLocalError, Reservation, reservations};
@@ -92,6 +95,11 @@ pub fn add(request: &Request<'_>, refuse: Refuse<'_>) -> Result<IpamResult, Ipam
         IpamConf::Static(conf) => Ok(static_addresses::add(conf, refuse)?),
         IpamConf::Delegated { kind, .. } => add_delegated(request, kind, refuse),
     }
+}
+
+/// Refuses addresses that were asked for beyond `subnets`, or that are one of `gateways`.
+pub fn check_asked(ips: &[IpConfig], subnets: &[IpNetwork], gateways: &[IpAddr]) -> Result<(), IpamError> {
+    refused::beyond(ips, subnets, gateways).map_or(Ok(()), |refused| Err(IpamError::Refused(refused)))
 }
 
 /// Gives all addresses of the attachment back. What is not there is not an error.
@@ -196,7 +204,7 @@ pub enum IpamError {
     /// An executed plugin failed.
     #[error(transparent)]
     Delegate(#[from] DelegateError),
-    /// An executed plugin chose an address that a pod must not have.
+    /// An address that a pod must not have was asked for, or chosen by an executed plugin.
     #[error(transparent)]
     Refused(RefusedAddress),
     /// An executed plugin failed, and then its DEL too: addresses may stay allocated there.

@@ -33,6 +33,27 @@ pub(super) fn any(ips: &[IpConfig], refuse: Refuse<'_>) -> Option<RefusedAddress
     })
 }
 
+/// The first of `ips`, which somebody asked for, that lies in none of `subnets`, or is there what no pod may be.
+/// The prefix length that was asked for says nothing: whoever asks may have chosen it.
+pub(super) fn beyond(ips: &[IpConfig], subnets: &[IpNetwork], gateways: &[IpAddr]) -> Option<RefusedAddress> {
+    ips.iter().find_map(|ip| {
+        let address = ip.address.ip();
+        let mut around = subnets.iter().filter(|subnet| subnet.contains(address)).peekable();
+        let why = if around.peek().is_none() {
+            let subnets: Vec<_> = subnets.iter().map(|subnet| format!("`{subnet}`")).collect();
+            Some(format!("is not in what the network itself names, {}", subnets.join(", ")))
+        } else if gateways.contains(&address) {
+            Some("is the gateway of the network".to_owned())
+        } else {
+            let mut natures = around.filter_map(|subnet| {
+                by_nature(&IpNetwork::new(address, subnet.prefix()).ok()?).map(str::to_owned)
+            });
+            natures.next()
+        };
+        why.map(|why| RefusedAddress { address, why })
+    })
+}
+
 /// Why the address of `network` cannot be an interface's, whoever asks.
 pub(super) fn by_nature(network: &IpNetwork) -> Option<&'static str> {
     match network {

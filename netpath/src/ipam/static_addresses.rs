@@ -81,6 +81,7 @@ mod tests {
             routes: vec![],
             dns: Dns { nameservers: vec!["10.0.0.53".to_owned()], ..Dns::default() },
             nad_subnets: vec![],
+            nad_gateways: vec![],
         }
     }
 

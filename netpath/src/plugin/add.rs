@@ -142,7 +142,7 @@ fn attach(
         done.entered = Some(rules.enter(call, effects.node(), &attachment)?);
     }
     let allocated = allocate(call, effects, rules, done)?;
-    rules.check_addresses(&allocated.ips)?;
+    rules.check_addresses(call, &allocated.ips)?;
     record.ips = allocated.ips.iter().map(|ip| ip.address).collect();
     if !allocated.ips.is_empty() || guard != Guard::None {
         exec::run(effects, &plan::prepare(ifname, made.mtu, &allocated.ips, guard)?, &mut done.undo)?;

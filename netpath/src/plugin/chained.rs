@@ -32,7 +32,7 @@ pub(super) fn add(call: &Call<'_>) -> Result<Value, PluginError> {
     let ips = ips_of(prev, ifname)?;
     let master = master_of(&mut effects, &link)?;
     let rules = Rules::read(call, master, Place::Node)?;
-    rules.check_addresses(&ips)?;
+    rules.check_addresses(call, &ips)?;
     // Before anything is changed: a version that cannot express the result fails every time.
     let result = prev.to_json(call.version())?;
     let mut record = record(call, &effects, &rules, link.mac)?;
@@ -67,6 +67,8 @@ pub(super) fn add(call: &Call<'_>) -> Result<Value, PluginError> {
             records.write(&record)?;
             Ok(result)
         }
+        // With a row left behind the record stays: DEL finds in it what to end.
+        Err(failed @ PluginError::Undo { .. }) => Err(failed),
         // The interface stays down: the runtime calls DEL on the whole list, and until then it must not talk.
         Err(failed) => match earlier
             .map_or_else(|| records.remove(container_id, ifname).map(drop), |earlier| records.write(&earlier))

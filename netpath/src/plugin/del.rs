@@ -1,6 +1,6 @@
 //! DEL: whatever is left of an attachment goes, and what is gone already is fine.
 
-use netpath_ebpf::abi::{Endpoint, EndpointKey, kind};
+use netpath_ebpf::abi::{Endpoint, EndpointKey, Master, kind};
 
 use super::{Call, PluginError, Role, add::full, police::failed};
 use crate::{
@@ -13,7 +13,7 @@ use crate::{
     police,
     root::Root,
     spec::{CniEnv, ConfError, ContainerId, IfName, IpamConf, NetConf},
-    state::{Kind, Lock, Record, Records},
+    state::{Kind, Lock, Record, Records, boot_id},
 };
 
 /// Ends an attachment: link, row, addresses, record. Everything is attempted; errors are reported together.
@@ -157,14 +157,25 @@ pub(super) fn recorded_conf(root: &Root, env: &CniEnv) -> Option<Vec<u8>> {
 /// Takes the row out of force, also one whose ADD was ended before it could record its id.
 pub(super) fn delete_row(call: &Call<'_>, record: &Record) -> Result<(), PluginError> {
     let (Some(master), Some(mac)) = (&record.master, record.mac) else { return Ok(()) };
+    if record.boot_id != boot_id()? {
+        // The maps went with the boot it is of; what has its number now is somebody else's.
+        return Ok(());
+    }
     let unusable = |error: MapsError| failed(&record.ifname, error.into());
     let Some(mut maps) = usable_maps(call).map_err(unusable)? else { return Ok(()) };
     let _lock = Lock::acquire(call.root)?;
-    let cookie = netns::cookie().unwrap_or(0);
-    let rows = maps.masters().map_err(unusable)?;
-    let id = rows.iter().find(|(_, row)| row.ifindex == master.ifindex && row.netns_cookie == cookie);
-    let Some((id, _)) = id else { return Ok(()) };
-    let key = EndpointKey::new(*id, mac.bytes());
+    // A NIC that is gone may have lost its row already; its number stays that of the rows of its pods.
+    let id = match master.id.and_then(|id| u16::try_from(id).ok()) {
+        Some(id) => Some(id),
+        None => {
+            let cookie = netns::cookie().unwrap_or(0);
+            let rows = maps.masters().map_err(unusable)?;
+            let is_its = |row: &Master| row.ifindex == master.ifindex && row.netns_cookie == cookie;
+            rows.iter().find(|(_, row)| is_its(row)).map(|(id, _)| *id)
+        }
+    };
+    let Some(id) = id else { return Ok(()) };
+    let key = EndpointKey::new(id, mac.bytes());
     let Some(row) = maps.endpoint(key).map_err(unusable)? else { return Ok(()) };
     if row.kind != kind::ENDPOINT || !police::names(record, &key, &row) {
         return Ok(());

@@ -147,6 +147,13 @@ impl Call<'_> {
         matches!(&self.ipam, IpamConf::Delegated { kind, .. } if kind == "dhcp")
     }
 
+    /// Whether somebody, the pod's author among them, says which addresses the interface is to have.
+    fn asks_for_addresses(&self) -> bool {
+        let runtime = &self.conf.runtime;
+        let asked = [&self.env.args.ips, &self.conf.args_cni.ips, &runtime.ips];
+        asked.iter().any(|ips| !ips.is_empty()) || !runtime.ip_ranges.is_empty()
+    }
+
     fn network(&self) -> ipam::Network<'_> {
         ipam::Network {
             name: &self.conf.name,

@@ -1,8 +1,12 @@
 //! What both kinds of ADD need to police an interface.
 
-use super::{Call, PluginError};
+use super::{CHAINED, Call, MACVLAN, PluginError, Role};
 use crate::{
-    kernel::netlink::{Link, Netlink},
+    ipam,
+    kernel::{
+        netlink::{Link, Netlink},
+        netns,
+    },
     plan::Place,
     police::{self, MasterLink, Neighbours, PoliceError, Wanted},
     spec::{IfName, IpConfig, Mac},
@@ -41,7 +45,9 @@ impl Rules {
         };
         let conf = ZoneConf::from_conf(&call.conf.raw)?;
         if let Some(entry) = &entry {
-            entry.check_type(&call.conf.kind)?;
+            // What `netpath` stands behind is a macvlan; a list may also name it as what it is.
+            let is_listed = call.role == Role::Chained && entry.check_type(CHAINED).is_ok();
+            entry.check_type(if is_listed { CHAINED } else { MACVLAN })?;
             entry.check_namespaces(None, call.env.args.k8s_pod_namespace.as_deref())?;
         }
         let zone = resolve(conf.as_ref(), call.ipam.local_subnets().as_deref(), entry.as_ref())?;
@@ -51,11 +57,21 @@ impl Rules {
         Ok(Self { master: MasterLink { link: master, entry }, zone })
     }
 
-    /// Refuses addresses outside what the administrator gave the master.
-    pub(super) fn check_addresses(&self, ips: &[IpConfig]) -> Result<(), PluginError> {
-        let Some(entry) = &self.master.entry else { return Ok(()) };
-        let addresses: Vec<_> = ips.iter().map(|ip| ip.address).collect();
-        Ok(entry.check_addresses("ipam", &addresses)?)
+    /// Refuses addresses outside what the administrator gave the master, and, where the interface is policed,
+    /// addresses that the pod asked for outside what the network names.
+    pub(super) fn check_addresses(&self, call: &Call<'_>, ips: &[IpConfig]) -> Result<(), PluginError> {
+        if let Some(entry) = &self.master.entry {
+            let addresses: Vec<_> = ips.iter().map(|ip| ip.address).collect();
+            entry.check_addresses("ipam", &addresses)?;
+        }
+        match &self.zone {
+            Some(zone) if call.asks_for_addresses() => {
+                // Where IPAM names no subnet, what is local is the network's own word on it.
+                let subnets = call.ipam.local_subnets().unwrap_or_else(|| zone.local().to_vec());
+                Ok(ipam::check_asked(ips, &subnets, &call.ipam.gateways())?)
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Whether the interface must have a row in force before it goes up.
@@ -85,7 +101,8 @@ impl Rules {
     fn is_attached(&self, call: &Call<'_>) -> bool {
         let maps = crate::kernel::bpf::maps::Maps::open(&call.root.pins());
         let masters = maps.ok().flatten().and_then(|maps| maps.masters().ok()).unwrap_or_default();
-        masters.iter().any(|(_, row)| row.ifindex == self.master.link.index)
+        let cookie = netns::cookie().unwrap_or(0);
+        masters.iter().any(|(_, row)| row.ifindex == self.master.link.index && row.netns_cookie == cookie)
     }
 
     /// Puts programs, zone and row in force.

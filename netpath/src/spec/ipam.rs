@@ -78,6 +78,8 @@ pub struct StaticConf {
     pub dns: Dns,
     /// Networks of the addresses that the configuration itself names, those asked for not among them.
     pub nad_subnets: Vec<IpNetwork>,
+    /// Gateways that the configuration itself names.
+    pub nad_gateways: Vec<IpAddr>,
 }
 
 impl IpamConf {
@@ -106,6 +108,15 @@ impl IpamConf {
             | Self::Delegated { nad_subnets, .. } => nad_subnets,
         };
         Some(subnets.clone()).filter(|subnets| !subnets.is_empty())
+    }
+
+    /// The gateways that the configuration itself names.
+    pub fn gateways(&self) -> Vec<IpAddr> {
+        match self {
+            Self::None | Self::Delegated { .. } => Vec::new(),
+            Self::HostLocal(conf) => unique(conf.ranges.iter().flat_map(|set| &set.0).map(|it| it.gateway)),
+            Self::Static(conf) => conf.nad_gateways.clone(),
+        }
     }
 }
 
@@ -296,6 +307,7 @@ impl StaticConf {
             addresses.push((address, gateway_of(&view, address)?));
         }
         let nad_subnets = unique(addresses.iter().map(|(address, _)| network_of(*address)));
+        let nad_gateways = unique(addresses.iter().filter_map(|(_, gateway)| *gateway));
 
         let Requests { args, args_cni, runtime } = requests;
         for address in with_prefixes("CNI_ARGS IP", &args.ips)? {
@@ -320,6 +332,7 @@ impl StaticConf {
             routes: usable_routes(ipam)?,
             dns: ipam.object("dns")?.map(|dns| Dns::read(&dns)).transpose()?.unwrap_or_default(),
             nad_subnets,
+            nad_gateways,
         })
     }
 }

@@ -312,16 +312,15 @@ impl Maps {
     /// Ids go round: one that was freed is used again only after all others, so that no program that still
     /// runs with the old row counts for its successor.
     pub fn add_endpoint(&mut self, key: EndpointKey, mut row: Endpoint) -> Result<Endpoint, MapsError> {
-        if let Some(old) = self.endpoint(key)? {
-            self.release(key, old.id)?;
-        }
+        let old = self.endpoint(key)?;
         let mut meta = self.meta()?;
         let ids = self.owners.len();
         let mut id = meta.last_endpoint_id;
         for _ in 1..ids {
             id = if id + 1 < ids { id + 1 } else { 1 };
             let mut owner: Owner = get(&self.owners, "owners", id)?;
-            if owner.key.master != 0 {
+            // Whoever was ended half-way left an id that names a row which does not name it.
+            if owner.key.master != 0 && self.endpoint(owner.key)?.is_some_and(|row| row.id == id) {
                 continue;
             }
             owner.key = key;
@@ -332,6 +331,9 @@ impl Maps {
             self.reset(id)?;
             (row.id, row.generation) = (id, owner.generation);
             self.set_endpoint(key, &row)?;
+            if let Some(old) = old {
+                self.release(key, old.id)?;
+            }
             return Ok(row);
         }
         Err(MapsError::Full { map: "endpoints", capacity: ids - 1, setting: "endpoints" })
