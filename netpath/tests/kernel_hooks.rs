@@ -235,3 +235,24 @@ fn the_hosts_own_frames_share_the_hooks_and_are_counted_as_the_hosts() {
         assert_eq!((totals.host_dropped, totals.unknown_dropped), (0, 0), "xdp {xdp}");
     });
 }
+
+/// The way of attaching on kernels without TCX, where nothing but the filters themselves tells what is attached.
+#[test]
+fn on_clsact_a_second_pod_finds_the_filters_in_place() {
+    let node = Node::new(&json!({ "xdp": "off", "tc": "clsact" }));
+    let pods = ["10.12.34.200/24", "10.12.34.201/24"].map(|address| node.pod(&[address], Some(&private())));
+    let filters = |way: &str| {
+        node.netns.exec(&format!("tc filter show dev {MASTER} {way}")).matches("handle 0x6e70").count()
+    };
+    assert_eq!(["ingress", "egress"].map(filters), [1, 1]);
+    let far = node.far_end();
+    for (pod, own) in pods.iter().zip([A, B]) {
+        let mark = marker();
+        let denied = udp_frame((pod.mac, OUTSIDE_MAC), own, INTERNET, (1, 2), &mark);
+        assert!(!crosses(&pod.socket(), &far, &denied, &mark, pod_fence(pod, own)));
+        assert_eq!(node.drops(pod).tx_dropped[at(DropReason::ZoneDeny)], 1);
+    }
+    // Attached again: in place, so nothing is said and nothing changes.
+    assert_eq!(node.netpath(&["attach", MASTER]).matches("attached (clsact)").count(), 0);
+    assert_eq!(["ingress", "egress"].map(filters), [1, 1]);
+}

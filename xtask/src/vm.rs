@@ -30,7 +30,7 @@ use crate::{
 const PATIENCE: Duration = Duration::from_secs(600);
 
 /// What the machine has beside what is built here, each with its libraries: tests call them.
-const PROGRAMS: &[&str] = &["ip", "ethtool", "ping", "bpftool"];
+const PROGRAMS: &[&str] = &["ip", "tc", "ethtool", "ping", "bpftool"];
 
 /// What the kernels of Debian have as modules and tests use; `modprobe` adds what these need.
 const MODULES: &[&str] = &[
@@ -55,7 +55,11 @@ const LEFT_OUT: &[(&str, &str)] = &[
     ),
     (
         "xdp_comes_and_goes_during_a_transfer_and_no_packet_is_counted_twice_or_never",
-        "five attachments during a transfer; on the emulated CPU the transfer leaves the verifier no time",
+        "five attachments during a transfer: on the emulated CPU the transfer leaves the verifier no time",
+    ),
+    (
+        "with_offloads_every_segment_and_every_header_is_counted_once",
+        "its sum of bytes presupposes that TCP sends nothing twice, as it does where a round trip takes long",
     ),
 ];
 
