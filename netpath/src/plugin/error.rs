@@ -28,6 +28,12 @@ pub enum PluginError {
         /// As configured.
         kind: String,
     },
+    /// `ipam.type` leads back to this binary.
+    #[error("`ipam.type`: `{kind}` is netpath itself, which gives no addresses: write the name of an IPAM plugin")]
+    AsIpam {
+        /// As configured.
+        kind: String,
+    },
     /// `CNI_NETNS` is the plugin's own namespace.
     #[error("CNI_NETNS: `{}` is the network namespace the plugin itself runs in", path.display())]
     OwnNetns {
@@ -166,6 +172,7 @@ impl PluginError {
             | Self::Zone(_)
             | Self::Plan(_)
             | Self::ZoneInContainer
+            | Self::AsIpam { .. }
             | Self::NoPrevResult => code::CONF,
             Self::Netns(error) if error.is_gone() => code::UNKNOWN_CONTAINER,
             Self::Netns(_) => 100,

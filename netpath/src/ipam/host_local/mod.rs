@@ -4,8 +4,10 @@ mod disk;
 mod pool;
 
 use std::collections::HashSet;
-use std::io;
+use std::fs::File;
+use std::io::{self, Read};
 use std::net::IpAddr;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -179,9 +181,23 @@ fn reserve_all(
     Ok(None)
 }
 
+/// Reads a file that a network names: it must be one that ends, so neither a pipe nor a device.
+fn read_text(path: &Path) -> io::Result<String> {
+    const LIMIT: u64 = 1 << 20;
+    // Opening a pipe waits for its other end otherwise.
+    let file = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is no ordinary file"));
+    }
+    let mut text = String::new();
+    if file.take(LIMIT + 1).read_to_string(&mut text)? as u64 > LIMIT {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is longer than 1 MiB"));
+    }
+    Ok(text)
+}
+
 fn resolv_conf(path: &Path) -> Result<Dns, HostLocalError> {
-    let text = std::fs::read_to_string(path)
-        .map_err(|source| HostLocalError::ResolvConf { path: path.to_owned(), source })?;
+    let text = read_text(path).map_err(|source| HostLocalError::ResolvConf { path: path.to_owned(), source })?;
     let mut dns = Dns::default();
     for line in text.lines().map(str::trim).filter(|line| !line.starts_with(['#', ';'])) {
         let mut fields = line.split_whitespace();
