@@ -107,7 +107,7 @@ fn refuse_nested(call: &Call<'_>, effects: &mut Effects, rules: &Rules) -> Resul
     if effects.place_of_master(link)? != Some(Place::Node) {
         return Ok(());
     }
-    let below = Rules::read(call, effects.node().link_by_index(index)?)?;
+    let below = Rules::read(call, effects.node().link_by_index(index)?, Place::Node)?;
     match below.zone.is_some() || below.master.entry.is_some() {
         true => Err(PluginError::MasterElsewhere { name: link.name.clone() }),
         false => Ok(()),
