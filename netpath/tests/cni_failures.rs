@@ -54,6 +54,7 @@ fn the_link() {
     both_ways(&zoned(json!({"mtu": 9000})), "", 7, "9000");
     let (site, _first) = policed();
     // There can be no passthru beside another macvlan.
+    site.node.ip("addr flush dev eno1");
     leaves_nothing(&site, &site.ours("ADD", &zoned(json!({"mode": "passthru"}))), 102, "passthru");
 }
 

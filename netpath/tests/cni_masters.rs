@@ -202,6 +202,75 @@ fn without_zone_and_entry_nothing_of_the_node_is_touched() {
     assert_eq!((row.mode, row.v4[0]), (mode::OFF, [10, 9, 0, 77]));
 }
 
+/// In the pod its macvlan is a master like any other, but what is made of it stands on the node's.
+#[test]
+fn no_nested_macvlan_leads_past_the_masters_zone() {
+    let site = Site::new();
+    site.masters(BOUND);
+    site.ours("ADD", &conf(json!({}))).ok();
+    let before = site.snapshot();
+    let nested = conf(json!({"name": "nested", "master": "net1", "linkInContainer": true}));
+    site.ours("ADD", &nested).ifname("net2").fails(101, "another network namespace");
+    cni::assert_same("nested", &before, &site.snapshot());
+    site.ours("DEL", &nested).ifname("net2").ok();
+    site.ours("DEL", &conf(json!({}))).ok();
+}
+
+/// What a network makes there would be the administrator's word: nothing would be attached any more.
+#[test]
+fn a_networks_data_directory_is_none_of_ours() {
+    let site = Site::new();
+    for dir in ["etc", "mnt"] {
+        fs::create_dir_all(site.root.join(dir)).unwrap();
+    }
+    std::os::unix::fs::symlink(site.root.join("etc"), site.root.join("mnt/link")).unwrap();
+    let before = site.snapshot();
+    for (dir, name) in [
+        ("/etc/netpath", "disable"),
+        ("/mnt/link/netpath", "disable"),
+        ("/run", "netpath"),
+        ("/x/../etc/netpath", "x"),
+    ] {
+        let ipam = json!({"type": "host-local", "subnet": "10.9.0.0/24", "dataDir": dir});
+        site.ours("ADD", &zoned(json!({"name": name, "ipam": ipam}))).fails(7, "ipam.dataDir");
+        assert!(!site.root.disable().exists(), "{dir}");
+    }
+    cni::assert_same("dataDir", &before, &site.snapshot());
+}
+
+#[test]
+fn a_long_list_is_held_against_its_bound_at_once() {
+    let site = Site::new();
+    site.masters(r#"{"eno1": {"zone": {"policy": "private"}, "subnets": ["10.9.0.0/24", "10.128.0.0/9"]}}"#);
+    let deny: Vec<_> = (0..10_000).map(|i| format!("10.{}.{}.0/25", 128 + i / 256, i % 256)).collect();
+    let begun = std::time::Instant::now();
+    let zone = json!({"policy": "private", "local": ["10.9.0.0/24"], "deny": deny});
+    site.ours("ADD", &zoned(json!({"zone": zone}))).ok();
+    assert!(begun.elapsed() < std::time::Duration::from_secs(5), "{:?}", begun.elapsed());
+}
+
+#[test]
+fn ipam_that_is_ourselves_ends() {
+    let site = Site::new();
+    let dir = tempfile::tempdir().unwrap();
+    std::os::unix::fs::symlink(cni::OURS, dir.path().join("macvlan")).unwrap();
+    let path = dir.path().to_str().unwrap();
+    let before = site.snapshot();
+    let conf = conf(json!({"ipam": {"type": "macvlan"}}));
+    site.ours("ADD", &conf).env("CNI_PATH", path).fails(7, "is netpath itself");
+    cni::assert_same("ourselves", &before, &site.snapshot());
+    site.ours("DEL", &conf).env("CNI_PATH", path).ok();
+}
+
+#[test]
+fn what_is_left_of_an_unmounted_namespace_stops_no_del() {
+    let site = Site::new();
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("netns");
+    fs::write(&file, "").unwrap();
+    site.ours("DEL", &zoned(json!({}))).env("CNI_NETNS", file.to_str().unwrap()).ok();
+}
+
 /// A plugin on a `CNI_PATH` of its own that notes what it gets.
 struct Fake(tempfile::TempDir);
 

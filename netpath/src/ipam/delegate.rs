@@ -21,7 +21,8 @@ pub(super) fn run(
     child
         .env("CNI_COMMAND", command.as_str())
         .env("CNI_ARGS", args(network))
-        .env("CNI_PATH", std::env::join_paths(&network.env.path).unwrap_or_default());
+        .env("CNI_PATH", std::env::join_paths(&network.env.path).unwrap_or_default())
+        .env(super::AS_IPAM, kind);
     for variable in ["CNI_CONTAINERID", "CNI_IFNAME", "CNI_NETNS"] {
         child.env_remove(variable);
     }

@@ -28,6 +28,11 @@ use crate::spec::{
 /// The time that one executed IPAM plugin, or the wait for a reservation directory, may take.
 pub const WITHIN: Duration = Duration::from_secs(30);
 
+/// Set for executed IPAM plugins, to the `ipam.type` they are executed for.
+///
+/// One that is ourselves would execute itself again, and again: the configuration is the same.
+pub const AS_IPAM: &str = "NETPATH_AS_IPAM";
+
 /// Own codes of CNI error objects, see [`IpamError::cni_code`].
 pub mod code {
     /// No address could be allocated.

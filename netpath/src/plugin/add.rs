@@ -50,6 +50,12 @@ pub(super) fn add(call: &Call<'_>) -> Result<Value, PluginError> {
     if rules.zone.is_some() && place == Place::Sandbox {
         return Err(PluginError::ZoneInContainer);
     }
+    if place == Place::Sandbox {
+        refuse_nested(call, &mut effects, &rules)?;
+    }
+    if rules.zone.is_some() && macvlan.mode == MacvlanMode::Passthru {
+        refuse_the_nodes_own(&mut effects, &rules)?;
+    }
     if matches!(call.ipam, IpamConf::None) {
         // Whether the version can express it does not depend on anything that is still to be done.
         result(call, None, IpamResult::default()).to_json(call.version())?;
@@ -91,6 +97,35 @@ fn find_master(netlink: &mut Netlink, name: Option<&str>, place: Place) -> Resul
     match (link.is_macvlan(), link.link, link.link_netnsid) {
         (true, Some(below), None) => Ok(netlink.link_by_index(below)?),
         _ => Ok(link),
+    }
+}
+
+/// A macvlan on the pod's own macvlan stands on the node's link below that, past the administrator's word on it.
+fn refuse_nested(call: &Call<'_>, effects: &mut Effects, rules: &Rules) -> Result<(), PluginError> {
+    let link = &rules.master.link;
+    let (true, Some(index)) = (rules.is_elsewhere(), link.link) else { return Ok(()) };
+    if effects.place_of_master(link)? != Some(Place::Node) {
+        return Ok(());
+    }
+    let below = Rules::read(call, effects.node().link_by_index(index)?, Place::Node)?;
+    match below.zone.is_some() || below.master.entry.is_some() {
+        true => Err(PluginError::MasterElsewhere { name: link.name.clone() }),
+        false => Ok(()),
+    }
+}
+
+/// A passthru interface has the master's MAC, so its zone would judge what the node sends by that master: one
+/// that the node has an address on is not for a pod.
+fn refuse_the_nodes_own(effects: &mut Effects, rules: &Rules) -> Result<(), PluginError> {
+    let link = &rules.master.link;
+    let addresses = effects.node().addresses(Some(link.index))?;
+    let used = addresses.iter().map(|it| it.address.ip()).find(|address| match address {
+        IpAddr::V4(_) => true,
+        IpAddr::V6(v6) => !v6.is_unicast_link_local(),
+    });
+    match used {
+        Some(address) => Err(PluginError::PassthruOfNode { name: link.name.clone(), address }),
+        None => Ok(()),
     }
 }
 

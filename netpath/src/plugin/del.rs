@@ -7,7 +7,7 @@ use crate::{
     ipam,
     kernel::{
         bpf::maps::{Maps, MapsError},
-        netlink::{Link, Netlink},
+        netlink::{Link, Netlink, NetlinkError},
         netns::{self, Netns},
     },
     police,
@@ -82,7 +82,12 @@ fn delete_link(call: &Call<'_>, ifname: &IfName, record: Option<&Record>) -> Res
     } else if netns::is_same_as_current(path)? {
         return Err(PluginError::OwnNetns { path: path.to_owned() });
     }
-    let mut sandbox = Netlink::in_netns(&netns)?;
+    let mut sandbox = match Netlink::in_netns(&netns) {
+        Ok(sandbox) => sandbox,
+        // An ordinary file where a namespace was mounted.
+        Err(NetlinkError::Netns(error)) if error.is_gone() => return Ok(()),
+        Err(error) => return Err(error.into()),
+    };
     let link = match sandbox.find_link(ifname.as_str())? {
         Some(link) if link.kind.as_deref() == Some("macvlan") => link,
         Some(_) | None => return Ok(()),

@@ -28,6 +28,14 @@ pub enum PluginError {
         /// As configured.
         kind: String,
     },
+    /// `ipam.type` leads back to this binary.
+    #[error(
+        "`ipam.type`: `{kind}` is netpath itself, which gives no addresses: write the name of an IPAM plugin"
+    )]
+    AsIpam {
+        /// As configured.
+        kind: String,
+    },
     /// `CNI_NETNS` is the plugin's own namespace.
     #[error("CNI_NETNS: `{}` is the network namespace the plugin itself runs in", path.display())]
     OwnNetns {
@@ -69,6 +77,16 @@ pub enum PluginError {
         "`zone`: with `linkInContainer` the master is the pod's own, where nothing can be enforced: remove one of the two"
     )]
     ZoneInContainer,
+    /// A policed passthru interface on a master that the node itself uses.
+    #[error(
+        "`mode`: passthru takes `{name}` from the node, which has {address} on it: write bridge, or remove that address"
+    )]
+    PassthruOfNode {
+        /// Name of the master.
+        name: String,
+        /// An address that the node has on it.
+        address: std::net::IpAddr,
+    },
     /// The interface is there already.
     #[error(
         "interface `{ifname}` already exists in the pod: choose another name, or DEL the attachment that has it"
@@ -166,6 +184,8 @@ impl PluginError {
             | Self::Zone(_)
             | Self::Plan(_)
             | Self::ZoneInContainer
+            | Self::AsIpam { .. }
+            | Self::PassthruOfNode { .. }
             | Self::NoPrevResult => code::CONF,
             Self::Netns(error) if error.is_gone() => code::UNKNOWN_CONTAINER,
             Self::Netns(_) => 100,

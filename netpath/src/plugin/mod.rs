@@ -73,7 +73,14 @@ fn dispatch(
     get: impl Fn(&str) -> Option<String>,
     stdin: &[u8],
 ) -> Result<Option<Value>, PluginError> {
+    let as_ipam = get(ipam::AS_IPAM);
     let env = CniEnv::parse(get)?;
+    match (as_ipam, env.command) {
+        (None, _) | (_, Command::Version) => {}
+        // There is nothing to give back, and an error would be asked for again for ever.
+        (Some(_), Command::Del | Command::Gc) => return Ok(None),
+        (Some(kind), _) => return Err(PluginError::AsIpam { kind }),
+    }
     if env.command == Command::Version {
         return Ok(Some(supported_versions_json(NetConf::parse_version(stdin))));
     }

@@ -4,6 +4,7 @@
 //! network's lists may look harmless beside the bound's. What counts is which addresses each image lets
 //! through, and that is compared exactly, at every address where one of the two can change.
 
+use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnetwork::IpNetwork;
@@ -64,9 +65,39 @@ fn excess(ours: &ZoneImage, theirs: &ZoneImage, verdict: u32) -> Option<IpAddr> 
     }
     edges.sort_unstable();
     edges.dedup();
+    let (ours, theirs) = (Index::new(ours), Index::new(theirs));
     edges
         .into_iter()
         .find(|&address| ours.verdicts(address) & verdict != 0 && theirs.verdicts(address) & verdict == 0)
+}
+
+/// An image that is asked often: its own list is walked from the start for each question, and who writes a
+/// network says how long it is.
+struct Index {
+    /// The longest first.
+    lengths: Vec<u8>,
+    verdicts: HashMap<IpNetwork, u32>,
+}
+
+impl Index {
+    fn new(image: &ZoneImage) -> Self {
+        let mut verdicts = HashMap::new();
+        for (prefix, bits) in image.prefixes() {
+            verdicts.entry(prefix).or_insert(bits);
+        }
+        let mut lengths: Vec<u8> = verdicts.keys().map(IpNetwork::prefix).collect();
+        lengths.sort_unstable_by(|a, b| b.cmp(a));
+        lengths.dedup();
+        Self { lengths, verdicts }
+    }
+
+    fn verdicts(&self, address: IpAddr) -> u32 {
+        let prefix = |&length: &u8| {
+            let host = IpNetwork::new(address, length).ok()?;
+            self.verdicts.get(&IpNetwork::new(host.network(), length).ok()?).copied()
+        };
+        self.lengths.iter().find_map(prefix).unwrap_or(0)
+    }
 }
 
 fn after(address: IpAddr) -> Option<IpAddr> {

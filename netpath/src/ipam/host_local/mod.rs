@@ -4,9 +4,11 @@ mod disk;
 mod pool;
 
 use std::collections::HashSet;
-use std::io;
+use std::fs::File;
+use std::io::{self, Read};
 use std::net::IpAddr;
-use std::path::{Path, PathBuf};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
 use nix::errno::Errno;
@@ -14,6 +16,7 @@ use nix::errno::Errno;
 use self::disk::{Entry, Store};
 use super::refused::{Refuse, RefusedAddress};
 use super::{IpamResult, Network, Request, code};
+use crate::root::Root;
 use crate::spec::{self, ContainerId, Dns, HostLocalConf, IfName, IpConfig, RangeSet};
 
 /// An address that an attachment holds.
@@ -46,7 +49,9 @@ pub(super) fn add(
         Some(path) => resolv_conf(&network.root.join(&path.to_string_lossy()))?,
         None => Dns::default(),
     };
-    let store = Store::create(&directory(network, conf), network.within)?;
+    let directory = directory(network, conf);
+    refuse_ours(network.root, &directory)?;
+    let store = Store::create(&directory, network.within)?;
     let entries = store.entries()?;
     let mine = held(&entries, request.container_id, request.ifname);
     let mut taken: HashSet<IpAddr> = entries.iter().map(|entry| entry.address).collect();
@@ -179,9 +184,44 @@ fn reserve_all(
     Ok(None)
 }
 
+/// Refuses a directory among netpath's own: what a network makes there would be taken for the administrator's
+/// word, such as `/etc/netpath/disable`.
+fn refuse_ours(root: &Root, directory: &Path) -> Result<(), HostLocalError> {
+    let refused = || HostLocalError::Ours { directory: directory.to_owned() };
+    let asked = real(directory).ok_or_else(refused)?;
+    for ours in [root.masters(), root.disable(), root.state(), root.lock()] {
+        if ours.parent().and_then(real).is_some_and(|ours| asked.starts_with(ours)) {
+            return Err(refused());
+        }
+    }
+    Ok(())
+}
+
+/// `path` without symbolic links, of which the end need not exist; `None` if that end goes upwards.
+fn real(path: &Path) -> Option<PathBuf> {
+    let (there, known) = path.ancestors().find_map(|it| Some((it, it.canonicalize().ok()?)))?;
+    let rest = path.strip_prefix(there).ok()?;
+    rest.components().all(|it| matches!(it, Component::Normal(_))).then(|| known.join(rest))
+}
+
+/// Reads a file that a network names: it must be one that ends, so neither a pipe nor a device.
+fn read_text(path: &Path) -> io::Result<String> {
+    const LIMIT: u64 = 1 << 20;
+    // Opening a pipe waits for its other end otherwise.
+    let file = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is no ordinary file"));
+    }
+    let mut text = String::new();
+    if file.take(LIMIT + 1).read_to_string(&mut text)? as u64 > LIMIT {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is longer than 1 MiB"));
+    }
+    Ok(text)
+}
+
 fn resolv_conf(path: &Path) -> Result<Dns, HostLocalError> {
-    let text = std::fs::read_to_string(path)
-        .map_err(|source| HostLocalError::ResolvConf { path: path.to_owned(), source })?;
+    let text =
+        read_text(path).map_err(|source| HostLocalError::ResolvConf { path: path.to_owned(), source })?;
     let mut dns = Dns::default();
     for line in text.lines().map(str::trim).filter(|line| !line.starts_with(['#', ';'])) {
         let mut fields = line.split_whitespace();
@@ -203,6 +243,12 @@ fn resolv_conf(path: &Path) -> Result<Dns, HostLocalError> {
 /// Why `host-local` failed. Where the standard plugin has a text for it, it is the same.
 #[derive(Debug, thiserror::Error)]
 pub enum HostLocalError {
+    /// A directory of netpath's own.
+    #[error("ipam.dataDir: {} is a directory of netpath, or leads upwards: write another one, or leave it out", directory.display())]
+    Ours {
+        /// With the name of the network.
+        directory: PathBuf,
+    },
     /// Every address is taken or refused.
     #[error("failed to allocate for range {set}: no IP addresses available in range set: {range_set}")]
     Exhausted {
@@ -320,6 +366,7 @@ impl HostLocalError {
             Self::Gateway { .. } | Self::Refused { .. } => code::REFUSED,
             Self::NotFound { .. } | Self::NotReserved { .. } => code::CHECK,
             Self::Locked { .. } => spec::code::TRY_AGAIN,
+            Self::Ours { .. } => spec::code::CONF,
             Self::ResolvConf { .. } | Self::Lock { .. } | Self::Io { .. } => spec::code::IO,
         }
     }

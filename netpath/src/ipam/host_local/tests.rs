@@ -305,6 +305,9 @@ fn data_dir_and_resolv_conf_hang_off_the_root() {
     };
     assert_eq!(result.dns, want);
 
+    nix::unistd::mkfifo(&node.dir.path().join("etc/pipe"), nix::sys::stat::Mode::S_IRWXU).unwrap();
+    node.edit(|conf| conf.resolv_conf = Some("/etc/pipe".into()));
+    assert!(node.add("c9").unwrap_err().to_string().ends_with("/etc/pipe"));
     node.edit(|conf| conf.resolv_conf = Some("/etc/none".into()));
     let error = node.add("c2").unwrap_err();
     assert!(error.starts_with("cannot read ipam.resolvConf ") && error.ends_with("/etc/none"), "{error}");
