@@ -77,21 +77,16 @@ pub(super) fn locate(effects: &mut Effects, conf: &MacvlanConf) -> Result<(Link,
     Ok((master, place))
 }
 
-/// The master, which must exist. A macvlan on a macvlan stands on that one's master, which is what it sends by
-/// and so what has to be under police; one in another namespace is out of reach.
+/// The master, which must exist.
 fn find_master(netlink: &mut Netlink, name: Option<&str>, place: Place) -> Result<Link, PluginError> {
     let place = match place {
         Place::Node => "on the node",
         Place::Sandbox => "in the pod",
     };
-    let link = resolve_master(netlink, name)?.ok_or_else(|| match name.filter(|name| !name.is_empty()) {
+    resolve_master(netlink, name)?.ok_or_else(|| match name.filter(|name| !name.is_empty()) {
         Some(name) => PluginError::NoMaster { name: name.to_owned(), place },
         None => PluginError::NoDefaultRoute { place },
-    })?;
-    match (link.is_macvlan(), link.link, link.link_netnsid) {
-        (true, Some(below), None) => Ok(netlink.link_by_index(below)?),
-        _ => Ok(link),
-    }
+    })
 }
 
 fn attach(

@@ -44,13 +44,18 @@ pub struct Attached {
 }
 
 /// Finds the link a network means by `name` (empty: the interface of the default route).
+///
+/// A macvlan on a macvlan stands on that one's master, which is what it sends by and so what has to be under
+/// police; one in another namespace is out of reach.
 pub fn resolve_master(node: &mut Netlink, name: Option<&str>) -> Result<Option<Link>, NetlinkError> {
-    match name.filter(|name| !name.is_empty()) {
-        Some(name) => node.find_link(name),
-        None => match node.default_route_link()? {
-            Some(index) => node.link_by_index(index).map(Some),
-            None => Ok(None),
-        },
+    let named = match name.filter(|name| !name.is_empty()) {
+        Some(name) => node.find_link(name)?,
+        None => node.default_route_link()?.map(|index| node.link_by_index(index)).transpose()?,
+    };
+    let below = named.as_ref().filter(|link| link.is_macvlan() && link.link_netnsid.is_none());
+    match below.and_then(|link| link.link) {
+        Some(below) => node.link_by_index(below).map(Some),
+        None => Ok(named),
     }
 }
 
