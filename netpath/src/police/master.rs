@@ -264,8 +264,16 @@ fn host_macs(node: &mut Netlink, link: &Link) -> Result<Vec<Mac>, PoliceError> {
 
 /// Adoption before attachment: every upper device that is there already, in whatever namespace, and that
 /// nobody explains gets a row that passes, so that it loses nothing when the programs are attached.
+///
+/// Who was found by an earlier one and is not there any more loses its row: it would pass for whoever uses its MAC.
 fn census(maps: &mut Maps, node: &mut Netlink, id: u16, index: u32, host: &[Mac]) -> Result<(), PoliceError> {
-    for mac in node.unicast_list(index)? {
+    let here = node.unicast_list(index)?;
+    for (key, row) in maps.endpoints()? {
+        if key.master == id && row.kind == kind::FOREIGN && here.iter().all(|mac| mac.bytes() != key.mac) {
+            maps.remove_endpoint(key, row.id)?;
+        }
+    }
+    for mac in here {
         let key = EndpointKey::new(id, mac.bytes());
         if host.contains(&mac) || maps.endpoint(key)?.is_some() {
             continue;
