@@ -288,9 +288,12 @@ fn take_back(call: &Call<'_>, effects: &mut Effects, done: Done, failed: PluginE
     if call.has_dhcp() {
         release(&mut left);
     }
-    // The link before its row: a pod must not send while that is gone.
-    left.extend(exec::unwind(effects, done.undo).into_iter().map(|error| full(&error)));
+    // The link before its row, which stays if that does: a pod must not send without one.
+    let unwound: Vec<_> = exec::unwind(effects, done.undo).into_iter().map(|error| full(&error)).collect();
+    let is_gone = unwound.is_empty();
+    left.extend(unwound);
     if let Some(entered) = &done.entered
+        && is_gone
         && let Err(error) = leave(call, entered)
     {
         left.push(full(&error));
