@@ -119,7 +119,7 @@ fn types_and_namespaces() {
     site.ours("DEL", &conf(json!({}))).ok();
 }
 
-/// What stands chained behind a macvlan is a macvlan; the list may also name it as what it is.
+/// What stands chained behind a macvlan may be where macvlans may; a list may also name it alone.
 #[test]
 fn types_of_a_list() {
     for (types, is_allowed) in [("macvlan", true), ("netpath", true), ("ipvlan", false)] {

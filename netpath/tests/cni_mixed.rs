@@ -174,6 +174,10 @@ fn a_macvlan_on_a_macvlan_is_policed_where_it_sends() {
     let mut check = zoned(json!({"master": "mv0"}));
     check["prevResult"] = result;
     site.ours("CHECK", &check).ok();
+    let file = site.root.join("changed.json");
+    site.write(&file, &zoned(json!({"master": "mv0", "zone": {"mode": "audit"}})).to_string());
+    let said = site.tool(&format!("apply {}", file.display()));
+    assert!(said.contains("priv on eno1: audit for 1 attachment"), "{said}");
     site.ours("DEL", &zoned(json!({"master": "mv0"}))).ok();
     assert!(site.rows().is_empty() && site.leftovers().is_empty());
 }

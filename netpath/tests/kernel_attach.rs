@@ -20,7 +20,7 @@ use netpath::observe::{Direction, Event};
 use netpath::police::{self, MasterLink};
 use netpath::root::Root;
 use netpath::state::Lock;
-use netpath_ebpf::abi::Master;
+use netpath_ebpf::abi::{Master, kind};
 use serde_json::{Value, json};
 
 const POD: Ipv4Addr = Ipv4Addr::new(10, 12, 34, 200);
@@ -217,6 +217,25 @@ fn a_pod_that_outlives_its_nic_leaves_no_row() {
     assert_eq!(node.maps().endpoints().expect("readable").len(), 1);
     node.delete(&pod);
     assert_eq!(node.maps().endpoints().expect("readable"), []);
+}
+
+#[test]
+fn a_stranger_that_went_with_the_nic_is_not_let_pass_on_the_next() {
+    let node = Node::new(&json!({}));
+    let (index, elsewhere) = (ifindex(&node), NetNs::new("elsewhere"));
+    let name = elsewhere.name();
+    node.netns.ip(&format!("link add name stranger link {MASTER} netns {name} type macvlan mode bridge"));
+    elsewhere.ip("link set stranger up");
+    node.netpath(&["attach"]);
+    let kinds =
+        || node.maps().endpoints().expect("readable").iter().map(|(_, row)| row.kind).collect::<Vec<_>>();
+    assert_eq!(kinds(), [kind::FOREIGN]);
+    node.netns.ip(&format!("link del {MASTER}"));
+    let other = node.outside.name();
+    node.netns.ip(&format!("link add {MASTER} index {index} type veth peer name {WIRE} netns {other}"));
+    node.netns.ip(&format!("link set {MASTER} up"));
+    node.netpath(&["attach"]);
+    assert!(kinds().is_empty(), "{:?}", kinds());
 }
 
 #[test]

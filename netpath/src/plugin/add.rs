@@ -83,21 +83,16 @@ pub(super) fn locate(effects: &mut Effects, conf: &MacvlanConf) -> Result<(Link,
     Ok((master, place))
 }
 
-/// The master, which must exist. A macvlan on a macvlan stands on that one's master, which is what it sends by
-/// and so what has to be under police; one in another namespace is out of reach.
+/// The master, which must exist.
 fn find_master(netlink: &mut Netlink, name: Option<&str>, place: Place) -> Result<Link, PluginError> {
     let place = match place {
         Place::Node => "on the node",
         Place::Sandbox => "in the pod",
     };
-    let link = resolve_master(netlink, name)?.ok_or_else(|| match name.filter(|name| !name.is_empty()) {
+    resolve_master(netlink, name)?.ok_or_else(|| match name.filter(|name| !name.is_empty()) {
         Some(name) => PluginError::NoMaster { name: name.to_owned(), place },
         None => PluginError::NoDefaultRoute { place },
-    })?;
-    match (link.is_macvlan(), link.link, link.link_netnsid) {
-        (true, Some(below), None) => Ok(netlink.link_by_index(below)?),
-        _ => Ok(link),
-    }
+    })
 }
 
 /// A macvlan on the pod's own macvlan stands on the node's link below that, past the administrator's word on it.
@@ -328,9 +323,12 @@ fn take_back(call: &Call<'_>, effects: &mut Effects, done: Done, failed: PluginE
     if call.has_dhcp() {
         release(&mut left);
     }
-    // The link before its row: a pod must not send while that is gone.
-    left.extend(exec::unwind(effects, done.undo).into_iter().map(|error| full(&error)));
+    // The link before its row, which stays if that does: a pod must not send without one.
+    let unwound: Vec<_> = exec::unwind(effects, done.undo).into_iter().map(|error| full(&error)).collect();
+    let is_gone = unwound.is_empty();
+    left.extend(unwound);
     if let Some(entered) = &done.entered
+        && is_gone
         && let Err(error) = leave(call, entered)
     {
         left.push(full(&error));

@@ -35,12 +35,19 @@ pub(super) fn del(call: &Call<'_>) -> Result<(), PluginError> {
     {
         errors.push(error);
     }
-    match ours {
-        true => errors.extend(delete_link(call, ifname, record.as_ref()).err()),
+    let stays = match ours {
+        true => delete_link(call, ifname, record.as_ref()).err(),
         // The plugin before us deletes it. Until then it must not send without its row.
-        false => silence(call, ifname, record.as_ref()),
-    }
+        false => {
+            silence(call, ifname, record.as_ref());
+            None
+        }
+    };
+    let keeps_row = stays.is_some();
+    errors.extend(stays);
+    // An interface that could not be removed stays policed until it can be.
     if let Some(record) = &record
+        && !keeps_row
         && let Err(error) = delete_row(call, record)
     {
         errors.push(error);

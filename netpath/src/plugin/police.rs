@@ -1,6 +1,6 @@
 //! What both kinds of ADD need to police an interface.
 
-use super::{CHAINED, Call, MACVLAN, PluginError, Role};
+use super::{Call, PluginError};
 use crate::{
     ipam,
     kernel::{
@@ -45,9 +45,7 @@ impl Rules {
         };
         let conf = ZoneConf::from_conf(&call.conf.raw)?;
         if let Some(entry) = &entry {
-            // What `netpath` stands behind is a macvlan; a list may also name it as what it is.
-            let is_listed = call.role == Role::Chained && entry.check_type(CHAINED).is_ok();
-            entry.check_type(if is_listed { CHAINED } else { MACVLAN })?;
+            entry.check_type(&call.conf.kind)?;
             entry.check_namespaces(None, call.env.args.k8s_pod_namespace.as_deref())?;
         }
         let zone = resolve(conf.as_ref(), call.ipam.local_subnets().as_deref(), entry.as_ref())?;

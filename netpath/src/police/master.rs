@@ -44,13 +44,18 @@ pub struct Attached {
 }
 
 /// Finds the link a network means by `name` (empty: the interface of the default route).
+///
+/// A macvlan on a macvlan stands on that one's master, which is what it sends by and so what has to be under
+/// police; one in another namespace is out of reach.
 pub fn resolve_master(node: &mut Netlink, name: Option<&str>) -> Result<Option<Link>, NetlinkError> {
-    match name.filter(|name| !name.is_empty()) {
-        Some(name) => node.find_link(name),
-        None => match node.default_route_link()? {
-            Some(index) => node.link_by_index(index).map(Some),
-            None => Ok(None),
-        },
+    let named = match name.filter(|name| !name.is_empty()) {
+        Some(name) => node.find_link(name)?,
+        None => node.default_route_link()?.map(|index| node.link_by_index(index)).transpose()?,
+    };
+    let below = named.as_ref().filter(|link| link.is_macvlan() && link.link_netnsid.is_none());
+    match below.and_then(|link| link.link) {
+        Some(below) => node.link_by_index(below).map(Some),
+        None => Ok(named),
     }
 }
 
@@ -259,8 +264,16 @@ fn host_macs(node: &mut Netlink, link: &Link) -> Result<Vec<Mac>, PoliceError> {
 
 /// Adoption before attachment: every upper device that is there already, in whatever namespace, and that
 /// nobody explains gets a row that passes, so that it loses nothing when the programs are attached.
+///
+/// Who was found by an earlier one and is not there any more loses its row: it would pass for whoever uses its MAC.
 fn census(maps: &mut Maps, node: &mut Netlink, id: u16, index: u32, host: &[Mac]) -> Result<(), PoliceError> {
-    for mac in node.unicast_list(index)? {
+    let here = node.unicast_list(index)?;
+    for (key, row) in maps.endpoints()? {
+        if key.master == id && row.kind == kind::FOREIGN && here.iter().all(|mac| mac.bytes() != key.mac) {
+            maps.remove_endpoint(key, row.id)?;
+        }
+    }
+    for mac in here {
         let key = EndpointKey::new(id, mac.bytes());
         if host.contains(&mac) || maps.endpoint(key)?.is_some() {
             continue;

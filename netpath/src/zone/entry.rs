@@ -177,9 +177,12 @@ impl MasterEntry {
     }
 
     /// Refuses a network whose type is not listed. Without a list every type may be attached.
+    ///
+    /// `netpath` stands behind macvlans alone and only makes them stricter: where they are listed, it is too.
     pub fn check_type(&self, kind: &str) -> Result<(), Refusal> {
+        let is_listed = |allowed: &str| allowed == kind || (kind, allowed) == ("netpath", "macvlan");
         match &self.types {
-            Some(types) if !types.iter().any(|allowed| allowed == kind) => {
+            Some(types) if !types.iter().any(|allowed| is_listed(allowed)) => {
                 Err(Refusal::Type { master: self.name.clone(), kind: kind.to_owned(), types: types.clone() })
             }
             _ => Ok(()),
@@ -349,7 +352,8 @@ pub(super) mod tests {
         );
         let closed =
             entry(&json!({ "types": ["macvlan"], "nadNamespaces": ["infra"], "podNamespaces": ["a", "b"] }));
-        assert_eq!(closed.check_type("macvlan"), Ok(()));
+        assert_eq!((closed.check_type("macvlan"), closed.check_type("netpath")), (Ok(()), Ok(())));
+        assert!(entry(&json!({ "types": ["netpath"] })).check_type("macvlan").is_err());
         assert_eq!(
             text(closed.check_type("ipvlan")),
             Err("masters.json allows no attachment of type `ipvlan` on `enp0s8`: its `types` is `macvlan`"
