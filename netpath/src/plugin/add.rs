@@ -50,9 +50,6 @@ pub(super) fn add(call: &Call<'_>) -> Result<Value, PluginError> {
     if rules.zone.is_some() && place == Place::Sandbox {
         return Err(PluginError::ZoneInContainer);
     }
-    if place == Place::Sandbox {
-        refuse_nested(call, &mut effects, &rules)?;
-    }
     if rules.zone.is_some() && macvlan.mode == MacvlanMode::Passthru {
         refuse_the_nodes_own(&mut effects, &rules)?;
     }
@@ -93,20 +90,6 @@ fn find_master(netlink: &mut Netlink, name: Option<&str>, place: Place) -> Resul
         Some(name) => PluginError::NoMaster { name: name.to_owned(), place },
         None => PluginError::NoDefaultRoute { place },
     })
-}
-
-/// A macvlan on the pod's own macvlan stands on the node's link below that, past the administrator's word on it.
-fn refuse_nested(call: &Call<'_>, effects: &mut Effects, rules: &Rules) -> Result<(), PluginError> {
-    let link = &rules.master.link;
-    let (true, Some(index)) = (rules.is_elsewhere(), link.link) else { return Ok(()) };
-    if effects.place_of_master(link)? != Some(Place::Node) {
-        return Ok(());
-    }
-    let below = Rules::read(call, effects.node().link_by_index(index)?, Place::Node)?;
-    match below.zone.is_some() || below.master.entry.is_some() {
-        true => Err(PluginError::MasterElsewhere { name: link.name.clone() }),
-        false => Ok(()),
-    }
 }
 
 /// A passthru interface has the master's MAC, so its zone would judge what the node sends by that master: one

@@ -1,5 +1,7 @@
 //! DEL: whatever is left of an attachment goes, and what is gone already is fine.
 
+use std::path::Path;
+
 use netpath_ebpf::abi::{Endpoint, EndpointKey, Master, kind};
 
 use super::{Call, PluginError, Role, add::full, police::failed};
@@ -73,8 +75,9 @@ pub(super) fn del(call: &Call<'_>) -> Result<(), PluginError> {
 
 /// Deletes the link if the sandbox still stands and still is the one of the record.
 fn delete_link(call: &Call<'_>, ifname: &IfName, record: Option<&Record>) -> Result<(), PluginError> {
-    // Later calls for the same sandbox come without a namespace: the first one took the link.
-    let Some(path) = call.env.netns.as_deref() else { return Ok(()) };
+    // Later calls for the same sandbox come without a namespace: mostly the first one took the link. Where the
+    // sandbox still stands, its link must not outlive its row.
+    let Some(path) = call.env.netns.as_deref().or_else(|| still_there(record?)) else { return Ok(()) };
     let netns = match Netns::open(path) {
         Ok(netns) => netns,
         Err(error) if error.is_gone() => return Ok(()),
@@ -108,6 +111,16 @@ fn delete_link(call: &Call<'_>, ifname: &IfName, record: Option<&Record>) -> Res
         // Its record may have been lost: then only the link itself could say which row is its own.
         None => delete_row_of(call, &link, netns::cookie_of(path)?),
     }
+}
+
+/// The recorded path of the sandbox, if that very namespace is still found there.
+fn still_there(record: &Record) -> Option<&Path> {
+    let path = record.netns.path.as_path();
+    let identity = netns::identity(path).ok()?;
+    let same = (identity.dev, identity.ino) == (record.netns.dev, record.netns.inode)
+        && netns::cookie_of(path).ok()? == record.netns.cookie
+        && !netns::is_same_as_current(path).ok()?;
+    same.then_some(path)
 }
 
 /// Sets the link of a policed attachment down, as far as it can be had.
