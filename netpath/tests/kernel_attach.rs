@@ -20,7 +20,7 @@ use netpath::observe::{Direction, Event};
 use netpath::police::{self, MasterLink};
 use netpath::root::Root;
 use netpath::state::Lock;
-use netpath_ebpf::abi::{Master, kind};
+use netpath_ebpf::abi::{Master, kind, mode};
 use serde_json::{Value, json};
 
 const POD: Ipv4Addr = Ipv4Addr::new(10, 12, 34, 200);
@@ -168,6 +168,21 @@ fn uninstall_leaves_no_trace_and_a_later_pod_installs_again() {
         let again = node.pod(&["10.12.34.200/24"], Some(&private()));
         assert!(is_enforced(&node, &again));
     }
+}
+
+#[test]
+fn a_pod_that_lost_its_row_gets_it_again_with_its_zone() {
+    let node = Node::new(&json!({}));
+    let pod = node.pod(&["10.12.34.200/24"], Some(&private()));
+    node.uninstall();
+    assert!(leaves(&node, &pod, INTERNET), "nothing polices it");
+    // The census of the next attach finds its MAC, and its record says whose that is.
+    node.netpath(&["attach", MASTER]);
+    let row = node.row(&pod);
+    assert_eq!((row.kind, row.mode), (kind::ENDPOINT, mode::ENFORCE));
+    assert!(is_enforced(&node, &pod));
+    node.delete(&pod);
+    assert_eq!(node.maps().endpoints().expect("readable"), [], "DEL finds the new row");
 }
 
 #[test]

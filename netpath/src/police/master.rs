@@ -4,7 +4,7 @@ use std::{fs, path::Path};
 
 use netpath_ebpf::abi::{ABI_VERSION, Endpoint, EndpointKey, HOST_MACS, Master, kind, mode, unknown_source};
 
-use super::{PoliceError, settings};
+use super::{PoliceError, adopt, settings};
 use crate::{
     kernel::{
         bpf::{
@@ -148,7 +148,7 @@ fn put_in_place(
     }
     // A NIC may come back under its old index: the row is there, and nothing of it holds for the new one.
     if row.object == 0 || !states.iter().any(|state| state.live) {
-        census(maps, node, id, link.index, &host_macs)?;
+        census(root, maps, node, id, link.index, &host_macs)?;
     }
     let host_macs: Vec<_> = host_macs.iter().map(|mac| mac.bytes()).collect();
     let target = Target {
@@ -266,19 +266,30 @@ fn host_macs(node: &mut Netlink, link: &Link) -> Result<Vec<Mac>, PoliceError> {
 /// nobody explains gets a row that passes, so that it loses nothing when the programs are attached.
 ///
 /// Who was found by an earlier one and is not there any more loses its row: it would pass for whoever uses its MAC.
-fn census(maps: &mut Maps, node: &mut Netlink, id: u16, index: u32, host: &[Mac]) -> Result<(), PoliceError> {
+fn census(
+    root: &Root,
+    maps: &mut Maps,
+    node: &mut Netlink,
+    id: u16,
+    index: u32,
+    host: &[Mac],
+) -> Result<(), PoliceError> {
     let here = node.unicast_list(index)?;
     for (key, row) in maps.endpoints()? {
         if key.master == id && row.kind == kind::FOREIGN && here.iter().all(|mac| mac.bytes() != key.mac) {
             maps.remove_endpoint(key, row.id)?;
         }
     }
+    let mut records = adopt::living(root, index)?;
     for mac in here {
         let key = EndpointKey::new(id, mac.bytes());
         if host.contains(&mac) || maps.endpoint(key)?.is_some() {
             continue;
         }
-        maps.add_endpoint(key, foreign())?;
+        match records.iter().position(|record| record.mac == Some(mac)) {
+            Some(ours) => adopt::adopt(root, maps, id, mac, records.swap_remove(ours))?,
+            None => drop(maps.add_endpoint(key, foreign())?),
+        }
     }
     Ok(())
 }

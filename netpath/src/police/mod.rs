@@ -3,6 +3,7 @@
 //! A master comes under police once: row, census, programs. An attachment is policed by a row of its own,
 //! which is in force before its link goes up. Everything here that writes holds the lock of the root.
 
+mod adopt;
 mod apply;
 mod master;
 mod neighbours;

@@ -49,7 +49,7 @@ impl Wanted<'_> {
     }
 
     /// The row, without id, generation and zone.
-    fn row(&self) -> Result<Endpoint, PoliceError> {
+    pub(super) fn row(&self) -> Result<Endpoint, PoliceError> {
         let (mut v4, mut v6): (Vec<Ipv4Addr>, Vec<Ipv6Addr>) = (Vec::new(), Vec::new());
         for ip in self.ips {
             match ip.address.ip() {
