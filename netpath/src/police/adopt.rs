@@ -75,7 +75,7 @@ fn addressing(record: &Record) -> (Vec<IpConfig>, bool) {
             gateways.extend(conf.ranges.iter().flat_map(|set| set.0.iter().map(|range| range.gateway)));
         }
         Ok(IpamConf::Static(conf)) => {
-            gateways.extend(conf.addresses.iter().filter_map(|(_, gateway)| *gateway))
+            gateways.extend(conf.addresses.iter().filter_map(|(_, gateway)| *gateway));
         }
         Ok(IpamConf::Delegated { kind, .. }) => dhcp = kind == "dhcp",
         Ok(IpamConf::None) | Err(_) => {}
