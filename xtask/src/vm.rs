@@ -63,11 +63,20 @@ const LEFT_OUT: &[(&str, &str)] = &[
     ),
 ];
 
+/// Files of tests that are not run in these machines, and why.
+const FILES_LEFT_OUT: &[(&str, &str)] = &[
+    ("kernel_attach", "presupposes TCX where nothing else is asked for, which 6.1 does not have"),
+    ("kernel_attacks", "not fitted to the time of an emulated CPU yet"),
+    ("kernel_cli", "presupposes TCX in what the tool prints"),
+    ("kernel_host", "not fitted to the time of an emulated CPU yet"),
+    ("kernel_zone", "not fitted to the time of an emulated CPU yet"),
+];
+
 /// Boots each kernel and runs everything in it; fails if anything failed on any.
 pub(crate) fn run(series: &[Series], keep: bool) -> Result<()> {
     let netpath = build::run(Profile::Release)?;
     let tests = static_tests()?;
-    for (test, why) in LEFT_OUT {
+    for (test, why) in LEFT_OUT.iter().chain(FILES_LEFT_OUT) {
         say(format_args!("left out: {test}: {why}"));
     }
     let mut summary = Vec::new();
@@ -111,7 +120,8 @@ fn static_tests() -> Result<Vec<TestBinary>> {
         "netpath",
     ]);
     command.args(["--target", &host]);
-    for target in test::kernel_targets()? {
+    let left_out = |target: &String| FILES_LEFT_OUT.iter().any(|(file, _)| file == target);
+    for target in test::kernel_targets()?.into_iter().filter(|target| !left_out(target)) {
         command.args(["--test", &target]);
     }
     // Emulated: what is built without optimisation takes minutes. Without debug information, since all of it is
