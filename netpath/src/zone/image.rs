@@ -5,7 +5,7 @@ use std::fmt::{Display, Formatter, Result as FmtResult};
 use std::net::IpAddr;
 
 use ipnetwork::{IpNetwork, Ipv4Network, Ipv6Network};
-use netpath_ebpf::abi::{NAME_LEN, ZoneInfo, zone_flags, zone_verdict};
+use netpath_ebpf::abi::{zone_flags, zone_verdict};
 use sha2::{Digest, Sha256};
 
 /// Map content of one zone: prefixes of each family, the longest first, each once. The first that holds
@@ -74,14 +74,6 @@ impl ZoneImage {
         let mut digest = [0; 16];
         digest.copy_from_slice(&hash.finalize()[..16]);
         digest
-    }
-
-    /// The row for people that goes with the zone, flipped at `flipped_ns`.
-    pub fn info(&self, name: &str, flipped_ns: u64) -> ZoneInfo {
-        let cut = &name[..name.floor_char_boundary(NAME_LEN)];
-        let mut bytes = [0; NAME_LEN];
-        bytes[..cut.len()].copy_from_slice(cut.as_bytes());
-        ZoneInfo { name: bytes, digest: self.digest(name), flipped_ns }
     }
 
     /// Puts the lists into the order of the maps: the longest first, of equal ones a denial first.
@@ -228,15 +220,6 @@ everything else is denied
             image(json!({ "local": [] })).digest(""),
             image(json!({ "local": [], "ingress": "any" })).digest("")
         );
-    }
-
-    #[test]
-    fn a_long_name_is_cut_between_characters() {
-        let name = "ä".repeat(40);
-        let info = lab().info(&name, 7);
-        assert_eq!(std::str::from_utf8(&info.name), Ok("ä".repeat(32).as_str()));
-        assert_eq!((info.digest, info.flipped_ns), (lab().digest(&name), 7));
-        assert_eq!(&lab().info("net", 0).name[..5], b"net\0\0");
     }
 
     #[test]

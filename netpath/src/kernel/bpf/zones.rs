@@ -232,3 +232,14 @@ fn boot_ns() -> u64 {
         u64::try_from(now.tv_sec()).unwrap_or(0) * 1_000_000_000 + u64::try_from(now.tv_nsec()).unwrap_or(0)
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_long_name_is_cut_between_characters() {
+        assert_eq!(std::str::from_utf8(&padded(&"ä".repeat(40))), Ok("ä".repeat(32).as_str()));
+        assert_eq!(&padded("net")[..5], b"net\0\0");
+    }
+}
