@@ -5,8 +5,12 @@
 //! [`ABI_VERSION`] layouts are append-only into padding: any mix of old and new programs on one set of
 //! maps is legal.
 
-/// Version of everything in this file; it names the pin directory (`v1`) and stands in [`Meta`].
-pub const ABI_VERSION: u32 = 1;
+/// Version of everything in this file; it names the pin directory (`v2`) and stands in [`Meta`].
+pub const ABI_VERSION: u32 = 2;
+
+mod zone;
+
+pub use zone::*;
 
 /// Rows of `masters`: NICs of one node that carry policed attachments. Id 0 is never used.
 pub const MAX_MASTERS: u32 = 64;
@@ -14,8 +18,6 @@ pub const MAX_MASTERS: u32 = 64;
 pub const HOST_MACS: usize = 8;
 /// Addresses of one family that an endpoint may send from.
 pub const ENDPOINT_ADDRS: usize = 4;
-/// Prefixes of one family that a zone holds inline; a longer list lives in the family's trie as a whole.
-pub const ZONE_INLINE: usize = 8;
 /// Bytes of a zone's or network's name kept for people, zero-padded.
 pub const NAME_LEN: usize = 64;
 /// Room for drop reasons in [`DropCounters`] and [`Budget`]; a power of two.
@@ -118,132 +120,23 @@ pub struct Owner {
 
 const _: () = assert!(size_of::<Owner>() == 16);
 
-/// Bits of [`Prefix4::verdicts`] and [`Prefix6::verdicts`], and values of the tries.
-pub mod zone_verdict {
-    /// The endpoint may send to the prefix.
-    pub const EGRESS: u32 = 1;
-    /// The prefix may send to the endpoint.
-    pub const INGRESS: u32 = 1 << 1;
-}
-
-/// An IPv4 prefix of a zone. An unused entry has `net` all ones and `mask` zero: it matches nothing.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(C)]
-pub struct Prefix4 {
-    /// Network address, host bits zero.
-    pub net: [u8; 4],
-    /// Netmask.
-    pub mask: [u8; 4],
-}
-
-impl Prefix4 {
-    /// The entry that matches nothing.
-    pub const NONE: Self = Self { net: [0xff; 4], mask: [0; 4] };
-}
-
-/// An IPv6 prefix of a zone. An unused entry has `net` all ones and `mask` zero: it matches nothing.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(C)]
-pub struct Prefix6 {
-    /// Network address, host bits zero.
-    pub net: [u8; 16],
-    /// Netmask.
-    pub mask: [u8; 16],
-}
-
-impl Prefix6 {
-    /// The entry that matches nothing.
-    pub const NONE: Self = Self { net: [0xff; 16], mask: [0; 16] };
-}
-
-/// Bits of [`ZoneSlot::flags`].
-pub mod zone_flags {
-    /// The IPv4 list is in `zone_trie_v4`, not inline.
-    pub const TRIE_V4: u32 = 1;
-    /// The IPv6 list is in `zone_trie_v6`, not inline.
-    pub const TRIE_V6: u32 = 1 << 1;
-    /// Any source may send to the endpoint (`ingress: any`).
-    pub const INGRESS_ANY: u32 = 1 << 2;
-    /// The zone names an IPv6 prefix: unicast to link-local addresses is not limited to ICMPv6.
-    pub const HAS_V6: u32 = 1 << 3;
-}
-
-/// Value of `zone_slots`: one generation of one zone; two slots a zone, index `zone * 2 + slot`.
-///
-/// Inline prefixes are sorted longest first, a deny before an allow of equal length: the first match is
-/// the answer, no match is a denial. `egress_*` and `ingress_*` have bit i set where entry i allows.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(C)]
-pub struct ZoneSlot {
-    /// Which generation of the zone this is; counts from 1, 0 = never written.
-    pub generation: u64,
-    /// Bits of [`zone_flags`].
-    pub flags: u32,
-    /// Bit i: `v4[i]` may be sent to.
-    pub egress_v4: u8,
-    /// Bit i: `v4[i]` may send.
-    pub ingress_v4: u8,
-    /// Bit i: `v6[i]` may be sent to.
-    pub egress_v6: u8,
-    /// Bit i: `v6[i]` may send.
-    pub ingress_v6: u8,
-    /// IPv4 prefixes.
-    pub v4: [Prefix4; ZONE_INLINE],
-    /// IPv6 prefixes.
-    pub v6: [Prefix6; ZONE_INLINE],
-}
-
-const _: () = assert!(size_of::<ZoneSlot>() == 8 + 4 + 4 + 8 * ZONE_INLINE + 32 * ZONE_INLINE);
-
-/// Bits of a word in `zone_words` (a `u32` per zone; 0 = zone not loaded). It is the one thing that a
-/// change flips, and it is read once per packet.
-pub mod zone_word {
-    /// Set once the zone has been written.
-    pub const LOADED: u32 = 1;
-    /// The slot in force: 0 or 1.
-    pub const SLOT: u32 = 1 << 1;
-}
-
-/// Data part of a key of `zone_trie_v4`; the prefix length counts the 32 bits of `slot` as well.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(C)]
-pub struct TrieKey4 {
-    /// Index into `zone_slots`.
-    pub slot: u32,
-    /// Address.
-    pub addr: [u8; 4],
-}
-
-/// Data part of a key of `zone_trie_v6`; the prefix length counts the 32 bits of `slot` as well.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(C)]
-pub struct TrieKey6 {
-    /// Index into `zone_slots`.
-    pub slot: u32,
-    /// Address.
-    pub addr: [u8; 16],
-}
-
-/// Value of `zone_info`, for people and for finding a zone again; the programs never read it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(C)]
-pub struct ZoneInfo {
-    /// Name of the network the zone belongs to, zero-padded UTF-8, cut to fit.
-    pub name: [u8; NAME_LEN],
-    /// Digest of name and content: what an ADD looks a zone up by.
-    pub digest: [u8; 16],
-    /// Time of the last flip, nanoseconds of `CLOCK_BOOTTIME`.
-    pub flipped_ns: u64,
-}
-
-const _: () = assert!(size_of::<ZoneInfo>() == NAME_LEN + 16 + 8);
-
 /// What [`Master::unknown_source`] says of frames whose source is neither an endpoint nor the host.
 pub mod unknown_source {
     /// Counted and reported, passed.
     pub const AUDIT: u8 = 0;
     /// Dropped.
     pub const DROP: u8 = 1;
+    /// Dropped if the source address is one that `claims_v4` or `claims_v6` knows, else passed and reported.
+    pub const CLAIMED: u8 = 2;
+}
+
+/// Bits of [`Master::flags`].
+pub mod master_flags {
+    /// The NIC serves attachments alone: a host MAC or a foreign one is no excuse for an endpoint's cookie or
+    /// address.
+    pub const DEDICATED: u32 = 1;
+    /// `vlans` has rows for this master.
+    pub const VLANS: u32 = 1 << 1;
 }
 
 /// Value of `masters`, indexed by dense master id. `ifindex` 0 = free row.
@@ -268,9 +161,63 @@ pub struct Master {
     pub name: [u8; 16],
     /// Digest of the object file that the attached programs come from; 0 = not attached yet.
     pub object: u64,
+    /// Bits of [`master_flags`].
+    pub flags: u32,
+    /// Always zero.
+    pub pad: u32,
 }
 
-const _: () = assert!(size_of::<Master>() == 8 + 8 + 4 + 1 + 1 + 2 + 8 * HOST_MACS + 16 + 8);
+const _: () = assert!(size_of::<Master>() == 8 + 8 + 4 + 1 + 1 + 2 + 8 * HOST_MACS + 16 + 8 + 8);
+
+/// Key of `cookies`: a pod that has an attachment on a master.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct CookieKey {
+    /// Cookie of the pod's network namespace, never 0.
+    pub cookie: u64,
+    /// Dense id of the master.
+    pub master: u32,
+    /// Always zero.
+    pub pad: u32,
+}
+
+/// Value of `cookies`: which of the pod's endpoints answers for a frame that proves to be the pod's although
+/// its source MAC is another. Only endpoints that are judged have a row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct CookieOwner {
+    /// Endpoint id.
+    pub endpoint: u32,
+    /// Its generation.
+    pub generation: u32,
+    /// One of [`mode`]; of several endpoints of the pod the strictest.
+    pub mode: u8,
+    /// Always zero.
+    pub pad: [u8; 7],
+}
+
+const _: () = assert!(size_of::<CookieKey>() == 16 && size_of::<CookieOwner>() == 16);
+
+/// Values of `claims_v4` and `claims_v6`, tries keyed by (master, address): who an address belongs to.
+pub mod claim {
+    /// It is bound to an endpoint of the master.
+    pub const BOUND: u32 = 1;
+    /// It lies in the local prefixes of a zone that an endpoint of the master has.
+    pub const LOCAL: u32 = 1 << 1;
+}
+
+/// Key of `vlans`: a VLAN interface that sits on a master.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct VlanKey {
+    /// Dense id of the master below.
+    pub master: u16,
+    /// VLAN id.
+    pub vid: u16,
+}
+
+/// Value of `vlans`: dense id of the VLAN interface where it is a master itself, 0 where it is not policed.
+pub type VlanMaster = u32;
 
 /// Value of `counters`, indexed by `endpoint id * CPUs + CPU`: one cache line an endpoint and CPU.
 ///
@@ -363,6 +310,35 @@ pub struct Budget {
 }
 
 const _: () = assert!(size_of::<Budget>() == 2 * 4 * REASON_SLOTS);
+
+/// Value of `rejects`, indexed by endpoint id: the token bucket of its answers to what it may not send.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Reject {
+    /// Answers that may still be sent.
+    pub tokens: i64,
+    /// Time of the last refill, nanoseconds of `CLOCK_MONOTONIC`.
+    pub refilled_ns: u64,
+    /// Answers sent.
+    pub sent: u64,
+    /// Answers withheld because the bucket was empty.
+    pub limited: u64,
+}
+
+const _: () = assert!(size_of::<Reject>() == 32);
+
+/// Value of `bases`, indexed by endpoint id: what was counted in maps that these have replaced (another
+/// ABI, other sizes). Written by user space alone; whoever reads a counter adds it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct Base {
+    /// The endpoint's counters, all CPUs together.
+    pub counters: Counters,
+    /// Its drops by reason.
+    pub drops: DropCounters,
+}
+
+const _: () = assert!(size_of::<Base>() == 64 + size_of::<DropCounters>());
 
 /// One packet that was dropped, or would have been, written to `events`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -80,6 +80,12 @@ drop_reasons! {
     /// The zone is missing.
     ZoneNotLoaded = 15, "zone-not-loaded",
         "The zone of this interface is not in the maps, so nothing may pass.";
+    /// The source MAC is not the sender's.
+    SourceMac = 16, "source-mac",
+        "The frame left this pod with the MAC of the node, of another pod or of nobody: its network namespace proves it.";
+    /// A later fragment where ports decide.
+    Fragment = 17, "fragment",
+        "A fragment after the first has no ports, and the zone allows or denies this destination by port.";
 }
 
 const _: () = assert!(DropReason::ALL.len() < crate::abi::REASON_SLOTS);

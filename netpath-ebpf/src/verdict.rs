@@ -5,7 +5,10 @@
 //! is the master's. Frames of the host never reach this module's readers, so no drop reason exists for them.
 
 use crate::{
-    abi::{Endpoint, Master, ZoneSlot, endpoint_flags, kind, mode, zone_flags, zone_verdict},
+    abi::{
+        Endpoint, Master, ZONE_INLINE, ZONE_WORDS, ZoneSlot, endpoint_flags, kind, mode, place_of,
+        zone_flags, zone_verdict,
+    },
     bits::{eq32, eq128, raw4, raw16},
     drop_reason::DropReason,
     packet::{Facts, bit, l3},
@@ -17,10 +20,54 @@ pub trait Rules {
     ///
     /// Called once per packet and direction, so that all of a verdict comes from one generation.
     fn zone(&self, zone: u32) -> Option<(&ZoneSlot, u32)>;
-    /// Bits of [`zone_verdict`] for the longest prefix of `slot` that covers `address`; 0 = none.
+    /// Word (see [`zone_verdict`]) of the longest prefix of `slot` that covers `address`; 0 = none.
     fn trie4(&self, slot: u32, address: u32) -> u32;
     /// The same for IPv6.
     fn trie6(&self, slot: u32, address: [u64; 2]) -> u32;
+    /// What port set `set` of `slot` says of a packet: [`port_word`] of the first range that holds it; 0 = none.
+    fn ports(&self, slot: u32, set: u32, protocol: u8, port: u16) -> u32;
+}
+
+/// What a verdict comes to: a drop reason, and which rule of the zone decided.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Decision(u32);
+
+impl Decision {
+    const RULED: u32 = 1 << 16;
+    const REJECT: u32 = 1 << 17;
+
+    /// It passes, and no rule of the zone was asked.
+    pub const PASS: Self = Self(0);
+
+    /// It is denied for `reason`, and no rule of the zone was asked.
+    #[inline(always)]
+    const fn deny(reason: DropReason) -> Self {
+        Self(reason as u32)
+    }
+
+    /// `rule` decided; `reason` 0 = it passes.
+    #[inline(always)]
+    const fn by_rule(reason: u8, rule: u32) -> Self {
+        Self(reason as u32 | (rule & 0xff) << 8 | Self::RULED)
+    }
+
+    /// Number of the drop reason; 0 = it passes.
+    #[inline(always)]
+    pub const fn reason(self) -> u8 {
+        self.0 as u8
+    }
+
+    /// The rule of the zone that decided.
+    #[inline(always)]
+    pub const fn rule(self) -> Option<u32> {
+        if self.0 & Self::RULED == 0 { None } else { Some(self.0 >> 8 & 0xff) }
+    }
+
+    /// Whether the sender shall be told.
+    #[inline(always)]
+    pub const fn rejects(self) -> bool {
+        self.0 & Self::REJECT != 0
+    }
 }
 
 /// What happens to a packet of an endpoint.
@@ -66,59 +113,59 @@ pub fn is_host(master: &Master, mac: u64) -> bool {
     found != 0
 }
 
-/// Why a packet that `endpoint` sent must not pass; 0 = it may.
+/// What becomes of a packet that `endpoint` sent.
 #[inline(always)]
-pub fn egress(facts: &Facts, endpoint: &Endpoint, rules: &impl Rules) -> u8 {
+pub fn egress(facts: &Facts, endpoint: &Endpoint, rules: &impl Rules) -> Decision {
     if facts.flaw != 0 {
-        return facts.flaw;
+        return Decision(facts.flaw as u32);
     }
     match facts.l3 {
         l3::ARP => egress_arp(facts, endpoint, rules),
         l3::V4 => egress4(facts, endpoint, rules),
         l3::V6 => egress6(facts, endpoint, rules),
-        _ => DropReason::Ethertype as u8,
+        _ => Decision::deny(DropReason::Ethertype),
     }
 }
 
-/// Why a packet for `endpoint` must not reach it; 0 = it may.
+/// What becomes of a packet for `endpoint`.
 #[inline(always)]
-pub fn ingress(facts: &Facts, endpoint: &Endpoint, rules: &impl Rules) -> u8 {
+pub fn ingress(facts: &Facts, endpoint: &Endpoint, rules: &impl Rules) -> Decision {
     if facts.flaw != 0 {
-        return facts.flaw;
+        return Decision(facts.flaw as u32);
     }
     let Some((slot, index)) = rules.zone(endpoint.zone) else {
-        return DropReason::ZoneNotLoaded as u8;
+        return Decision::deny(DropReason::ZoneNotLoaded);
     };
     match facts.l3 {
         // The answer is judged when it leaves; until then nothing is told to anybody.
-        l3::ARP => 0,
+        l3::ARP => Decision::PASS,
         l3::V4 => ingress4(facts, endpoint, slot, index, rules),
         l3::V6 => ingress6(facts, endpoint, slot, index, rules),
-        _ => DropReason::Ethertype as u8,
+        _ => Decision::deny(DropReason::Ethertype),
     }
 }
 
 #[inline(always)]
-fn egress_arp(facts: &Facts, endpoint: &Endpoint, rules: &impl Rules) -> u8 {
+fn egress_arp(facts: &Facts, endpoint: &Endpoint, rules: &impl Rules) -> Decision {
     let probe = u32::from(facts.bits & bit::ARP_PROBE != 0);
     let form = u32::from(facts.bits & bit::ARP_FORM != 0);
     if form & (own4(endpoint, facts.source4) | probe) == 0 {
-        return DropReason::SourceArp as u8;
+        return Decision::deny(DropReason::SourceArp);
     }
     let target = facts.destination4;
     let gateway = eq32(target, raw4(&endpoint.gateway_v4)) & (eq32(target, 0) ^ 1);
     let known = own4(endpoint, target) | gateway;
     let Some((slot, index)) = rules.zone(endpoint.zone) else {
-        return DropReason::ZoneNotLoaded as u8;
+        return Decision::deny(DropReason::ZoneNotLoaded);
     };
-    if known == 0 && !allows4(slot, index, rules, target, zone_verdict::EGRESS) {
-        return DropReason::ZoneDeny as u8;
+    if known != 0 {
+        return Decision::PASS;
     }
-    0
+    reaches(slot, entry4(slot, index, rules, target))
 }
 
 #[inline(always)]
-fn egress4(facts: &Facts, endpoint: &Endpoint, rules: &impl Rules) -> u8 {
+fn egress4(facts: &Facts, endpoint: &Endpoint, rules: &impl Rules) -> Decision {
     let (bits, destination) = (facts.bits, facts.destination4);
     if own4(endpoint, facts.source4) == 0 {
         // Without an address yet: DHCP's broadcasts, and IGMP as RFC 4541 has it.
@@ -126,26 +173,27 @@ fn egress4(facts: &Facts, endpoint: &Endpoint, rules: &impl Rules) -> u8 {
         let nameless =
             facts.source4 == 0 && (bits & bit::IGMP != 0 || bits & bit::DHCP_CLIENT != 0 && broadcast != 0);
         if !nameless {
-            return DropReason::SourceV4 as u8;
+            return Decision::deny(DropReason::SourceV4);
         }
     }
     if bits & bit::DHCP_SERVER != 0 {
-        return DropReason::DhcpServer as u8;
+        return Decision::deny(DropReason::DhcpServer);
     }
     let Some((slot, index)) = rules.zone(endpoint.zone) else {
-        return DropReason::ZoneNotLoaded as u8;
+        return Decision::deny(DropReason::ZoneNotLoaded);
     };
     // 255.255.255.255 and 224.0.0.0/24 never leave the link.
     let local_group = eq32(destination, u32::MAX)
         | eq32(destination & u32::from_ne_bytes([255, 255, 255, 0]), u32::from_ne_bytes([224, 0, 0, 0]));
-    if local_group == 0 && !allows4(slot, index, rules, destination, zone_verdict::EGRESS) {
-        return DropReason::ZoneDeny as u8;
+    if local_group != 0 {
+        return Decision::PASS;
     }
-    0
+    let way = Way { wanted: zone_verdict::EGRESS, port: facts.destination_port };
+    decide(facts, slot, index, rules, entry4(slot, index, rules, destination), way)
 }
 
 #[inline(always)]
-fn egress6(facts: &Facts, endpoint: &Endpoint, rules: &impl Rules) -> u8 {
+fn egress6(facts: &Facts, endpoint: &Endpoint, rules: &impl Rules) -> Decision {
     let (bits, destination) = (facts.bits, facts.destination6);
     if own6(endpoint, facts.source6) == 0 {
         // Without an address yet: duplicate address detection, router solicitation, MLD (RFC 4862, 3590).
@@ -153,14 +201,14 @@ fn egress6(facts: &Facts, endpoint: &Endpoint, rules: &impl Rules) -> u8 {
             && eq128(facts.source6, [0, 0]) != 0
             && is_multicast6(destination);
         if !nameless {
-            return DropReason::SourceV6 as u8;
+            return Decision::deny(DropReason::SourceV6);
         }
     }
     if bits & bit::ROUTER != 0 {
-        return DropReason::RouterGuard as u8;
+        return Decision::deny(DropReason::RouterGuard);
     }
     if bits & bit::DHCP_SERVER != 0 {
-        return DropReason::DhcpServer as u8;
+        return Decision::deny(DropReason::DhcpServer);
     }
     let neighbour = bits & (bit::SOLICITATION | bit::ADVERTISEMENT) != 0;
     let target_is_own = own6(endpoint, facts.target6) != 0;
@@ -170,70 +218,79 @@ fn egress6(facts: &Facts, endpoint: &Endpoint, rules: &impl Rules) -> u8 {
         let aimed = is_link_group6(destination) || eq128(destination, facts.target6) != 0;
         let honest = if asks { aimed } else { target_is_own };
         if bits & bit::ND_FORM == 0 || !honest {
-            return DropReason::SourceNd as u8;
+            return Decision::deny(DropReason::SourceNd);
         }
     }
     let Some((slot, index)) = rules.zone(endpoint.zone) else {
-        return DropReason::ZoneNotLoaded as u8;
+        return Decision::deny(DropReason::ZoneNotLoaded);
     };
     let target = if asks { facts.target6 } else { destination };
     if is_link_group6(target) {
-        return 0;
+        return Decision::PASS;
     }
     if is_link_local6(target) {
         let free = bits & bit::ICMPV6 != 0 || slot.flags & zone_flags::HAS_V6 != 0;
-        return if free { 0 } else { DropReason::LinkLocal as u8 };
+        return if free { Decision::PASS } else { Decision::deny(DropReason::LinkLocal) };
     }
     let gateway = asks && eq128(target, raw16(&endpoint.gateway_v6)) != 0 && eq128(target, [0, 0]) == 0;
-    if !gateway && !allows6(slot, index, rules, target, zone_verdict::EGRESS) {
-        return DropReason::ZoneDeny as u8;
+    if gateway {
+        return Decision::PASS;
     }
-    0
+    let word = entry6(slot, index, rules, target);
+    if neighbour {
+        return reaches(slot, word);
+    }
+    let way = Way { wanted: zone_verdict::EGRESS, port: facts.destination_port };
+    decide(facts, slot, index, rules, word, way)
 }
 
 #[inline(always)]
-fn ingress4(facts: &Facts, endpoint: &Endpoint, slot: &ZoneSlot, index: u32, rules: &impl Rules) -> u8 {
+fn ingress4(facts: &Facts, endpoint: &Endpoint, slot: &ZoneSlot, index: u32, rules: &impl Rules) -> Decision {
     let bits = facts.bits;
     if let Some(answer) = dhcp_answer(bits, endpoint) {
         return answer;
     }
     if slot.flags & zone_flags::INGRESS_ANY != 0 {
-        return 0;
+        return Decision::PASS;
     }
     // An error about the endpoint's own packet may come from any router on the way (path MTU).
     let quoted = bits & bit::ICMP_ERROR != 0 && own4(endpoint, facts.quoted4) != 0;
-    let allowed = allows4(slot, index, rules, facts.source4, zone_verdict::INGRESS)
-        || quoted && allows4(slot, index, rules, facts.target4, zone_verdict::EGRESS);
-    if allowed { 0 } else { DropReason::ZoneDeny as u8 }
+    if quoted && reaches(slot, entry4(slot, index, rules, facts.target4)).reason() == 0 {
+        return Decision::PASS;
+    }
+    let way = Way { wanted: zone_verdict::INGRESS, port: facts.source_port };
+    decide(facts, slot, index, rules, entry4(slot, index, rules, facts.source4), way)
 }
 
 #[inline(always)]
-fn ingress6(facts: &Facts, endpoint: &Endpoint, slot: &ZoneSlot, index: u32, rules: &impl Rules) -> u8 {
+fn ingress6(facts: &Facts, endpoint: &Endpoint, slot: &ZoneSlot, index: u32, rules: &impl Rules) -> Decision {
     let bits = facts.bits;
     if let Some(answer) = dhcp_answer(bits, endpoint) {
         return answer;
     }
     if slot.flags & zone_flags::INGRESS_ANY != 0 {
-        return 0;
+        return Decision::PASS;
     }
     if is_link_local6(facts.source6) {
         let free = bits & bit::ICMPV6 != 0 || slot.flags & zone_flags::HAS_V6 != 0;
-        return if free { 0 } else { DropReason::LinkLocal as u8 };
+        return if free { Decision::PASS } else { Decision::deny(DropReason::LinkLocal) };
     }
     let quoted = bits & bit::ICMP_ERROR != 0 && own6(endpoint, facts.quoted6) != 0;
-    let allowed = allows6(slot, index, rules, facts.source6, zone_verdict::INGRESS)
-        || quoted && allows6(slot, index, rules, facts.target6, zone_verdict::EGRESS);
-    if allowed { 0 } else { DropReason::ZoneDeny as u8 }
+    if quoted && reaches(slot, entry6(slot, index, rules, facts.target6)).reason() == 0 {
+        return Decision::PASS;
+    }
+    let way = Way { wanted: zone_verdict::INGRESS, port: facts.source_port };
+    decide(facts, slot, index, rules, entry6(slot, index, rules, facts.source6), way)
 }
 
 /// What becomes of a packet from a DHCP server to a DHCP client; `None` for any other packet.
 #[inline(always)]
-fn dhcp_answer(bits: u32, endpoint: &Endpoint) -> Option<u8> {
+fn dhcp_answer(bits: u32, endpoint: &Endpoint) -> Option<Decision> {
     const ANSWER: u32 = bit::DHCP_SERVER | bit::TO_DHCP_CLIENT;
     match (bits & ANSWER == ANSWER, endpoint.flags & endpoint_flags::DHCP != 0) {
         (false, _) => None,
-        (true, true) => Some(0),
-        (true, false) => Some(DropReason::DhcpServer as u8),
+        (true, true) => Some(Decision::PASS),
+        (true, false) => Some(Decision::deny(DropReason::DhcpServer)),
     }
 }
 
@@ -278,30 +335,78 @@ fn is_link_local6(address: [u64; 2]) -> bool {
     u64::from_be(address[0]) >> 54 == 0xfe80 >> 6
 }
 
-/// Whether the zone lets `address` do what `wanted`, one bit of [`zone_verdict`], says.
+/// Which way a packet goes: the bit of [`zone_verdict`] it needs, and the port of the other end.
+#[derive(Clone, Copy)]
+struct Way {
+    wanted: u32,
+    port: u16,
+}
+
+/// What a zone's `word` says of a packet.
 #[inline(always)]
-fn allows4(slot: &ZoneSlot, index: u32, rules: &impl Rules, address: u32, wanted: u32) -> bool {
-    if slot.flags & zone_flags::TRIE_V4 != 0 {
-        return rules.trie4(index, address) & wanted != 0;
+fn decide(facts: &Facts, slot: &ZoneSlot, index: u32, rules: &impl Rules, word: u32, way: Way) -> Decision {
+    let mut word = word;
+    if word & zone_verdict::PORTS != 0 {
+        if facts.bits & bit::LATER_FRAGMENT != 0 {
+            return Decision::by_rule(DropReason::Fragment as u8, zone_verdict::rule(word));
+        }
+        let range = rules.ports(index, zone_verdict::port_set(word), facts.protocol, way.port);
+        if range != 0 {
+            word = range;
+        }
     }
-    let mut hits = 0;
+    if word & way.wanted != 0 { Decision::by_rule(0, zone_verdict::rule(word)) } else { outside(slot, word) }
+}
+
+/// What a zone's `word` says of asking for an address: it may be asked for if anything may be sent to it.
+#[inline(always)]
+fn reaches(slot: &ZoneSlot, word: u32) -> Decision {
+    match word & (zone_verdict::EGRESS | zone_verdict::PORTS) {
+        0 => outside(slot, word),
+        _ => Decision::by_rule(0, zone_verdict::rule(word)),
+    }
+}
+
+/// A denial by the zone.
+#[inline(always)]
+fn outside(slot: &ZoneSlot, word: u32) -> Decision {
+    let told = if slot.flags & zone_flags::REJECT != 0 { Decision::REJECT } else { 0 };
+    Decision(Decision::by_rule(DropReason::ZoneDeny as u8, zone_verdict::rule(word)).0 | told)
+}
+
+/// The bit of "no entry": lower ones are those of the inline entries.
+const NO_ENTRY: u32 = 1 << ZONE_INLINE;
+
+/// What the zone says of `address`: the word of the longest prefix around it.
+#[inline(always)]
+fn entry4(slot: &ZoneSlot, index: u32, rules: &impl Rules, address: u32) -> u32 {
+    if eq32(address & raw4(&slot.near_v4.mask), raw4(&slot.near_v4.net)) != 0 {
+        return slot.near_word_v4;
+    }
+    if slot.flags & zone_flags::TRIE_V4 != 0 {
+        return rules.trie4(index, address);
+    }
+    let mut hits = NO_ENTRY;
     let mut i = 0;
     while i < slot.v4.len() {
         let prefix = &slot.v4[i];
         hits |= eq32(address & raw4(&prefix.mask), raw4(&prefix.net)) << i;
         i += 1;
     }
-    let list = if wanted == zone_verdict::EGRESS { slot.egress_v4 } else { slot.ingress_v4 };
-    first(hits) & u32::from(list) != 0
+    word(&slot.words_v4, hits)
 }
 
-/// As [`allows4`].
+/// As [`entry4`].
 #[inline(always)]
-fn allows6(slot: &ZoneSlot, index: u32, rules: &impl Rules, address: [u64; 2], wanted: u32) -> bool {
-    if slot.flags & zone_flags::TRIE_V6 != 0 {
-        return rules.trie6(index, address) & wanted != 0;
+fn entry6(slot: &ZoneSlot, index: u32, rules: &impl Rules, address: [u64; 2]) -> u32 {
+    let mask = raw16(&slot.near_v6.mask);
+    if eq128([address[0] & mask[0], address[1] & mask[1]], raw16(&slot.near_v6.net)) != 0 {
+        return slot.near_word_v6;
     }
-    let mut hits = 0;
+    if slot.flags & zone_flags::TRIE_V6 != 0 {
+        return rules.trie6(index, address);
+    }
+    let mut hits = NO_ENTRY;
     let mut i = 0;
     while i < slot.v6.len() {
         let prefix = &slot.v6[i];
@@ -309,12 +414,20 @@ fn allows6(slot: &ZoneSlot, index: u32, rules: &impl Rules, address: [u64; 2], w
         hits |= eq128([address[0] & mask[0], address[1] & mask[1]], raw16(&prefix.net)) << i;
         i += 1;
     }
-    let list = if wanted == zone_verdict::EGRESS { slot.egress_v6 } else { slot.ingress_v6 };
-    first(hits) & u32::from(list) != 0
+    word(&slot.words_v6, hits)
 }
 
-/// The lowest bit that is set: entries are sorted so that the first match is the answer.
+/// The word of the first entry that was hit: entries are sorted so that it is the answer.
 #[inline(always)]
-fn first(hits: u32) -> u32 {
-    hits & hits.wrapping_neg()
+fn word(words: &[u32; ZONE_WORDS], hits: u32) -> u32 {
+    words[place_of(hits & hits.wrapping_neg()) as usize & (ZONE_WORDS - 1)]
+}
+
+/// What [`Rules::ports`] returns for `range`, so that it reads as a word; never 0.
+#[inline(always)]
+pub fn port_word(verdicts: u8, rule: u8) -> u32 {
+    const FOUND: u32 = 1 << 31;
+    u32::from(verdicts) & (zone_verdict::EGRESS | zone_verdict::INGRESS)
+        | u32::from(rule) << zone_verdict::RULE_SHIFT
+        | FOUND
 }

@@ -1,6 +1,6 @@
 //! `cargo xtask codegen`: files in the repository that are made from code.
 //!
-//! - `netpath-ebpf/abi.lock`: the ABI's version and a hash of `abi.rs`, so that nobody changes one and
+//! - `netpath-ebpf/abi.lock`: the ABI's version and a hash of the `abi` module, so that nobody changes one and
 //!   forgets the other. Comments and layout of the text do not count.
 //! - `docs/`: written by the netpath binary from the tables that it works by.
 
@@ -11,6 +11,8 @@ use anyhow::{Context as _, Result, bail};
 use crate::{process, process::say, workspace};
 
 const ABI: &str = "netpath-ebpf/src/abi.rs";
+/// The rest of it.
+const ABI_ZONE: &str = "netpath-ebpf/src/abi/zone.rs";
 const LOCK: &str = "netpath-ebpf/abi.lock";
 
 /// What `abi.lock` records.
@@ -22,14 +24,14 @@ struct Lock {
 
 /// Fails when a generated file is not what the code says.
 pub(crate) fn check() -> Result<()> {
-    let actual = Lock::of_source(&read(ABI)?)?;
+    let actual = Lock::of_source(&(read(ABI)? + &read(ABI_ZONE)?))?;
     judge(Lock::parse(&read(LOCK)?)?, actual)?;
     docs(&["--check"])
 }
 
 /// Rewrites generated files.
 pub(crate) fn write(abi_compatible: bool) -> Result<()> {
-    let actual = Lock::of_source(&read(ABI)?)?;
+    let actual = Lock::of_source(&(read(ABI)? + &read(ABI_ZONE)?))?;
     let path = path(LOCK)?;
     if path.exists() && !abi_compatible {
         let locked = Lock::parse(&read(LOCK)?)?;
@@ -49,7 +51,7 @@ pub(crate) fn write(abi_compatible: bool) -> Result<()> {
 fn judge(locked: Lock, actual: Lock) -> Result<()> {
     if locked.version == actual.version && locked.hash != actual.hash {
         bail!(
-            "{ABI} changed, and ABI_VERSION is still {}. If old and new programs cannot share maps, raise ABI_VERSION \
+            "the module `abi` changed, and ABI_VERSION is still {}. If old and new programs cannot share maps, raise ABI_VERSION \
              and run `cargo xtask codegen`. If any mix of them works, because the change is in padding, or if no release \
              has this version yet, run `cargo xtask codegen --abi-compatible`",
             actual.version
@@ -89,7 +91,7 @@ impl Lock {
     fn text(self) -> String {
         let Self { version, hash } = self;
         format!(
-            "# Written by `cargo xtask codegen`: ABI_VERSION, and a hash of abi.rs without comments and spaces.\nversion = {version}\nhash = 0x{hash:016x}\n"
+            "# Written by `cargo xtask codegen`: ABI_VERSION, and a hash of the module `abi` without comments and spaces.\nversion = {version}\nhash = 0x{hash:016x}\n"
         )
     }
 }

@@ -9,7 +9,7 @@ use aya_ebpf::{
 use netpath_ebpf::{
     abi::HEAD_LEN,
     bits::opaque,
-    packet::{ETH_LEN, Frame, Head, Load, walk},
+    packet::{ETH_LEN, Frame, Head, Load, TAG_LEN, walk},
 };
 
 /// The first bytes of a frame: packet memory that was checked against its end, or a copy.
@@ -54,6 +54,8 @@ pub(crate) trait Context: Copy {
     fn data(&self) -> usize;
     /// Address behind the last linear byte.
     fn data_end(&self) -> usize;
+    /// Whether the frame is read as it lies there.
+    fn is_direct(&self) -> bool;
     /// Length of the frame, linear or not.
     fn length(&self) -> u32;
     /// Copies the first `length` bytes, at most [`HEAD_LEN`], to `to`.
@@ -98,7 +100,7 @@ impl<C: Context> Frame for Packet<C> {
     #[inline(always)]
     fn head<const N: usize>(&self) -> Option<Bytes> {
         let data = self.context.data();
-        if data + N <= self.context.data_end() {
+        if self.context.is_direct() && data + N <= self.context.data_end() {
             return Some(Bytes(data as *const u8));
         }
         self.copied()
@@ -118,32 +120,67 @@ impl<C: Context> Frame for Packet<C> {
 
 /// A TC context.
 #[derive(Clone, Copy)]
-pub(crate) struct Skb(pub *mut __sk_buff);
+pub(crate) struct Skb {
+    /// The context.
+    pub raw: *mut __sk_buff,
+    /// Bytes between the MACs and the ethertype that are not read: 0, or a VLAN tag that was accepted.
+    pub skip: u32,
+}
+
+impl Skb {
+    /// The frame as it is.
+    #[inline(always)]
+    pub(crate) fn new(raw: *mut __sk_buff) -> Self {
+        Self { raw, skip: 0 }
+    }
+}
 
 impl Context for Skb {
     #[inline(always)]
     fn data(&self) -> usize {
         // SAFETY: The context is valid for the whole run of the program.
-        unsafe { (*self.0).data as usize }
+        unsafe { (*self.raw).data as usize }
     }
     #[inline(always)]
     fn data_end(&self) -> usize {
         // SAFETY: As above.
-        unsafe { (*self.0).data_end as usize }
+        unsafe { (*self.raw).data_end as usize }
+    }
+    #[inline(always)]
+    fn is_direct(&self) -> bool {
+        self.skip == 0
     }
     #[inline(always)]
     fn length(&self) -> u32 {
         // SAFETY: As above.
-        unsafe { (*self.0).len }
+        unsafe { (*self.raw).len - self.skip }
     }
     #[inline(always)]
     fn copy(&self, to: *mut u8, length: u32) -> bool {
-        // SAFETY: `to` has room for `HEAD_LEN` bytes, `length` is at most that.
-        unsafe { bpf_skb_load_bytes(self.0.cast(), 0, to.cast(), length) == 0 }
+        if self.skip == 0 {
+            // SAFETY: `to` has room for `HEAD_LEN` bytes, `length` is at most that.
+            return unsafe { bpf_skb_load_bytes(self.raw.cast(), 0, to.cast(), length) == 0 };
+        }
+        copy_untagged(self.raw, to, length)
     }
     #[inline(always)]
     fn walk(&self, first: u8, end: u32) -> u64 {
-        walk_skb(self.0, first, end)
+        walk_skb(self.raw, first, end | self.skip << 24)
+    }
+}
+
+/// The two MACs, then what follows the tag.
+#[inline(always)]
+fn copy_untagged(skb: *mut __sk_buff, to: *mut u8, length: u32) -> bool {
+    const MACS: u32 = 12;
+    let rest = length - MACS;
+    if rest == 0 || rest > HEAD_LEN as u32 - MACS {
+        return false;
+    }
+    // SAFETY: `to` has room for `HEAD_LEN` bytes, and so for the MACs and at most that many less.
+    unsafe {
+        bpf_skb_load_bytes(skb.cast(), 0, to.cast(), MACS) == 0
+            && bpf_skb_load_bytes(skb.cast(), MACS + TAG_LEN, to.add(MACS as usize).cast(), rest) == 0
     }
 }
 
@@ -153,15 +190,21 @@ impl Load for Skb {
         let mut pair = [0; 2];
         // SAFETY: Two bytes are written to two bytes.
         let ok = unsafe {
-            bpf_skb_load_bytes(self.0.cast(), offset, pair.as_mut_ptr().cast(), size_of::<[u8; 2]>() as u32)
+            bpf_skb_load_bytes(
+                self.raw.cast(),
+                offset + self.skip,
+                pair.as_mut_ptr().cast(),
+                size_of::<[u8; 2]>() as u32,
+            )
         };
         if ok == 0 { Some(pair) } else { None }
     }
 }
 
+/// `skip` comes in the highest byte of `end`: a function of its own has few arguments to lose on the stack.
 #[inline(never)]
 fn walk_skb(skb: *mut __sk_buff, first: u8, end: u32) -> u64 {
-    walk(first, end, &Skb(skb))
+    walk(first, end & 0xff_ffff, &Skb { raw: skb, skip: end >> 24 })
 }
 
 /// An XDP context.
@@ -178,6 +221,10 @@ impl Context for Buff {
     fn data_end(&self) -> usize {
         // SAFETY: As above.
         unsafe { (*self.0).data_end as usize }
+    }
+    #[inline(always)]
+    fn is_direct(&self) -> bool {
+        true
     }
     #[inline(always)]
     fn length(&self) -> u32 {

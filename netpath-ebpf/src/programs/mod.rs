@@ -3,8 +3,9 @@
 mod account;
 mod frame;
 mod maps;
+mod sender;
 
-use account::{Drop, Size, counters, master_counters, report};
+use account::{Drop, Size, counters, master_counters, report, rule_counters};
 use aya_ebpf::{
     bindings::{__sk_buff, TC_ACT_SHOT, TC_ACT_UNSPEC, xdp_action, xdp_md},
     btf_maps::lpm_trie::Key,
@@ -13,17 +14,19 @@ use aya_ebpf::{
     programs::{TcContext, XdpContext},
 };
 use frame::{Buff, Context, Packet, Skb};
-use maps::{ENDPOINT_ROWS, MASTERS, SCRATCH, Scratch, ZONE_SLOTS, ZONE_TRIE_V4, ZONE_TRIE_V6, ZONE_WORDS};
+use maps::{
+    ENDPOINT_ROWS, MASTERS, PORTS, SCRATCH, Scratch, ZONE_SLOTS, ZONE_TRIE_V4, ZONE_TRIE_V6, ZONE_WORDS,
+};
 use netpath_ebpf::{
     abi::{
-        Endpoint, EndpointKey, Master, TrieKey4, TrieKey6, ZoneSlot, direction, endpoint_flags,
-        unknown_source, zone_word,
+        Endpoint, EndpointKey, Master, TrieKey4, TrieKey6, ZONE_PORT_SETS, ZoneSlot, direction,
+        endpoint_flags, zone_word,
     },
-    bits::{bytes4, bytes16},
-    drop_reason::DropReason,
+    bits::{bytes4, bytes16, opaque},
     packet::{self, Facts, Frame, Head},
-    verdict::{self, Fate, Rules},
+    verdict::{self, Decision, Fate, Rules, port_word},
 };
+use sender::{Offence, Stacked, View};
 
 /// Constants the loader writes before the programs are loaded, one set a master.
 mod globals {
@@ -31,12 +34,22 @@ mod globals {
     static MASTER: u32 = 0;
     #[unsafe(no_mangle)]
     static CPUS: u32 = 1;
+    #[unsafe(no_mangle)]
+    static HAVE_COOKIE: u32 = 0;
 
     /// Dense id of the master these programs sit on.
     #[inline(always)]
     pub(crate) fn master() -> u16 {
         // SAFETY: A static; volatile because the loader changes it after compilation.
         (unsafe { core::ptr::read_volatile(&raw const MASTER) }) as u16
+    }
+
+    /// Whether TC programs may ask for the cookie of a frame's network namespace (Linux 6.13). Where they may
+    /// not, the verifier removes the call as dead code.
+    #[inline(always)]
+    pub(crate) fn have_cookie() -> bool {
+        // SAFETY: As above.
+        unsafe { core::ptr::read_volatile(&raw const HAVE_COOKIE) != 0 }
     }
 
     /// CPUs that counters are laid out for.
@@ -75,6 +88,25 @@ impl Rules for Maps {
         let key = Key::new(160, TrieKey6 { slot, addr: bytes16(address) });
         ZONE_TRIE_V6.get(&key).copied().unwrap_or(0)
     }
+    #[inline(always)]
+    fn ports(&self, slot: u32, set: u32, protocol: u8, port: u16) -> u32 {
+        port_range(slot * ZONE_PORT_SETS + (set & (ZONE_PORT_SETS - 1)), u32::from(protocol), u32::from(port))
+    }
+}
+
+/// What row `index` of `ports` says of `protocol` and `port`; 0 = nothing.
+///
+/// A function of its own: few zones have ports, and eight ranges have no place in a verdict.
+#[inline(never)]
+fn port_range(index: u32, protocol: u32, port: u32) -> u32 {
+    let Some(set) = PORTS.get(index) else { return 0 };
+    for range in set {
+        let inside = u32::from(range.first) <= port && port <= u32::from(range.last);
+        if u32::from(range.protocol) == protocol && protocol != 0 && inside {
+            return port_word(range.verdicts, range.rule);
+        }
+    }
+    0
 }
 
 /// The Ethernet header: all that is read of a frame before its owner is known.
@@ -107,9 +139,9 @@ impl Ethernet {
 }
 
 #[inline(always)]
-fn endpoint(mac_raw: u64) -> Option<&'static Endpoint> {
+fn endpoint(master: u16, mac_raw: u64) -> Option<&'static Endpoint> {
     // The layout of `EndpointKey`: six bytes of MAC, then the master.
-    let raw = mac_raw | u64::from(globals::master()) << 48;
+    let raw = mac_raw | u64::from(master) << 48;
     // SAFETY: Both are eight plain bytes; a row is only ever replaced as a whole.
     unsafe { ENDPOINT_ROWS.get(core::mem::transmute::<u64, EndpointKey>(raw)) }
 }
@@ -171,16 +203,26 @@ fn is_hosts(row: &Endpoint, mac_raw: u64) -> bool {
     true
 }
 
-/// Judges and counts what `row` sent. True: it passes.
+/// Judges what `row` sent and counts it, a pass only where `counts`. True: it passes.
 #[inline(always)]
-fn sent(row: &Endpoint, ethernet: &Ethernet, scratch: *mut Scratch, size: Size) -> bool {
-    let reason = match verdict::is_judged(row) {
+fn sent(row: &Endpoint, ethernet: &Ethernet, scratch: *mut Scratch, size: Size, counts: bool) -> bool {
+    let decision = match verdict::is_judged(row) {
         true => verdict::egress(forgotten(scratch), row, &Maps),
-        false => 0,
+        false => Decision::PASS,
     };
+    let reason = decision.reason();
     let fate = verdict::fate(row.mode, reason);
     if fate == Fate::Drop && is_hosts(row, ethernet.source_raw) {
         return true;
+    }
+    if fate != Fate::Drop && !counts {
+        return true;
+    }
+    if let Some(rule) = decision.rule()
+        && let Some(count) = rule_counters(row.zone, rule)
+    {
+        count.tx_packets += size.packets;
+        count.tx_bytes += size.bytes;
     }
     if let Some(count) = counters(row.id) {
         match fate {
@@ -219,10 +261,11 @@ fn received(
     size: Size,
     claim: impl FnOnce() -> bool,
 ) -> bool {
-    let reason = match verdict::is_judged(row) {
+    let decision = match verdict::is_judged(row) {
         true => verdict::ingress(forgotten(scratch), row, &Maps),
-        false => 0,
+        false => Decision::PASS,
     };
+    let reason = decision.reason();
     let fate = verdict::fate(row.mode, reason);
     if fate == Fate::Drop && is_hosts(row, ethernet.destination_raw) {
         return true;
@@ -230,6 +273,12 @@ fn received(
     // What passes here unclaimed is counted by the next hook, audits included.
     if fate != Fate::Drop && !claim() {
         return true;
+    }
+    if let Some(rule) = decision.rule()
+        && let Some(count) = rule_counters(row.zone, rule)
+    {
+        count.rx_packets += size.packets;
+        count.rx_bytes += size.bytes;
     }
     if let Some(count) = counters(row.id) {
         match fate {
@@ -264,44 +313,107 @@ fn received(
 pub(crate) fn egress(ctx: TcContext) -> i32 {
     let skb = ctx.skb.skb;
     let Some(scratch) = scratch() else { return NEXT };
-    let frame = packet(Skb(skb), scratch);
-    let Some(ethernet) = Ethernet::read(&frame) else { return NEXT };
+    let whole = packet(Skb::new(skb), scratch);
+    let Some(mut ethernet) = Ethernet::read(&whole) else { return NEXT };
     // SAFETY: The context is valid.
     let (segments, bytes, tagged) = unsafe { ((*skb).gso_segs, (*skb).wire_len, (*skb).vlan_present != 0) };
     let size = Size { packets: u64::from(if segments == 0 { 1 } else { segments }), bytes: u64::from(bytes) };
-    if let Some(row) = endpoint(ethernet.source_raw) {
-        if verdict::is_judged(row) {
-            read(&frame, &ethernet, tagged, scratch);
+    let view = match endpoint(globals::master(), ethernet.source_raw) {
+        Some(row) => View { row, tagged, skip: 0, counts: true },
+        None => {
+            let Some(master) = MASTERS.get(u32::from(globals::master())) else { return NEXT };
+            if verdict::is_host(master, ethernet.source_raw) {
+                return match sender::borrowed_host_mac(skb, master, &ethernet) {
+                    Some(offence) => tell_offence(offence, &ethernet, frame_length(skb), scratch, size),
+                    None => host(size),
+                };
+            }
+            match sender::stacked(skb, master, &mut ethernet, tagged) {
+                Stacked::Policed(view) => view,
+                Stacked::Open => return host(size),
+                Stacked::No => return unknown(skb, master, &ethernet, scratch, size),
+            }
         }
-        return if sent(row, &ethernet, scratch, size) { NEXT } else { SHOT };
+    };
+    let row = view.row;
+    if let Some(offence) = sender::borrowed_mac(skb, row) {
+        return tell_offence(offence, &ethernet, frame_length(skb), scratch, size);
     }
-    let Some(master) = MASTERS.get(u32::from(globals::master())) else { return NEXT };
-    let Some(totals) = master_counters() else { return NEXT };
-    if verdict::is_host(master, ethernet.source_raw) {
+    if verdict::is_judged(row) {
+        // Hidden, or the program is laid out twice.
+        let skip = opaque(u64::from(view.skip)) as u32;
+        let frame = packet(Skb { raw: skb, skip }, scratch);
+        read(&frame, &ethernet, view.tagged, scratch);
+    }
+    if sent(row, &ethernet, scratch, size, view.counts) { NEXT } else { SHOT }
+}
+
+/// Counts a frame that is the host's own business.
+#[inline(always)]
+fn host(size: Size) -> i32 {
+    if let Some(totals) = master_counters() {
         totals.host_packets += size.packets;
-        return NEXT;
     }
-    unknown(master, &ethernet, frame.length(), scratch, size)
+    NEXT
+}
+
+#[inline(always)]
+fn frame_length(skb: *mut __sk_buff) -> u32 {
+    // SAFETY: The context is valid.
+    unsafe { (*skb).len }
 }
 
 /// A frame sent with a MAC that nobody owns.
 #[inline(always)]
-fn unknown(master: &Master, ethernet: &Ethernet, length: u32, scratch: *mut Scratch, size: Size) -> i32 {
-    let dropped = master.unknown_source == unknown_source::DROP;
-    if let Some(totals) = master_counters() {
+fn unknown(
+    skb: *mut __sk_buff,
+    master: &Master,
+    ethernet: &Ethernet,
+    scratch: *mut Scratch,
+    size: Size,
+) -> i32 {
+    let offence = sender::unknown_mac(skb, master, ethernet);
+    if offence.endpoint == 0
+        && let Some(totals) = master_counters()
+    {
+        match offence.fate() {
+            Fate::Drop => totals.unknown_dropped += size.packets,
+            Fate::Pass | Fate::Audit => totals.unknown_passed += size.packets,
+        }
+    }
+    tell_offence(offence, ethernet, frame_length(skb), scratch, size)
+}
+
+/// Counts and reports a frame whose source MAC is not its sender's.
+#[inline(always)]
+fn tell_offence(
+    offence: Offence,
+    ethernet: &Ethernet,
+    length: u32,
+    scratch: *mut Scratch,
+    size: Size,
+) -> i32 {
+    let dropped = offence.fate() == Fate::Drop;
+    if offence.endpoint != 0
+        && let Some(count) = counters(offence.endpoint)
+    {
         match dropped {
-            true => totals.unknown_dropped += size.packets,
-            false => totals.unknown_passed += size.packets,
+            true => count.tx_dropped += size.packets,
+            false => {
+                count.tx_packets += size.packets;
+                count.tx_bytes += size.bytes;
+                count.tx_audited += size.packets;
+            }
         }
     }
     // SAFETY: This CPU's map value.
     unsafe { (*scratch).facts.reset(ethernet.ethertype, length) };
     let drop = Drop {
         packets: size.packets,
-        endpoint: 0,
-        generation: 0,
+        endpoint: offence.endpoint,
+        generation: offence.generation,
         macs: ethernet.macs(),
-        reason: DropReason::UnknownSource as u8,
+        reason: offence.reason,
         direction: direction::TX,
         audited: u8::from(!dropped),
         pad: [0; 5],
@@ -315,7 +427,7 @@ fn unknown(master: &Master, ethernet: &Ethernet, length: u32, scratch: *mut Scra
 pub(crate) fn ingress(ctx: TcContext) -> i32 {
     let skb = ctx.skb.skb;
     let Some(scratch) = scratch() else { return NEXT };
-    let frame = packet(Skb(skb), scratch);
+    let frame = packet(Skb::new(skb), scratch);
     let Some(ethernet) = Ethernet::read(&frame) else { return NEXT };
     let Some(master) = MASTERS.get(u32::from(globals::master())) else { return NEXT };
     if ethernet.is_group() {
@@ -326,7 +438,7 @@ pub(crate) fn ingress(ctx: TcContext) -> i32 {
         }
         return NEXT;
     }
-    let receiver = endpoint(ethernet.destination_raw);
+    let receiver = endpoint(globals::master(), ethernet.destination_raw);
     if receiver.is_none() && verdict::is_host(master, ethernet.destination_raw) {
         if let Some(totals) = master_counters() {
             totals.host_packets += 1;
@@ -340,14 +452,22 @@ pub(crate) fn ingress(ctx: TcContext) -> i32 {
     if stamped && !tagged {
         return NEXT;
     }
-    let sender = if stamped { None } else { endpoint(ethernet.source_raw) };
+    let sender = if stamped { None } else { endpoint(globals::master(), ethernet.source_raw) };
     let size = received_size(skb);
+    // Only what pods of this node send each other still knows its socket here.
+    let offence = match sender {
+        Some(row) => sender::borrowed_mac(skb, row),
+        None => sender::forged_sibling(skb, &ethernet),
+    };
+    if let Some(offence) = offence {
+        return tell_offence(offence, &ethernet, frame_length(skb), scratch, size);
+    }
     let judged = receiver.is_some_and(verdict::is_judged) || sender.is_some_and(verdict::is_judged);
     if judged {
         read(&frame, &ethernet, tagged, scratch);
     }
     if let Some(row) = sender {
-        if !sent(row, &ethernet, scratch, size) {
+        if !sent(row, &ethernet, scratch, size, true) {
             return SHOT;
         }
     }
@@ -410,7 +530,9 @@ pub(crate) fn xdp(ctx: XdpContext) -> u32 {
     if ethernet.is_group() {
         return xdp_action::XDP_PASS;
     }
-    let Some(row) = endpoint(ethernet.destination_raw) else { return xdp_action::XDP_PASS };
+    let Some(row) = endpoint(globals::master(), ethernet.destination_raw) else {
+        return xdp_action::XDP_PASS;
+    };
     let Some(master) = MASTERS.get(u32::from(globals::master())) else { return xdp_action::XDP_PASS };
     let size = Size { packets: 1, bytes: u64::from(frame.length()) };
     if verdict::is_judged(row) {

@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv6Addr};
 use netpath_ebpf::{
     abi::{
         ENDPOINT_ADDRS, Endpoint, Prefix4, Prefix6, ZONE_INLINE, ZoneSlot, endpoint_flags, kind, mode,
-        zone_flags, zone_verdict,
+        word_place, zone_flags, zone_verdict,
     },
     bits::{bytes4, bytes16},
     drop_reason::DropReason,
@@ -93,16 +93,7 @@ pub(crate) struct Image {
 impl Image {
     /// `zone` laid out.
     pub(crate) fn new(zone: &Zone, layout: Layout) -> Self {
-        let mut slot = ZoneSlot {
-            generation: 1,
-            flags: 0,
-            egress_v4: 0,
-            ingress_v4: 0,
-            egress_v6: 0,
-            ingress_v6: 0,
-            v4: [Prefix4::NONE; ZONE_INLINE],
-            v6: [Prefix6::NONE; ZONE_INLINE],
-        };
+        let mut slot = ZoneSlot { generation: 1, flags: 0, ..ZoneSlot::EMPTY };
         let (mut v4, mut v6) = (Vec::new(), Vec::new());
         for rule in &zone.rules {
             let length = u32::from(rule.length);
@@ -127,8 +118,7 @@ impl Image {
             for (i, (length, net, bits)) in v4.into_iter().enumerate() {
                 let mask = u32::MAX.checked_shl(32 - length).unwrap_or(0).to_be_bytes();
                 image.slot.v4[i] = Prefix4 { net, mask };
-                image.slot.egress_v4 |= u8::from(bits & zone_verdict::EGRESS != 0) << i;
-                image.slot.ingress_v4 |= u8::from(bits & zone_verdict::INGRESS != 0) << i;
+                image.slot.words_v4[word_place(i)] = bits;
             }
         }
         if layout == Layout::Tries || v6.len() > ZONE_INLINE {
@@ -138,8 +128,7 @@ impl Image {
             for (i, (length, net, bits)) in v6.into_iter().enumerate() {
                 let mask = u128::MAX.checked_shl(128 - length).unwrap_or(0).to_be_bytes();
                 image.slot.v6[i] = Prefix6 { net, mask };
-                image.slot.egress_v6 |= u8::from(bits & zone_verdict::EGRESS != 0) << i;
-                image.slot.ingress_v6 |= u8::from(bits & zone_verdict::INGRESS != 0) << i;
+                image.slot.words_v6[word_place(i)] = bits;
             }
         }
         image
@@ -208,6 +197,9 @@ impl Rules for Maps<'_> {
         });
         around.max_by_key(|row| row.0).map_or(0, |row| row.2)
     }
+    fn ports(&self, _slot: u32, _set: u32, _protocol: u8, _port: u16) -> u32 {
+        unreachable!("no zone of the table has ports")
+    }
 }
 
 /// What `verdict.rs` says of a frame, with other bytes behind its end each time.
@@ -226,8 +218,8 @@ pub(crate) fn verdict(
         let slice = Slice { bytes: frame, behind };
         read(&slice, u16::from_be_bytes([frame[12], frame[13]]), tagged, &mut facts);
         let reason = match way {
-            Way::Egress => verdict::egress(&facts, row, &Maps(image)),
-            Way::Ingress => verdict::ingress(&facts, row, &Maps(image)),
+            Way::Egress => verdict::egress(&facts, row, &Maps(image)).reason(),
+            Way::Ingress => verdict::ingress(&facts, row, &Maps(image)).reason(),
         };
         let reason = (reason != 0).then(|| DropReason::from_number(reason).expect("a reason"));
         assert_eq!(

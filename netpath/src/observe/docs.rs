@@ -37,6 +37,7 @@ fn directions(reason: DropReason) -> &'static str {
         | DropReason::SourceArp
         | DropReason::SourceNd
         | DropReason::RouterGuard
+        | DropReason::SourceMac
         | DropReason::UnknownSource => "sent",
         DropReason::Malformed
         | DropReason::Ethertype
@@ -46,6 +47,7 @@ fn directions(reason: DropReason) -> &'static str {
         | DropReason::ExtensionHeader
         | DropReason::LinkLocal
         | DropReason::ZoneDeny
+        | DropReason::Fragment
         | DropReason::ZoneNotLoaded => "sent, received",
     }
 }

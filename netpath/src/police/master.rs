@@ -182,6 +182,8 @@ fn nobody() -> Master {
         host_macs: [[0; 8]; HOST_MACS],
         name: [0; 16],
         object: 0,
+        flags: 0,
+        pad: 0,
     }
 }
 
@@ -388,4 +390,4 @@ pub fn ahead(name: &str, states: &[attach::HookState]) -> Vec<(Hook, Vec<String>
     found
 }
 
-const _: () = assert!(ABI_VERSION == 1, "uninstall must know how to remove the pins of older versions");
+const _: () = assert!(ABI_VERSION == 2, "uninstall must know how to remove the pins of older versions");

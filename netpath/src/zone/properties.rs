@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnetwork::IpNetwork;
-use netpath_ebpf::abi::{TrieKey4, TrieKey6, ZoneSlot, zone_flags, zone_verdict};
+use netpath_ebpf::abi::{TrieKey4, TrieKey6, ZONE_INLINE, ZoneSlot, word_place, zone_flags, zone_verdict};
 use proptest::prelude::*;
 
 use super::entry::tests::entry;
@@ -65,24 +65,32 @@ fn interpret(slot: &ZoneSlot, image: &ZoneImage, row: u32, address: IpAddr) -> (
             image.trie6(row).into_iter().map(entry).collect()
         }
     };
-    let (egress_bits, ingress_bits) = match address {
-        IpAddr::V4(_) => (slot.egress_v4, slot.ingress_v4),
-        IpAddr::V6(_) => (slot.egress_v6, slot.ingress_v6),
+    let (words, near, near_word) = match address {
+        IpAddr::V4(_) => {
+            (slot.words_v4, (slot.near_v4.net.to_vec(), slot.near_v4.mask.to_vec()), slot.near_word_v4)
+        }
+        IpAddr::V6(_) => {
+            (slot.words_v6, (slot.near_v6.net.to_vec(), slot.near_v6.mask.to_vec()), slot.near_word_v6)
+        }
     };
-    let (egress, ingress) = if slot.flags & trie != 0 {
+    let holds = |net: &[u8], mask: &[u8]| {
+        bytes.iter().zip(mask).map(|(byte, mask)| byte & mask).eq(net.iter().copied())
+    };
+    let word = if slot.flags & trie != 0 {
         let hit = entries
             .iter()
             .filter(|(length, slot, addr, _)| *slot == row && same_head(addr, &bytes, length - 32))
             .max_by_key(|(length, ..)| *length);
-        let verdicts = hit.map_or(0, |(.., verdicts)| *verdicts);
-        (verdicts & zone_verdict::EGRESS != 0, verdicts & zone_verdict::INGRESS != 0)
+        hit.map_or(0, |(.., verdicts)| *verdicts)
     } else {
         assert!(entries.is_empty(), "a family is inline or a trie, not both");
-        let hit = inline.iter().position(|(net, mask)| {
-            bytes.iter().zip(mask).map(|(byte, mask)| byte & mask).eq(net.iter().copied())
-        });
-        hit.map_or((false, false), |i| (egress_bits >> i & 1 == 1, ingress_bits >> i & 1 == 1))
+        let hit = inline.iter().position(|(net, mask)| holds(net, mask));
+        words[word_place(hit.unwrap_or(ZONE_INLINE))]
     };
+    if holds(&near.0, &near.1) {
+        assert_eq!(near_word, word, "the near prefix says what the search says");
+    }
+    let (egress, ingress) = (word & zone_verdict::EGRESS != 0, word & zone_verdict::INGRESS != 0);
     (egress, ingress || slot.flags & zone_flags::INGRESS_ANY != 0)
 }
 

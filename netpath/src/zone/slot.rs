@@ -2,12 +2,13 @@
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
-use ipnetwork::{Ipv4Network, Ipv6Network};
+use ipnetwork::{IpNetwork, Ipv4Network, Ipv6Network};
 use netpath_ebpf::abi::{
-    Prefix4, Prefix6, TrieKey4, TrieKey6, ZONE_INLINE, ZoneSlot, zone_flags, zone_verdict,
+    Prefix4, Prefix6, TrieKey4, TrieKey6, ZoneSlot, word_place, zone_flags, zone_verdict,
 };
 
 use super::ZoneImage;
+use super::prefix::covers;
 
 /// An entry of `zone_trie_v4` or `zone_trie_v6`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,28 +51,25 @@ const SLOT_BITS: u32 = 32;
 impl ZoneImage {
     /// The slot of this image as the zone's `generation`. A family that is a trie leaves its list empty.
     pub fn slot(&self, generation: u64) -> ZoneSlot {
-        let mut slot = ZoneSlot {
-            generation,
-            flags: self.flags,
-            egress_v4: 0,
-            ingress_v4: 0,
-            egress_v6: 0,
-            ingress_v6: 0,
-            v4: [Prefix4::NONE; ZONE_INLINE],
-            v6: [Prefix6::NONE; ZONE_INLINE],
-        };
+        let mut slot = ZoneSlot { generation, flags: self.flags, ..ZoneSlot::EMPTY };
+        if let Some(&(prefix, word)) = near(&self.v4) {
+            slot.near_v4 = prefix4(prefix);
+            slot.near_word_v4 = word;
+        }
+        if let Some(&(prefix, word)) = near(&self.v6) {
+            slot.near_v6 = prefix6(prefix);
+            slot.near_word_v6 = word;
+        }
         if self.flags & zone_flags::TRIE_V4 == 0 {
-            for (index, (prefix, verdicts)) in self.v4.iter().enumerate() {
-                slot.v4[index] = Prefix4 { net: prefix.network().octets(), mask: prefix.mask().octets() };
-                set(&mut slot.egress_v4, index, verdicts & zone_verdict::EGRESS);
-                set(&mut slot.ingress_v4, index, verdicts & zone_verdict::INGRESS);
+            for (index, (prefix, word)) in self.v4.iter().enumerate() {
+                slot.v4[index] = prefix4(*prefix);
+                slot.words_v4[word_place(index)] = *word;
             }
         }
         if self.flags & zone_flags::TRIE_V6 == 0 {
-            for (index, (prefix, verdicts)) in self.v6.iter().enumerate() {
-                slot.v6[index] = Prefix6 { net: prefix.network().octets(), mask: prefix.mask().octets() };
-                set(&mut slot.egress_v6, index, verdicts & zone_verdict::EGRESS);
-                set(&mut slot.ingress_v6, index, verdicts & zone_verdict::INGRESS);
+            for (index, (prefix, word)) in self.v6.iter().enumerate() {
+                slot.v6[index] = prefix6(*prefix);
+                slot.words_v6[word_place(index)] = *word;
             }
         }
         slot
@@ -128,21 +126,29 @@ impl ZoneImage {
     }
 }
 
-fn set(bits: &mut u8, index: usize, verdict: u32) {
-    if verdict != 0 {
-        *bits |= 1 << index;
-    }
+fn prefix4(prefix: Ipv4Network) -> Prefix4 {
+    Prefix4 { net: prefix.network().octets(), mask: prefix.mask().octets() }
 }
 
-fn verdicts(egress: u8, ingress: u8, index: usize) -> u32 {
-    let mut verdicts = 0;
-    if egress >> index & 1 == 1 {
-        verdicts |= zone_verdict::EGRESS;
-    }
-    if ingress >> index & 1 == 1 {
-        verdicts |= zone_verdict::INGRESS;
-    }
-    verdicts
+fn prefix6(prefix: Ipv6Network) -> Prefix6 {
+    Prefix6 { net: prefix.network().octets(), mask: prefix.mask().octets() }
+}
+
+/// The widest prefix that may be sent to and in which no longer one lies: what it holds needs no search.
+fn near<P: Copy + Ord + Into<IpNetwork>>(list: &[(P, u32)]) -> Option<&(P, u32)> {
+    // By address, the shorter first: if a longer one lies in a prefix, the next in this order does.
+    let mut ordered: Vec<&(P, u32)> = list.iter().collect();
+    let key = |entry: &(P, u32)| {
+        let network: IpNetwork = entry.0.into();
+        (network.network(), network.prefix())
+    };
+    ordered.sort_by_key(|entry| key(entry));
+    let next = ordered.iter().skip(1).map(Some).chain([None]);
+    let alone = ordered.iter().zip(next).filter(|((prefix, _), next)| {
+        next.is_none_or(|(inner, _)| !covers((*prefix).into(), (*inner).into()))
+    });
+    let open = alone.map(|(entry, _)| *entry).filter(|(_, word)| word & zone_verdict::EGRESS != 0);
+    open.min_by_key(|entry| (key(entry).1, key(entry).0))
 }
 
 fn inline4(slot: &ZoneSlot) -> Result<Vec<(Ipv4Network, u32)>, SlotError> {
@@ -150,9 +156,7 @@ fn inline4(slot: &ZoneSlot) -> Result<Vec<(Ipv4Network, u32)>, SlotError> {
     used.map(|(index, entry)| {
         let (net, mask) = (Ipv4Addr::from(entry.net), Ipv4Addr::from(entry.mask));
         match Ipv4Network::with_netmask(net, mask) {
-            Ok(prefix) if prefix.network() == net => {
-                Ok((prefix, verdicts(slot.egress_v4, slot.ingress_v4, index)))
-            }
+            Ok(prefix) if prefix.network() == net => Ok((prefix, slot.words_v4[word_place(index)])),
             _ => Err(SlotError::Inline { family: "IPv4", index }),
         }
     })
@@ -164,9 +168,7 @@ fn inline6(slot: &ZoneSlot) -> Result<Vec<(Ipv6Network, u32)>, SlotError> {
     used.map(|(index, entry)| {
         let (net, mask) = (Ipv6Addr::from(entry.net), Ipv6Addr::from(entry.mask));
         match Ipv6Network::with_netmask(net, mask) {
-            Ok(prefix) if prefix.network() == net => {
-                Ok((prefix, verdicts(slot.egress_v6, slot.ingress_v6, index)))
-            }
+            Ok(prefix) if prefix.network() == net => Ok((prefix, slot.words_v6[word_place(index)])),
             _ => Err(SlotError::Inline { family: "IPv6", index }),
         }
     })
@@ -212,12 +214,18 @@ mod tests {
         assert_eq!(slot.v4[1], Prefix4 { net: [10, 12, 34, 0], mask: [255, 255, 255, 0] });
         assert_eq!(slot.v4[2], Prefix4 { net: [172, 16, 5, 0], mask: [255, 255, 255, 0] });
         assert_eq!(slot.v4[3..], [Prefix4::NONE; 5]);
-        assert_eq!((slot.egress_v4, slot.ingress_v4), (0b110, 0b010));
+        let words = |words: [u32; 16], count: usize| -> Vec<u32> {
+            (0..count).map(|index| words[word_place(index)]).collect()
+        };
+        assert_eq!(words(slot.words_v4, 9), [0, 3, 1, 0, 0, 0, 0, 0, 0]);
+        // The local /24 has a longer prefix in it.
+        assert_eq!((slot.near_v4, slot.near_word_v4), (slot.v4[2], 1));
         let (mut net, mut mask) = ([0; 16], [0; 16]);
         (net[0], mask[0], mask[1]) = (0xfd, 0xff, 0xff);
         assert_eq!(slot.v6[0], Prefix6 { net, mask });
         assert_eq!(slot.v6[1..], [Prefix6::NONE; 7]);
-        assert_eq!((slot.egress_v6, slot.ingress_v6), (0b1, 0b0));
+        assert_eq!(words(slot.words_v6, 9), [1, 0, 0, 0, 0, 0, 0, 0, 0]);
+        assert_eq!((slot.near_v6, slot.near_word_v6), (slot.v6[0], 1));
     }
 
     /// `0.0.0.0/0` has the mask of an unused entry and must not be one.

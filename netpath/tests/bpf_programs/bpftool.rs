@@ -27,7 +27,7 @@ fn map_dump_prints_field_names() {
     node.add(POD_MAC, Setup::Dual, Layout::Fit);
     assert!(!node.passes(Hook::Egress, &v4(POD4, FAR4, udp(1, 2)).frame()));
     for (map, fields) in [
-        ("meta", &["\"abi_version\": 1", "\"cpus\"", "\"last_endpoint_id\"", "\"zone_rows\""][..]),
+        ("meta", &["\"abi_version\": 2", "\"cpus\"", "\"last_endpoint_id\"", "\"zone_rows\""][..]),
         (
             "masters",
             &["\"netns_cookie\"", "\"ifindex\": 7", "\"unknown_source\"", "\"host_macs\"", "\"object\""],
@@ -48,7 +48,7 @@ fn map_dump_prints_field_names() {
         ("zone_words", &["\"value\": 1"]),
         (
             "zone_slots",
-            &["\"generation\"", "\"flags\"", "\"egress_v4\"", "\"ingress_v6\"", "\"net\"", "\"mask\""],
+            &["\"generation\"", "\"flags\"", "\"near_v4\"", "\"words_v6\"", "\"net\"", "\"mask\""],
         ),
         ("zone_info", &["\"name\"", "\"digest\"", "\"flipped_ns\""]),
         ("zone_trie_v4", &["\"slot\"", "\"addr\"", "\"value\": 3"]),

@@ -257,6 +257,8 @@ pub(crate) fn master(unknown_source: u8) -> Master {
         host_macs,
         name: *b"eno1\0\0\0\0\0\0\0\0\0\0\0\0",
         object: 1,
+        flags: 0,
+        pad: 0,
     }
 }
 

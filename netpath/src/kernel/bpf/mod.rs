@@ -81,6 +81,12 @@ pub enum BpfError {
         /// Why.
         source: Box<EbpfError>,
     },
+    /// The kernel did not say what its programs may do.
+    #[error("cannot find out whether programs may ask for a frame's network namespace")]
+    Probe {
+        /// Why.
+        source: Box<aya::programs::ProgramError>,
+    },
     /// One program was refused.
     #[error("the kernel refused program `{program}`")]
     Program {

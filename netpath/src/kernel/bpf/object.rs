@@ -5,7 +5,12 @@ use std::{
     path::Path,
 };
 
-use aya::{Ebpf, EbpfLoader, programs::Program};
+use aya::{
+    Ebpf, EbpfLoader,
+    programs::{Program, ProgramType},
+    sys::{BpfHelper, is_helper_supported},
+};
+use netpath_ebpf::abi::{MAX_MASTERS, ZONE_PORT_SETS, ZONE_RULES};
 use serde::Deserialize;
 
 use super::{
@@ -79,14 +84,19 @@ pub fn maps(pins: &Path, settings: &Settings) -> Result<Maps, BpfError> {
 pub fn load(pins: &Path, settings: &Settings, master: u16, cpus: u32) -> Result<Ebpf, BpfError> {
     let master = u32::from(master);
     let mut loader = EbpfLoader::new();
-    loader.override_global("MASTER", &master, true).override_global("CPUS", &cpus, true);
+    let have_cookie = u32::from(has_netns_cookie()?);
+    loader.override_global("MASTER", &master, true).override_global("CPUS", &cpus, true).override_global(
+        "HAVE_COOKIE",
+        &have_cookie,
+        true,
+    );
     for name in NAMES {
         loader.map_pin_path(name, pin_of(pins, name));
     }
     // Row 0 of each table is nobody's.
     let endpoints = settings.endpoints + 1;
     let zones = settings.zones + 1;
-    let masters = netpath_ebpf::abi::MAX_MASTERS;
+    let masters = MAX_MASTERS;
     for (name, rows) in [
         ("endpoints", settings.endpoints),
         ("owners", endpoints),
@@ -99,11 +109,28 @@ pub fn load(pins: &Path, settings: &Settings, master: u16, cpus: u32) -> Result<
         ("zone_slots", 2 * zones),
         ("zone_trie_v4", settings.prefixes),
         ("zone_trie_v6", settings.prefixes),
+        ("ports", 2 * zones * ZONE_PORT_SETS),
+        ("rules", zones * ZONE_RULES),
+        ("rule_counters", zones * ZONE_RULES * cpus),
+        ("rule_bases", zones * ZONE_RULES),
+        ("cookies", settings.endpoints),
+        ("claims_v4", settings.prefixes),
+        ("claims_v6", settings.prefixes),
+        ("rejects", endpoints),
+        ("bases", endpoints),
+        ("master_bases", masters),
         ("events", settings.event_bytes),
     ] {
         loader.map_max_entries(name, rows);
     }
     loader.load(bytes()?).map_err(|source| BpfError::Load { source: Box::new(source) })
+}
+
+/// Whether TC programs may ask whose socket a frame comes from: Linux 6.13 and newer. Found out by loading one
+/// that does.
+pub fn has_netns_cookie() -> Result<bool, BpfError> {
+    is_helper_supported(ProgramType::SchedClassifier, BpfHelper::BPF_FUNC_get_netns_cookie)
+        .map_err(|source| BpfError::Probe { source: Box::new(source) })
 }
 
 /// What the kernel's verifier said of a program.
@@ -119,8 +146,10 @@ pub struct Verified {
 
 /// Loads every program into maps of this process alone and says what the verifier made of it.
 pub fn verify() -> Result<Vec<Verified>, BpfError> {
-    let mut object =
-        EbpfLoader::new().load(bytes()?).map_err(|source| BpfError::Load { source: Box::new(source) })?;
+    let have_cookie = u32::from(has_netns_cookie()?);
+    let mut loader = EbpfLoader::new();
+    loader.override_global("HAVE_COOKIE", &have_cookie, true);
+    let mut object = loader.load(bytes()?).map_err(|source| BpfError::Load { source: Box::new(source) })?;
     let mut found = Vec::new();
     for hook in Hook::ALL {
         let refused = |source| BpfError::Program { program: hook.name(), source: Box::new(source) };
