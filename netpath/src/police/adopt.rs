@@ -2,7 +2,7 @@
 
 use netpath_ebpf::abi::{EndpointKey, mode};
 
-use super::{PoliceError, Wanted, content, neighbours};
+use super::{PoliceError, Wanted, content, identity, neighbours};
 use crate::{
     kernel::bpf::maps::Maps,
     root::Root,
@@ -58,6 +58,7 @@ pub(super) fn adopt(
         None => {}
     }
     let row = maps.add_endpoint(EndpointKey::new(master, mac.bytes()), row)?;
+    identity::enter(maps, master, &row)?;
     record.endpoint = Some(state::Endpoint { id: row.id, generation: row.generation });
     record.master = record.master.map(|old| Master { id: Some(master.into()), ..old });
     Ok(Records::new(root).write(&record)?)

@@ -2,7 +2,7 @@
 
 use netpath_ebpf::abi::{Endpoint, EndpointKey, kind, mode};
 
-use super::{PoliceError, content, image};
+use super::{PoliceError, content, identity, image};
 use crate::{
     kernel::bpf::maps::Maps,
     root::Root,
@@ -98,6 +98,11 @@ pub fn apply(
         if fresh != *row {
             maps.set_endpoint(*key, &fresh)?;
         }
+    }
+    let mut masters: Vec<u16> = running.iter().map(|(_, key, _)| key.master).collect();
+    masters.dedup();
+    for master in masters {
+        identity::refresh(maps, master)?;
     }
     if let Some((_, id)) = done.last() {
         applied.generation = maps.zone(*id)?.map(|row| row.slot.generation);

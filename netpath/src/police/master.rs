@@ -2,9 +2,11 @@
 
 use std::{fs, path::Path};
 
-use netpath_ebpf::abi::{ABI_VERSION, Endpoint, EndpointKey, HOST_MACS, Master, kind, mode, unknown_source};
+use netpath_ebpf::abi::{
+    ABI_VERSION, Endpoint, EndpointKey, HOST_MACS, Master, kind, master_flags, mode, unknown_source,
+};
 
-use super::{PoliceError, adopt, settings};
+use super::{PoliceError, adopt, identity, settings};
 use crate::{
     kernel::{
         bpf::{
@@ -19,7 +21,7 @@ use crate::{
     },
     root::Root,
     spec::Mac,
-    zone::{MasterEntry, Promisc, Tc, UnknownSource, Xdp},
+    zone::{MasterEntry, Promisc, Tc, Xdp},
 };
 
 /// A master as found: the link, and the administrator's word on it.
@@ -137,18 +139,29 @@ fn put_in_place(
     let Attached { id, host_macs: found, maps, changes } = attached;
     let (id, pins) = (*id, root.pins());
     let states = attach::inspect(&pins, id, link.index)?;
-    let host_macs = host_macs(node, link)?;
+    let links = node.links()?;
+    let host_macs = host_macs(link, &links)?;
     found.clone_from(&host_macs);
-    let mut row = before.unwrap_or_else(|| fresh_row(link, netns::cookie().unwrap_or(0)));
+    let cookie = netns::cookie().unwrap_or(0);
+    let mut row = before.unwrap_or_else(|| fresh_row(link, cookie));
     (row.host_macs, row.host_mac_count) = mac_list(&host_macs);
-    row.unknown_source = unknown(entry);
+    row.flags = with(row.flags, master_flags::DEDICATED, entry.is_some_and(MasterEntry::dedicated));
     row.mtu = u16::try_from(link.mtu).unwrap_or(u16::MAX);
     if before != Some(row) {
         maps.set_master(id, &row)?;
     }
+    if links.iter().any(|link| link.vlan_id.is_some()) || row.flags & master_flags::VLANS != 0 {
+        identity::refresh_vlans(maps, cookie, &links)?;
+        row.flags = maps.master(id)?.flags;
+    }
     // A NIC may come back under its old index: the row is there, and nothing of it holds for the new one.
     if row.object == 0 || !states.iter().any(|state| state.live) {
         census(root, maps, node, id, link.index, &host_macs)?;
+    }
+    let unknown = identity::unknown(maps, node, link, id, &host_macs, entry)?;
+    if unknown != row.unknown_source {
+        row.unknown_source = unknown;
+        maps.set_master(id, &row)?;
     }
     let host_macs: Vec<_> = host_macs.iter().map(|mac| mac.bytes()).collect();
     let target = Target {
@@ -230,6 +243,10 @@ fn stamp() -> u64 {
     }
 }
 
+fn with(flags: u32, bit: u32, set: bool) -> u32 {
+    if set { flags | bit } else { flags & !bit }
+}
+
 fn mac_list(macs: &[Mac]) -> ([[u8; 8]; HOST_MACS], u8) {
     let mut list = [[0; 8]; HOST_MACS];
     for (slot, mac) in list.iter_mut().zip(macs) {
@@ -240,14 +257,14 @@ fn mac_list(macs: &[Mac]) -> ([[u8; 8]; HOST_MACS], u8) {
 
 /// The MACs the host sends with on a master: its own, its permanent one, its controller's (bridge, bond),
 /// and those of its upper devices in this namespace.
-fn host_macs(node: &mut Netlink, link: &Link) -> Result<Vec<Mac>, PoliceError> {
+fn host_macs(link: &Link, links: &[Link]) -> Result<Vec<Mac>, PoliceError> {
     let own = link.mac.ok_or_else(|| PoliceError::NoMac { master: link.name.clone() })?;
     let mut macs = vec![own];
     macs.extend(link.permanent_mac);
     if let Some(controller) = link.controller {
-        macs.extend(node.link_by_index(controller)?.mac);
+        macs.extend(links.iter().find(|link| link.index == controller).and_then(|link| link.mac));
     }
-    macs.extend(node.uppers(link.index)?.into_iter().filter_map(|upper| upper.mac));
+    macs.extend(links.iter().filter(|upper| upper.is_upper_of(link.index)).filter_map(|upper| upper.mac));
     let mut unique: Vec<Mac> = Vec::new();
     for mac in macs {
         if !unique.contains(&mac) && mac.bytes() != [0; 6] {
@@ -311,14 +328,6 @@ fn foreign() -> Endpoint {
         v6: Default::default(),
         link_local: [0; 16],
         gateway_v6: [0; 16],
-    }
-}
-
-/// `auto` is `audit` as long as nothing proves that every upper device is known.
-fn unknown(entry: Option<&MasterEntry>) -> u8 {
-    match entry.map(MasterEntry::unknown_source) {
-        Some(UnknownSource::Drop) => unknown_source::DROP,
-        Some(UnknownSource::Auto | UnknownSource::Audit) | None => unknown_source::AUDIT,
     }
 }
 

@@ -5,6 +5,7 @@
 
 mod adopt;
 mod apply;
+mod identity;
 mod master;
 mod neighbours;
 mod row;

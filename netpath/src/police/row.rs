@@ -7,7 +7,7 @@ use netpath_ebpf::abi::{
     ENDPOINT_ADDRS, Endpoint, EndpointKey, TrieKey4, TrieKey6, endpoint_flags, kind, mode,
 };
 
-use super::{Attached, PoliceError, neighbours};
+use super::{Attached, PoliceError, identity, neighbours};
 use crate::{
     kernel::{
         bpf::{attach, maps::Maps, zones::ZoneContent},
@@ -163,7 +163,9 @@ pub fn enter(
         let image = compile(zone);
         row.zone = maps.ensure_zone(wanted.network, image.digest(wanted.network), &content(&image))?;
     }
-    Ok(maps.add_endpoint(key, row)?)
+    let row = maps.add_endpoint(key, row)?;
+    identity::enter(maps, attached.id, &row)?;
+    Ok(row)
 }
 
 /// Refuses addresses of a policed interface that a living attachment has. IPAM was told of them too, but
@@ -200,12 +202,14 @@ pub fn readdress(root: &Root, master: u16, id: u32, wanted: &Wanted<'_>) -> Resu
     };
     refuse_addresses(root, &maps, key, wanted)?;
     let row = Endpoint { id, generation: old.generation, zone: old.zone, ..wanted.row()? };
-    Ok(maps.set_endpoint(key, &row)?)
+    maps.set_endpoint(key, &row)?;
+    Ok(identity::refresh(&mut maps, master)?)
 }
 
 /// Takes the row of an attachment out of force. The caller holds the lock.
 pub fn leave(maps: &mut Maps, master: u16, mac: Mac, id: u32) -> Result<(), PoliceError> {
-    Ok(maps.remove_endpoint(EndpointKey::new(master, mac.bytes()), id)?)
+    maps.remove_endpoint(EndpointKey::new(master, mac.bytes()), id)?;
+    Ok(identity::refresh(maps, master)?)
 }
 
 /// Checks that an attachment is policed: programs attached, row and zone in force.

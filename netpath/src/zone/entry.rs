@@ -121,6 +121,7 @@ pub struct MasterEntry {
     pod_namespaces: Option<Vec<String>>,
     types: Option<Vec<String>>,
     unknown_source: UnknownSource,
+    dedicated: bool,
     xdp: Xdp,
     promisc: Promisc,
     tc: Tc,
@@ -146,6 +147,11 @@ impl MasterEntry {
     /// Whether frames of unknown source are dropped.
     pub fn unknown_source(&self) -> UnknownSource {
         self.unknown_source
+    }
+
+    /// Whether the NIC serves attachments alone: then even a host's MAC is no excuse for a pod's frame.
+    pub fn dedicated(&self) -> bool {
+        self.dedicated
     }
 
     /// Whether XDP is attached.
@@ -223,6 +229,7 @@ impl MasterEntry {
             "podNamespaces",
             "types",
             "unknownSource",
+            "dedicatedMaster",
             "xdp",
             "promisc",
             "tc",
@@ -258,6 +265,7 @@ impl MasterEntry {
                     ],
                 )?
                 .unwrap_or(UnknownSource::Auto),
+            dedicated: fields.flag("dedicatedMaster")?.unwrap_or(false),
             xdp: fields.choice("xdp", &[("off", Xdp::Off), ("native", Xdp::Native)])?.unwrap_or(Xdp::Off),
             promisc: fields
                 .choice("promisc", &[("auto", Promisc::Auto), ("on", Promisc::On), ("off", Promisc::Off)])?
@@ -315,6 +323,7 @@ pub(super) mod tests {
         assert_eq!(entry.unknown_source(), UnknownSource::Auto);
         assert_eq!((entry.xdp(), entry.promisc(), entry.tc()), (Xdp::Off, Promisc::Auto, Tc::Auto));
         assert_eq!((entry.zone(), entry.subnets(), entry.wide_prefixes()), (None, None, false));
+        assert!(!entry.dedicated());
     }
 
     #[test]

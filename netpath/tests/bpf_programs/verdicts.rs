@@ -192,6 +192,8 @@ fn every_drop_reason_is_reached_where_the_table_says() {
     let expected: BTreeMap<_, BTreeSet<_>> =
         REACHED.iter().map(|(reason, hooks)| (*reason, hooks.iter().copied().collect())).collect();
     assert_eq!(reached, expected);
-    assert_eq!(reached.keys().copied().collect::<Vec<_>>(), DropReason::ALL);
+    // That a MAC is borrowed takes a cookie to tell: the tests of `sender`.
+    let here = DropReason::ALL.iter().filter(|reason| **reason != DropReason::SourceMac);
+    assert!(reached.keys().eq(here));
     assert_eq!(node.drops(0).tx_dropped[slot(DropReason::UnknownSource)], 1);
 }

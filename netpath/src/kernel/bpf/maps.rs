@@ -12,8 +12,8 @@ use aya::{
     maps::{Array, HashMap, LpmTrie, Map, MapData, MapError},
 };
 use netpath_ebpf::abi::{
-    ABI_VERSION, Budget, Counters, DropCounters, Endpoint, EndpointKey, Master, MasterCounters, Meta, Owner,
-    REASON_SLOTS, TrieKey4, TrieKey6, ZoneInfo, ZoneSlot,
+    ABI_VERSION, Base, Budget, CookieKey, CookieOwner, Counters, DropCounters, Endpoint, EndpointKey, Master,
+    MasterCounters, Meta, Owner, REASON_SLOTS, TrieKey4, TrieKey6, VlanKey, ZoneInfo, ZoneSlot,
 };
 
 use super::sys::Mapped;
@@ -98,7 +98,10 @@ macro_rules! plain {
     ($($name:ty),+) => { $(impl Plain for $name {})+ };
 }
 plain!(
+    Base,
     Budget,
+    CookieKey,
+    CookieOwner,
     Counters,
     DropCounters,
     Endpoint,
@@ -109,6 +112,7 @@ plain!(
     Owner,
     TrieKey4,
     TrieKey6,
+    VlanKey,
     ZoneInfo,
     ZoneSlot,
     u32
@@ -131,6 +135,10 @@ pub struct Maps {
     pub(super) zone_info: Table<ZoneInfo>,
     pub(super) zone_trie_v4: LpmTrie<MapData, Raw<TrieKey4>, Raw<u32>>,
     pub(super) zone_trie_v6: LpmTrie<MapData, Raw<TrieKey6>, Raw<u32>>,
+    pub(super) cookies: HashMap<MapData, Raw<CookieKey>, Raw<CookieOwner>>,
+    pub(super) claims_v4: LpmTrie<MapData, Raw<TrieKey4>, Raw<u32>>,
+    pub(super) claims_v6: LpmTrie<MapData, Raw<TrieKey6>, Raw<u32>>,
+    pub(super) vlans: HashMap<MapData, Raw<VlanKey>, Raw<u32>>,
     counters: Table<Counters>,
     master_counters: Table<MasterCounters>,
     drops: Table<DropCounters>,
@@ -237,6 +245,10 @@ impl Maps {
             zone_info: open(pins, "zone_info", Map::Array)?,
             zone_trie_v4: open(pins, "zone_trie_v4", Map::LpmTrie)?,
             zone_trie_v6: open(pins, "zone_trie_v6", Map::LpmTrie)?,
+            cookies: open(pins, "cookies", Map::HashMap)?,
+            claims_v4: open(pins, "claims_v4", Map::LpmTrie)?,
+            claims_v6: open(pins, "claims_v6", Map::LpmTrie)?,
+            vlans: open(pins, "vlans", Map::HashMap)?,
             counters: open(pins, "counters", Map::Array)?,
             master_counters: open(pins, "master_counters", Map::Array)?,
             drops: open(pins, "drops", Map::Array)?,
@@ -276,6 +288,11 @@ impl Maps {
             }
         }
         Ok(found)
+    }
+
+    /// The row of a master, in use or not.
+    pub fn master(&self, id: u16) -> Result<Master, MapsError> {
+        get(&self.masters, "masters", id.into())
     }
 
     /// The dense id for a master that has none yet; ids named by an endpoint row are not given again.

@@ -3,6 +3,7 @@
 pub mod attach;
 pub mod clsact;
 pub mod events;
+pub mod identity;
 pub mod maps;
 pub mod object;
 pub mod selftest;

@@ -17,6 +17,8 @@ const INFO_KIND: u16 = 1;
 const INFO_DATA: u16 = 2;
 /// `IFLA_MACVLAN_MODE` inside the data of a macvlan.
 const MACVLAN_MODE: u16 = 1;
+/// `IFLA_VLAN_ID` inside the data of a VLAN.
+const VLAN_ID: u16 = 1;
 /// `NLMSGERR_ATTR_MSG`.
 const ERROR_TEXT: u16 = 1;
 /// `NETNSA_NSID`.
@@ -72,6 +74,7 @@ pub(super) fn link(kind: u16, payload: &[u8]) -> Option<Link> {
         controller: None,
         promiscuity: 0,
         macvlan_mode: None,
+        vlan_id: None,
     };
     for nla in attributes(&payload[LINK_HEADER.min(payload.len())..]) {
         let value = nla.value();
@@ -103,6 +106,10 @@ fn link_info(value: &[u8], link: &mut Link) {
             INFO_DATA if matches!(link.kind.as_deref(), Some("macvlan" | "macvtap")) => {
                 let mode = attributes(nla.value()).find(|nla| nla.kind() == MACVLAN_MODE);
                 link.macvlan_mode = mode.and_then(|nla| u32_at(nla.value(), 0)).map(MacVlanMode::from);
+            }
+            INFO_DATA if link.kind.as_deref() == Some("vlan") => {
+                let id = attributes(nla.value()).find(|nla| nla.kind() == VLAN_ID);
+                link.vlan_id = id.and_then(|nla| u16_at(nla.value(), 0));
             }
             _ => {}
         }

@@ -45,12 +45,26 @@ pub struct Link {
     pub promiscuity: u32,
     /// Mode of a macvlan or macvtap.
     pub macvlan_mode: Option<MacVlanMode>,
+    /// VLAN id of a VLAN interface.
+    pub vlan_id: Option<u16>,
 }
 
 impl Link {
     /// Whether it was set up.
     pub fn is_up(&self) -> bool {
         self.has(libc::IFF_UP)
+    }
+
+    /// Whether it stands on link `master` of this namespace: a macvlan, macvtap, VLAN or the like.
+    ///
+    /// Those in other namespaces do not show here; [`Netlink::unicast_list`] has the addresses of most. A bridge
+    /// or bond that `master` is a port of is its `controller`.
+    pub fn is_upper_of(&self, master: u32) -> bool {
+        // For a veth the link "below" is its peer.
+        self.link == Some(master)
+            && self.link_netnsid.is_none()
+            && self.index != master
+            && self.kind.as_deref() != Some("veth")
     }
 
     /// Whether it has a carrier and so can send.
@@ -128,22 +142,6 @@ impl Netlink {
     pub fn links(&mut self) -> Result<Vec<Link>, NetlinkError> {
         let request = || RouteNetlinkMessage::GetLink(message(0, vec![without_statistics()]));
         self.channel.dump(Op::ListLinks, request, decode::link)
-    }
-
-    /// The links of this namespace that stand on link `master`: macvlans, macvtaps, VLANs and the like.
-    ///
-    /// Those in other namespaces do not show here; [`Netlink::unicast_list`] has the addresses of most. A bridge
-    /// or bond `master` is a port of is its `controller`.
-    pub fn uppers(&mut self, master: u32) -> Result<Vec<Link>, NetlinkError> {
-        let mut links = self.links()?;
-        links.retain(|link| {
-            // For a veth the link "below" is its peer.
-            link.link == Some(master)
-                && link.link_netnsid.is_none()
-                && link.index != master
-                && link.kind.as_deref() != Some("veth")
-        });
-        Ok(links)
     }
 
     /// The unicast addresses link `index` receives beside its own.
