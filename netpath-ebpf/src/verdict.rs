@@ -38,6 +38,8 @@ impl Decision {
 
     /// It passes, and no rule of the zone was asked.
     pub const PASS: Self = Self(0);
+    /// There is nothing to judge by.
+    pub const CLOSED: Self = Self::deny(DropReason::ZoneNotLoaded);
 
     /// It is denied for `reason`, and no rule of the zone was asked.
     #[inline(always)]
@@ -49,6 +51,18 @@ impl Decision {
     #[inline(always)]
     const fn by_rule(reason: u8, rule: u32) -> Self {
         Self(reason as u32 | (rule & 0xff) << 8 | Self::RULED)
+    }
+
+    /// As one number: what a function of its own can return.
+    #[inline(always)]
+    pub const fn to_bits(self) -> u32 {
+        self.0
+    }
+
+    /// Reads [`Decision::to_bits`] back.
+    #[inline(always)]
+    pub const fn from_bits(bits: u32) -> Self {
+        Self(bits)
     }
 
     /// Number of the drop reason; 0 = it passes.

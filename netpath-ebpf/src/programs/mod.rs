@@ -22,8 +22,8 @@ use netpath_ebpf::{
         Endpoint, EndpointKey, Master, TrieKey4, TrieKey6, ZONE_PORT_SETS, ZoneSlot, direction,
         endpoint_flags, zone_word,
     },
-    bits::{bytes4, bytes16, opaque},
-    packet::{self, Facts, Frame, Head},
+    bits::{bytes4, bytes16},
+    packet::{self, Frame, Head},
     verdict::{self, Decision, Fate, Rules, port_word},
 };
 use sender::{Offence, Stacked, View};
@@ -159,21 +159,79 @@ fn packet<C: Context>(context: C, scratch: *mut Scratch) -> Packet<C> {
     Packet { context, copy: unsafe { (&raw mut (*scratch).head).cast::<u8>() } }
 }
 
-/// Reads what the verdict needs to know into `scratch.facts`.
-#[inline(always)]
-fn read(frame: &impl Frame, ethernet: &Ethernet, tagged: bool, scratch: *mut Scratch) {
-    // SAFETY: `scratch` is this CPU's map value; nothing else refers to its facts now.
-    packet::read(frame, ethernet.ethertype, tagged, unsafe { &mut (*scratch).facts });
+/// How a frame is to be read, as a function of its own takes it.
+#[derive(Clone, Copy)]
+struct Reading {
+    /// Its ethertype.
+    ethertype: u16,
+    /// Whether a VLAN tag stands beside it that was not accepted.
+    tagged: bool,
+    /// As in [`Skb`].
+    skip: u32,
 }
 
-/// The facts as the verifier should see them: a map value about which it knows nothing.
-#[inline(always)]
-fn forgotten(scratch: *mut Scratch) -> &'static Facts {
-    // SAFETY: The pointer itself, hidden from the optimizer so that it reads what was written.
-    unsafe {
-        let mut facts = &raw const (*scratch).facts;
-        core::arch::asm!("{0} = {0}", inout(reg) facts, options(nostack, preserves_flags));
-        &*facts
+impl Reading {
+    #[inline(always)]
+    fn to_bits(self) -> u32 {
+        u32::from(self.ethertype) | u32::from(self.tagged) << 16 | self.skip << 24
+    }
+
+    #[inline(always)]
+    fn from_bits(bits: u32) -> Self {
+        Self { ethertype: bits as u16, tagged: bits >> 16 & 1 != 0, skip: bits >> 24 }
+    }
+}
+
+/// Reads what the verdict needs to know into this CPU's scratch. Always 0: the kernel wants a number.
+///
+/// A global function (it has a name for the linker and for BTF): the verifier walks it once, knowing nothing
+/// of its caller, instead of once for every way to reach it.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn read_skb(skb: *mut __sk_buff, reading: u32) -> u32 {
+    let reading = Reading::from_bits(reading);
+    if let Some(scratch) = scratch() {
+        let frame = packet(Skb { raw: skb, skip: reading.skip }, scratch);
+        // SAFETY: `scratch` is this CPU's map value; nothing else refers to its facts now.
+        let facts = unsafe { &mut (*scratch).facts };
+        packet::read(&frame, reading.ethertype, reading.tagged, facts);
+    }
+    0
+}
+
+/// As [`read_skb`], for XDP.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn read_buff(buff: *mut xdp_md, ethertype: u32) -> u32 {
+    if let Some(scratch) = scratch() {
+        // SAFETY: As above.
+        let facts = unsafe { &mut (*scratch).facts };
+        packet::read(&packet(Buff(buff), scratch), ethertype as u16, false, facts);
+    }
+    0
+}
+
+/// Judges by the facts in this CPU's scratch what `row` sent: [`Decision::to_bits`].
+///
+/// A global function like [`read_skb`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn judge_sent(row: *const Endpoint) -> u32 {
+    match (scratch(), row.is_null()) {
+        // SAFETY: Both are map values; nothing writes to the facts now.
+        (Some(scratch), false) => unsafe { verdict::egress(&(*scratch).facts, &*row, &Maps).to_bits() },
+        _ => Decision::CLOSED.to_bits(),
+    }
+}
+
+/// As [`judge_sent`], for what `row` shall receive.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn judge_received(row: *const Endpoint) -> u32 {
+    match (scratch(), row.is_null()) {
+        // SAFETY: As above.
+        (Some(scratch), false) => unsafe { verdict::ingress(&(*scratch).facts, &*row, &Maps).to_bits() },
+        _ => Decision::CLOSED.to_bits(),
     }
 }
 
@@ -207,7 +265,7 @@ fn is_hosts(row: &Endpoint, mac_raw: u64) -> bool {
 #[inline(always)]
 fn sent(row: &Endpoint, ethernet: &Ethernet, scratch: *mut Scratch, size: Size, counts: bool) -> bool {
     let decision = match verdict::is_judged(row) {
-        true => verdict::egress(forgotten(scratch), row, &Maps),
+        true => Decision::from_bits(judge_sent(row)),
         false => Decision::PASS,
     };
     let reason = decision.reason();
@@ -262,7 +320,7 @@ fn received(
     claim: impl FnOnce() -> bool,
 ) -> bool {
     let decision = match verdict::is_judged(row) {
-        true => verdict::ingress(forgotten(scratch), row, &Maps),
+        true => Decision::from_bits(judge_received(row)),
         false => Decision::PASS,
     };
     let reason = decision.reason();
@@ -340,10 +398,8 @@ pub(crate) fn egress(ctx: TcContext) -> i32 {
         return tell_offence(offence, &ethernet, frame_length(skb), scratch, size);
     }
     if verdict::is_judged(row) {
-        // Hidden, or the program is laid out twice.
-        let skip = opaque(u64::from(view.skip)) as u32;
-        let frame = packet(Skb { raw: skb, skip }, scratch);
-        read(&frame, &ethernet, view.tagged, scratch);
+        let reading = Reading { ethertype: ethernet.ethertype, tagged: view.tagged, skip: view.skip };
+        read_skb(skb, reading.to_bits());
     }
     if sent(row, &ethernet, scratch, size, view.counts) { NEXT } else { SHOT }
 }
@@ -464,7 +520,7 @@ pub(crate) fn ingress(ctx: TcContext) -> i32 {
     }
     let judged = receiver.is_some_and(verdict::is_judged) || sender.is_some_and(verdict::is_judged);
     if judged {
-        read(&frame, &ethernet, tagged, scratch);
+        read_skb(skb, Reading { ethertype: ethernet.ethertype, tagged, skip: 0 }.to_bits());
     }
     if let Some(row) = sender {
         if !sent(row, &ethernet, scratch, size, true) {
@@ -536,7 +592,7 @@ pub(crate) fn xdp(ctx: XdpContext) -> u32 {
     let Some(master) = MASTERS.get(u32::from(globals::master())) else { return xdp_action::XDP_PASS };
     let size = Size { packets: 1, bytes: u64::from(frame.length()) };
     if verdict::is_judged(row) {
-        read(&frame, &ethernet, false, scratch);
+        read_buff(ctx.ctx, ethernet.ethertype.into());
     }
     // A veth or a tap may hand over what the sender's offload has yet to cut: TC knows the segments.
     let whole = frame.length() <= u32::from(master.mtu) + packet::ETH_LEN + packet::TAG_LEN;
