@@ -1,8 +1,8 @@
 //! `netpath status`
 
-use std::process::ExitCode;
+use std::{net::IpAddr, process::ExitCode};
 
-use netpath_ebpf::abi::{Master, MasterCounters, unknown_source};
+use netpath_ebpf::abi::{Master, MasterCounters, master_flags, unknown_source};
 use serde_json::{Value, json};
 
 use super::{
@@ -27,7 +27,7 @@ use crate::{
     police,
     root::Root,
     spec::Mac,
-    zone::Xdp,
+    zone::{UnknownSource, Xdp},
 };
 
 /// Arguments of `netpath status`.
@@ -80,7 +80,8 @@ struct Shown {
 impl Status {
     fn read(root: &Root, maps: &Maps) -> anyhow::Result<Self> {
         let (meta, view, counters) = (maps.meta()?, View::read(root, maps)?, maps.counters()?);
-        let links = Netlink::open()?.links()?;
+        let mut node = Netlink::open()?;
+        let links = node.links()?;
         let cookie = netns::cookie().unwrap_or(0);
         let mut status = Self {
             abi_version: meta.abi_version,
@@ -133,10 +134,30 @@ impl Status {
                 bounded: entry.map(|entry| entry.is_some()),
                 counters: counters.master(id),
             };
+            let auto = entry.flatten().is_none_or(|entry| entry.unknown_source() == UnknownSource::Auto);
+            if auto && shown.link.is_some() && shown.row.unknown_source == unknown_source::AUDIT {
+                status.notes.push(shown.unexplained(maps, &mut node)?);
+            }
             let wants_xdp = entry.flatten().is_some_and(|entry| entry.xdp() == Xdp::Native);
             status.alerts.extend(shown.alerts(here, wants_xdp));
             status.notes.extend(shown.notes(here));
             status.masters.push(shown);
+        }
+        let addresses = node.addresses(None)?;
+        for row in &view.endpoints {
+            let name = |index| links.iter().find(|link| link.index == index).map_or("?", |link| &link.name);
+            let on_both = |address: IpAddr| addresses.iter().find(|own| own.address.ip() == address);
+            let here = status.masters.iter().any(|shown| shown.id == row.key.master && shown.link.is_some());
+            if here && let Some(own) = police::bound(&row.row).find_map(on_both) {
+                let pod = row.record.as_ref().map_or_else(|| "a pod".to_owned(), view::pod_of);
+                status.alerts.push(format!(
+                    "{pod} on {} has the address {}, which the node has on {}: the node's frames pass; give one of \
+                     them another address",
+                    row.master,
+                    own.address.ip(),
+                    name(own.index)
+                ));
+            }
         }
         for record in view.rowless.iter().filter(|record| record.zone.is_some()) {
             let (pod, ifname) = (view::pod_of(record), &record.ifname);
@@ -310,6 +331,24 @@ impl Shown {
         notes
     }
 
+    /// Why `unknownSource: auto` does not drop here.
+    fn unexplained(&self, maps: &Maps, node: &mut Netlink) -> anyhow::Result<String> {
+        let host: Vec<Mac> = self.macs().collect();
+        let macs = police::unexplained(maps, node, self.row.ifindex, self.id, &host)?;
+        let macs: Vec<String> = macs.iter().map(Mac::to_string).collect();
+        let name = &self.name;
+        Ok(if macs.is_empty() {
+            format!(
+                "{name}: frames with an unknown MAC pass until the next attachment or `netpath attach {name}`"
+            )
+        } else {
+            format!(
+                "{name}: frames with an unknown MAC pass, since upper devices of it are not policed: {}",
+                macs.join(", ")
+            )
+        })
+    }
+
     fn state_word(&self, state: &HookState) -> &'static str {
         match (state.live, state.via, &self.link) {
             (true, _, _) => "live",
@@ -319,9 +358,13 @@ impl Shown {
         }
     }
 
-    fn host_macs(&self) -> Vec<String> {
+    fn macs(&self) -> impl Iterator<Item = Mac> {
         let used = self.row.host_macs.iter().take(self.row.host_mac_count.into());
-        used.map(|mac| Mac::new([mac[0], mac[1], mac[2], mac[3], mac[4], mac[5]]).to_string()).collect()
+        used.map(|mac| Mac::new([mac[0], mac[1], mac[2], mac[3], mac[4], mac[5]]))
+    }
+
+    fn host_macs(&self) -> Vec<String> {
+        self.macs().map(|mac| mac.to_string()).collect()
     }
 
     fn to_json(&self) -> Value {
@@ -350,6 +393,7 @@ impl Shown {
             "bounded": self.bounded,
             "promisc": self.link.as_ref().map(Link::is_promisc),
             "unknown_source": unknown(&self.row),
+            "dedicated": self.row.flags & master_flags::DEDICATED != 0,
             "host_macs": self.host_macs(),
             "counters": {
                 "host_packets": c.host_packets,
@@ -405,6 +449,7 @@ fn build(object: u64) -> &'static str {
 fn unknown(row: &Master) -> &'static str {
     match row.unknown_source {
         unknown_source::DROP => "drop",
+        unknown_source::CLAIMED => "claimed",
         _ => "audit",
     }
 }

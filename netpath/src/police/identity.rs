@@ -132,6 +132,18 @@ pub(super) fn unknown(
         UnknownSource::Auto if dedicated => return Ok(unknown_source::DROP),
         UnknownSource::Auto => {}
     }
+    let known = unexplained(maps, node, master.index, id, host)?.is_empty();
+    Ok(if known { unknown_source::CLAIMED } else { unknown_source::AUDIT })
+}
+
+/// The MACs of upper devices of a master that are neither the host's nor those of policed attachments.
+pub fn unexplained(
+    maps: &Maps,
+    node: &mut Netlink,
+    ifindex: u32,
+    id: u16,
+    host: &[Mac],
+) -> Result<Vec<Mac>, PoliceError> {
     let rows = maps.endpoints()?;
     let vlans = maps.vlans()?;
     let on_top = |row_master: u16| {
@@ -146,8 +158,14 @@ pub(super) fn unknown(
                 && row.mode != mode::OFF
         })
     };
-    let known = node.unicast_list(master.index)?.iter().all(|mac| host.contains(mac) || policed(mac));
-    Ok(if known { unknown_source::CLAIMED } else { unknown_source::AUDIT })
+    let mut macs = node.unicast_list(ifindex)?;
+    macs.retain(|mac| !host.contains(mac) && !policed(mac));
+    Ok(macs)
+}
+
+/// The addresses of a row, as people write them.
+pub fn bound(row: &Endpoint) -> impl Iterator<Item = IpAddr> {
+    addresses(row).map(|address| address.ip())
 }
 
 /// Writes down which VLAN interfaces of this namespace sit on which masters, and which of them are masters.
