@@ -5,7 +5,10 @@
 //! code runs on packet memory, on a copy of it, and on a slice in a test. What lies at a variable offset
 //! (IPv6 extension headers) is read by [`walk`] through [`Load`].
 
-use crate::{bits::eq32, drop_reason::DropReason};
+use crate::{
+    bits::{eq32, opaque},
+    drop_reason::DropReason,
+};
 
 /// Length of an Ethernet header.
 pub const ETH_LEN: u32 = 14;
@@ -178,30 +181,28 @@ impl Facts {
     /// Starts over for a frame of `length` bytes.
     #[inline(always)]
     pub fn reset(&mut self, ethertype: u16, length: u32) {
-        *self = Self { ethertype, length, ..EMPTY };
+        // A zero that the compiler does not know: it would call `memset`, which in BPF is a loop over bytes.
+        let zero = opaque(0);
+        let (word, half, byte) = (zero as u32, zero as u16, zero as u8);
+        self.source6 = [zero, zero];
+        self.destination6 = [zero, zero];
+        self.target6 = [zero, zero];
+        self.quoted6 = [zero, zero];
+        self.source4 = word;
+        self.destination4 = word;
+        self.target4 = word;
+        self.quoted4 = word;
+        self.bits = word;
+        self.length = length;
+        self.end = word;
+        self.ethertype = ethertype;
+        self.source_port = half;
+        self.destination_port = half;
+        self.l3 = byte;
+        self.protocol = byte;
+        self.flaw = byte;
     }
 }
-
-const EMPTY: Facts = Facts {
-    source6: [0; 2],
-    destination6: [0; 2],
-    target6: [0; 2],
-    quoted6: [0; 2],
-    source4: 0,
-    destination4: 0,
-    target4: 0,
-    quoted4: 0,
-    bits: 0,
-    length: 0,
-    end: 0,
-    ethertype: 0,
-    source_port: 0,
-    destination_port: 0,
-    l3: l3::NONE,
-    protocol: 0,
-    flaw: 0,
-    pad: [0; 3],
-};
 
 /// Reads what the verdict needs to know of a frame; `tagged`: a VLAN tag stands beside it.
 #[inline(always)]

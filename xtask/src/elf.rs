@@ -26,6 +26,9 @@ pub(crate) struct Program {
     pub(crate) instructions: u64,
 }
 
+/// What LLVM turns the writing of arrays and large values into. In BPF it costs a packet more than its verdict.
+const SLOW: [&str; 3] = ["memset", "memcpy", "memmove"];
+
 /// A function by its section and its offset there.
 type Place = (SectionIndex, u64);
 
@@ -33,11 +36,15 @@ type Place = (SectionIndex, u64);
 pub(crate) fn programs(object: &[u8]) -> Result<Vec<Program>> {
     let file = ElfFile64::<Endianness>::parse(object).context("not an eBPF object")?;
     let mut sizes = HashMap::new();
+    let mut slow = HashMap::new();
     let mut programs = Vec::new();
     for symbol in file.symbols().filter(|symbol| symbol.kind() == SymbolKind::Text) {
         let Some(index) = symbol.section_index() else { continue };
         let place = (index, symbol.address());
         sizes.insert(place, symbol.size());
+        if SLOW.contains(&symbol.name()?) {
+            slow.insert(place, symbol.name()?.to_owned());
+        }
         let hook = file.section_by_index(index)?.name()?.to_owned();
         if hook != SHARED_TEXT {
             programs.push((place, Program { name: symbol.name()?.to_owned(), hook, instructions: 0 }));
@@ -50,6 +57,12 @@ pub(crate) fn programs(object: &[u8]) -> Result<Vec<Program>> {
             let size =
                 *sizes.get(&function).with_context(|| format!("{} calls into nowhere", program.name))?;
             program.instructions += size / INSTRUCTION_LEN;
+            if let Some(name) = slow.get(&function) {
+                bail!(
+                    "program {} calls `{name}`, a loop over bytes: write fields one by one, zeros from `bits::opaque(0)`",
+                    program.name
+                );
+            }
             open.extend(calls(&file, function, size)?.into_iter().filter(|callee| reached.insert(*callee)));
         }
     }

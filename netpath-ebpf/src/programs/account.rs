@@ -5,6 +5,7 @@ use core::arch::asm;
 use aya_ebpf::helpers::bpf_get_smp_processor_id;
 use netpath_ebpf::{
     abi::{Counters, DropEvent, MasterCounters, REASON_SLOTS, RuleCounters, ZONE_RULES, direction},
+    bits::opaque,
     packet::{Facts, bit, l3},
 };
 
@@ -152,8 +153,10 @@ unsafe fn fill(event: *mut DropEvent, drop: &Drop, facts: &Facts) {
                 write6(destination, if asks { facts.target6 } else { facts.destination6 });
             }
             l3::NONE => {
-                write6(source, [0; 2]);
-                write6(destination, [0; 2]);
+                // See `Facts::reset`.
+                let zero = opaque(0);
+                write6(source, [zero, zero]);
+                write6(destination, [zero, zero]);
             }
             _ => {
                 write4(source, facts.source4);
@@ -165,7 +168,7 @@ unsafe fn fill(event: *mut DropEvent, drop: &Drop, facts: &Facts) {
         (*event).length = facts.length;
         (*event).source_mac = mac(drop.macs[0]);
         (*event).destination_mac = mac(drop.macs[1]);
-        (*event).pad = [0; 4];
+        (&raw mut (*event).pad).cast::<u32>().write(0);
     }
 }
 

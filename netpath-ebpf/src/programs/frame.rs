@@ -70,6 +70,8 @@ pub(crate) struct Packet<C> {
     pub context: C,
     /// The room.
     pub copy: *mut u8,
+    /// Its length where it was asked for already: XDP has to call for it. 0 = not asked yet.
+    pub length: u32,
 }
 
 impl<C: Context> Packet<C> {
@@ -93,7 +95,7 @@ impl<C: Context> Frame for Packet<C> {
 
     #[inline(always)]
     fn length(&self) -> u32 {
-        self.context.length()
+        if self.length == 0 { self.context.length() } else { self.length }
     }
 
     /// Packet memory where it is linear, else a copy.

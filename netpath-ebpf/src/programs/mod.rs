@@ -156,7 +156,7 @@ fn scratch() -> Option<*mut Scratch> {
 #[inline(always)]
 fn packet<C: Context>(context: C, scratch: *mut Scratch) -> Packet<C> {
     // SAFETY: `scratch` is this CPU's map value.
-    Packet { context, copy: unsafe { (&raw mut (*scratch).head).cast::<u8>() } }
+    Packet { context, copy: unsafe { (&raw mut (*scratch).head).cast::<u8>() }, length: 0 }
 }
 
 /// How a frame is to be read, as a function of its own takes it.
@@ -199,14 +199,15 @@ extern "C" fn read_skb(skb: *mut __sk_buff, reading: u32) -> u32 {
     0
 }
 
-/// As [`read_skb`], for XDP.
+/// As [`read_skb`], for XDP, which has to call for a frame's `length`.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn read_buff(buff: *mut xdp_md, ethertype: u32) -> u32 {
+extern "C" fn read_buff(buff: *mut xdp_md, ethertype: u32, length: u32) -> u32 {
     if let Some(scratch) = scratch() {
         // SAFETY: As above.
         let facts = unsafe { &mut (*scratch).facts };
-        packet::read(&packet(Buff(buff), scratch), ethertype as u16, false, facts);
+        let frame = Packet { length, ..packet(Buff(buff), scratch) };
+        packet::read(&frame, ethertype as u16, false, facts);
     }
     0
 }
@@ -240,7 +241,15 @@ extern "C" fn judge_received(row: *const Endpoint) -> u32 {
 fn tell(scratch: *mut Scratch, drop: Drop) {
     // SAFETY: This CPU's map value, and nothing else refers to it now.
     unsafe {
-        (*scratch).drop = drop;
+        // Field by field: a copy of the whole would be made on the stack first, its padding by `memset`.
+        let to = &raw mut (*scratch).drop;
+        (*to).packets = drop.packets;
+        (*to).macs = drop.macs;
+        (*to).endpoint = drop.endpoint;
+        (*to).generation = drop.generation;
+        (*to).reason = drop.reason;
+        (*to).direction = drop.direction;
+        (*to).audited = drop.audited;
         report(&*scratch);
     }
 }
@@ -590,12 +599,13 @@ pub(crate) fn xdp(ctx: XdpContext) -> u32 {
         return xdp_action::XDP_PASS;
     };
     let Some(master) = MASTERS.get(u32::from(globals::master())) else { return xdp_action::XDP_PASS };
-    let size = Size { packets: 1, bytes: u64::from(frame.length()) };
+    let length = frame.length();
+    let size = Size { packets: 1, bytes: u64::from(length) };
     if verdict::is_judged(row) {
-        read_buff(ctx.ctx, ethernet.ethertype.into());
+        read_buff(ctx.ctx, ethernet.ethertype.into(), length);
     }
     // A veth or a tap may hand over what the sender's offload has yet to cut: TC knows the segments.
-    let whole = frame.length() <= u32::from(master.mtu) + packet::ETH_LEN + packet::TAG_LEN;
+    let whole = length <= u32::from(master.mtu) + packet::ETH_LEN + packet::TAG_LEN;
     match received(row, &ethernet, scratch, size, || whole && stamp(ctx.ctx, master.stamp)) {
         true => xdp_action::XDP_PASS,
         false => xdp_action::XDP_DROP,

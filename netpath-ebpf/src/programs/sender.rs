@@ -4,6 +4,8 @@
 //! proves nothing: a frame that a kernel made by itself or forwarded has no socket, and the frames that a
 //! primary CNI moves from a pod to this NIC carry the pod's cookie and the node's MAC rightly.
 
+use core::mem::MaybeUninit;
+
 use aya_ebpf::{
     bindings::__sk_buff,
     btf_maps::lpm_trie::Key,
@@ -176,6 +178,19 @@ pub(crate) fn forged_sibling(skb: *mut __sk_buff, ethernet: &Ethernet) -> Option
     if claims(skb, ethernet) & claim::BOUND != 0 { Some(Offence::of(owner)) } else { None }
 }
 
+/// `N` bytes of the frame at `offset`. Not into zeroed memory: to zero it would be a loop over its bytes.
+#[inline(always)]
+fn load<const N: usize>(skb: *mut __sk_buff, offset: u32) -> Option<[u8; N]> {
+    let mut bytes = MaybeUninit::<[u8; N]>::uninit();
+    // SAFETY: The context is valid, and `N` bytes are written to `N` bytes or an error is returned.
+    unsafe {
+        match bpf_skb_load_bytes(skb.cast(), offset, bytes.as_mut_ptr().cast(), N as u32) {
+            0 => Some(bytes.assume_init()),
+            _ => None,
+        }
+    }
+}
+
 /// Whom the source address of a frame belongs to on this master: bits of [`claim`].
 #[inline(always)]
 fn claims(skb: *mut __sk_buff, ethernet: &Ethernet) -> u32 {
@@ -195,20 +210,12 @@ fn claims_of(skb: *mut __sk_buff, ethertype: u32) -> u32 {
     let slot = u32::from(globals::master());
     match ethertype {
         ARP | IPV4 => {
-            let mut addr = [0; 4];
             let offset = if ethertype == ARP { 28 } else { 26 };
-            // SAFETY: Four bytes are written to four bytes.
-            if unsafe { bpf_skb_load_bytes(skb.cast(), offset, addr.as_mut_ptr().cast(), 4) } != 0 {
-                return 0;
-            }
+            let Some(addr) = load::<4>(skb, offset) else { return 0 };
             CLAIMS_V4.get(&Key::new(64, TrieKey4 { slot, addr })).copied().unwrap_or(0)
         }
         IPV6 => {
-            let mut addr = [0; 16];
-            // SAFETY: Sixteen bytes are written to sixteen bytes.
-            if unsafe { bpf_skb_load_bytes(skb.cast(), 22, addr.as_mut_ptr().cast(), 16) } != 0 {
-                return 0;
-            }
+            let Some(addr) = load::<16>(skb, 22) else { return 0 };
             CLAIMS_V6.get(&Key::new(160, TrieKey6 { slot, addr })).copied().unwrap_or(0)
         }
         _ => 0,
@@ -229,29 +236,25 @@ pub(crate) fn stacked(
         return Stacked::No;
     }
     let inline = ethernet.ethertype == ETH_VLAN[0] || ethernet.ethertype == ETH_VLAN[1];
-    let mut tag = [0; TAG_LEN as usize];
-    if tagged {
+    // Tag control information, and the ethertype behind an inline tag.
+    let (tci, behind) = match (tagged, inline) {
         // SAFETY: The context is valid.
-        let tci = unsafe { (*skb).vlan_tci };
-        [tag[0], tag[1]] = (tci as u16).to_be_bytes();
-    } else if !inline
-        // SAFETY: Four bytes are written to four bytes.
-        || unsafe { bpf_skb_load_bytes(skb.cast(), 14, tag.as_mut_ptr().cast(), TAG_LEN) } != 0
-    {
-        return Stacked::No;
-    }
-    let key = VlanKey { master: globals::master(), vid: u16::from_be_bytes([tag[0], tag[1]]) & 0xfff };
+        (true, _) => (unsafe { (*skb).vlan_tci } as u16, ethernet.ethertype),
+        (false, true) => match load::<{ TAG_LEN as usize }>(skb, 14) {
+            Some([a, b, c, d]) => (u16::from_be_bytes([a, b]), u16::from_be_bytes([c, d])),
+            None => return Stacked::No,
+        },
+        (false, false) => return Stacked::No,
+    };
+    let key = VlanKey { master: globals::master(), vid: tci & 0xfff };
     // SAFETY: Four plain bytes.
     match unsafe { VLAN_MASTERS.get(&key) } {
         None => Stacked::No,
         Some(0) => Stacked::Open,
         Some(&upper) => {
             let Some(row) = endpoint(upper as u16, ethernet.source_raw) else { return Stacked::No };
-            let mut skip = 0;
-            if !tagged {
-                skip = TAG_LEN;
-                ethernet.ethertype = u16::from_be_bytes([tag[2], tag[3]]);
-            }
+            let skip = if tagged { 0 } else { TAG_LEN };
+            ethernet.ethertype = behind;
             Stacked::Policed(View { row, tagged: false, skip, counts: false })
         }
     }
