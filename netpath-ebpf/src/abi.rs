@@ -311,6 +311,11 @@ pub struct Budget {
 
 const _: () = assert!(size_of::<Budget>() == 2 * 4 * REASON_SLOTS);
 
+/// Nanoseconds in which an endpoint earns one answer more: a hundred a second.
+pub const REJECT_INTERVAL_NS: u64 = 10_000_000;
+/// Answers that an endpoint may have saved.
+pub const REJECT_BURST: i64 = 50;
+
 /// Value of `rejects`, indexed by endpoint id: the token bucket of its answers to what it may not send.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]

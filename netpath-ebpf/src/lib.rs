@@ -9,4 +9,5 @@ pub mod abi;
 pub mod bits;
 pub mod drop_reason;
 pub mod packet;
+pub mod reply;
 pub mod verdict;

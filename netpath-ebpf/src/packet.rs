@@ -32,9 +32,11 @@ pub const IPV6_HEAD: usize = 62;
 /// Bytes of head that [`neighbour`], [`quote4`] and [`quote6`] read.
 pub const LONG_HEAD: usize = 106;
 
-const ICMP: u8 = 1;
+/// IPv4's ICMP.
+pub const ICMP: u8 = 1;
 const IGMP: u8 = 2;
-const TCP: u8 = 6;
+/// TCP.
+pub const TCP: u8 = 6;
 const UDP: u8 = 17;
 /// IPv6's ICMP.
 pub const ICMPV6: u8 = 58;

@@ -79,7 +79,7 @@ pub(crate) struct Drop {
 
 /// Adds to a counter that all CPUs share. `AtomicU64` does not exist for this target.
 #[inline(always)]
-fn add(counter: *mut u64, packets: u64) {
+pub(crate) fn add(counter: *mut u64, packets: u64) {
     // SAFETY: `counter` points into a map value.
     unsafe { asm!("lock *(u64 *)({0} + 0) += {1}", in(reg) counter, in(reg) packets, options(nostack)) };
 }

@@ -1,6 +1,6 @@
 //! The maps. Sizes here are defaults; the loader sets them from the node's settings.
 
-use super::account::Drop;
+use super::{account::Drop, reject::Room};
 use aya_ebpf::{
     bindings::BPF_F_MMAPABLE,
     btf_maps::{Array, HashMap, LpmTrie, PerCpuArray, RingBuf},
@@ -33,6 +33,8 @@ pub(crate) struct Scratch {
     pub head: [u8; HEAD_LEN],
     /// What is to be reported.
     pub drop: Drop,
+    /// Room for an answer.
+    pub reject: Room,
 }
 
 #[btf_map(name = "meta")]

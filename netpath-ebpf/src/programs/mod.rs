@@ -3,6 +3,7 @@
 mod account;
 mod frame;
 mod maps;
+mod reject;
 mod sender;
 
 use account::{Drop, Size, counters, master_counters, report, rule_counters};
@@ -36,6 +37,8 @@ mod globals {
     static CPUS: u32 = 1;
     #[unsafe(no_mangle)]
     static HAVE_COOKIE: u32 = 0;
+    #[unsafe(no_mangle)]
+    static REJECT_MARK: u32 = 0;
 
     /// Dense id of the master these programs sit on.
     #[inline(always)]
@@ -50,6 +53,13 @@ mod globals {
     pub(crate) fn have_cookie() -> bool {
         // SAFETY: As above.
         unsafe { core::ptr::read_volatile(&raw const HAVE_COOKIE) != 0 }
+    }
+
+    /// What our answers to denied frames are marked with on their way back; 0 = nothing is answered.
+    #[inline(always)]
+    pub(crate) fn reject_mark() -> u32 {
+        // SAFETY: As above.
+        unsafe { core::ptr::read_volatile(&raw const REJECT_MARK) }
     }
 
     /// CPUs that counters are laid out for.
@@ -270,9 +280,20 @@ fn is_hosts(row: &Endpoint, mac_raw: u64) -> bool {
     true
 }
 
-/// Judges what `row` sent and counts it, a pass only where `counts`. True: it passes.
+/// What is done with a frame that an endpoint sent.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Sent {
+    /// It passes.
+    Passed,
+    /// It is dropped in silence.
+    Dropped,
+    /// It is dropped, and its sender is told.
+    Rejected,
+}
+
+/// Judges what `row` sent and counts it, a pass only where `counts`.
 #[inline(always)]
-fn sent(row: &Endpoint, ethernet: &Ethernet, scratch: *mut Scratch, size: Size, counts: bool) -> bool {
+fn sent(row: &Endpoint, ethernet: &Ethernet, scratch: *mut Scratch, size: Size, counts: bool) -> Sent {
     let decision = match verdict::is_judged(row) {
         true => Decision::from_bits(judge_sent(row)),
         false => Decision::PASS,
@@ -280,10 +301,10 @@ fn sent(row: &Endpoint, ethernet: &Ethernet, scratch: *mut Scratch, size: Size, 
     let reason = decision.reason();
     let fate = verdict::fate(row.mode, reason);
     if fate == Fate::Drop && is_hosts(row, ethernet.source_raw) {
-        return true;
+        return Sent::Passed;
     }
     if fate != Fate::Drop && !counts {
-        return true;
+        return Sent::Passed;
     }
     if let Some(rule) = decision.rule()
         && let Some(count) = rule_counters(row.zone, rule)
@@ -316,7 +337,11 @@ fn sent(row: &Endpoint, ethernet: &Ethernet, scratch: *mut Scratch, size: Size, 
         };
         tell(scratch, drop);
     }
-    fate != Fate::Drop
+    match (fate, decision.rejects()) {
+        (Fate::Pass | Fate::Audit, _) => Sent::Passed,
+        (Fate::Drop, false) => Sent::Dropped,
+        (Fate::Drop, true) => Sent::Rejected,
+    }
 }
 
 /// Judges what is for `row`; counts it if `passed` says that a pass is counted here. True: it passes.
@@ -410,7 +435,19 @@ pub(crate) fn egress(ctx: TcContext) -> i32 {
         let reading = Reading { ethertype: ethernet.ethertype, tagged: view.tagged, skip: view.skip };
         read_skb(skb, reading.to_bits());
     }
-    if sent(row, &ethernet, scratch, size, view.counts) { NEXT } else { SHOT }
+    match sent(row, &ethernet, scratch, size, view.counts) {
+        Sent::Passed => NEXT,
+        // Through a VLAN interface: what that denies is answered there.
+        Sent::Rejected if view.counts => answer(skb, scratch),
+        Sent::Dropped | Sent::Rejected => SHOT,
+    }
+}
+
+/// Tells the sender of the denied frame whose facts are in `scratch`.
+#[inline(always)]
+fn answer(skb: *mut __sk_buff, scratch: *mut Scratch) -> i32 {
+    // SAFETY: This CPU's map value, and nothing else refers to it now.
+    reject::answer(skb, unsafe { &mut *scratch })
 }
 
 /// Counts a frame that is the host's own business.
@@ -491,6 +528,9 @@ fn tell_offence(
 #[classifier]
 pub(crate) fn ingress(ctx: TcContext) -> i32 {
     let skb = ctx.skb.skb;
+    if reject::is_answer(skb) {
+        return NEXT;
+    }
     let Some(scratch) = scratch() else { return NEXT };
     let frame = packet(Skb::new(skb), scratch);
     let Some(ethernet) = Ethernet::read(&frame) else { return NEXT };
@@ -532,8 +572,10 @@ pub(crate) fn ingress(ctx: TcContext) -> i32 {
         read_skb(skb, Reading { ethertype: ethernet.ethertype, tagged, skip: 0 }.to_bits());
     }
     if let Some(row) = sender {
-        if !sent(row, &ethernet, scratch, size, true) {
-            return SHOT;
+        match sent(row, &ethernet, scratch, size, true) {
+            Sent::Passed => {}
+            Sent::Dropped => return SHOT,
+            Sent::Rejected => return answer(skb, scratch),
         }
     }
     if let Some(row) = receiver {

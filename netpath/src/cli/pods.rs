@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use netpath_ebpf::abi::Counters;
+use netpath_ebpf::abi::{Counters, Reject};
 use serde_json::{Value, json};
 
 use super::{
@@ -13,7 +13,7 @@ use super::{
     },
     view::{self, Format, Output, Row, View},
 };
-use crate::root::Root;
+use crate::{kernel::bpf::maps::MapsError, root::Root};
 
 /// Arguments of `netpath pods`.
 #[derive(Debug, clap::Args)]
@@ -36,7 +36,10 @@ pub(super) fn run(root: &Root, args: &Args) -> anyhow::Result<ExitCode> {
         view.endpoints.iter().map(|row| (row, counters.endpoint(row.row.id))).collect();
     match args.output.output {
         Format::Json => {
-            let pods: Vec<Value> = rows.iter().map(|(row, counters)| to_json(row, counters)).collect();
+            let pods = rows
+                .iter()
+                .map(|(row, counters)| Ok(to_json(row, counters, maps.rejects(row.row.id)?)))
+                .collect::<Result<Vec<Value>, MapsError>>()?;
             let unpoliced: Vec<Value> = view
                 .rowless
                 .iter()
@@ -131,7 +134,7 @@ fn first_of(ips: &[String]) -> String {
     }
 }
 
-fn to_json(row: &Row, c: &Counters) -> Value {
+fn to_json(row: &Row, c: &Counters, answers: Reject) -> Value {
     let record = row.record.as_ref();
     let pod = record.and_then(|record| record.pod.as_ref());
     json!({
@@ -157,6 +160,8 @@ fn to_json(row: &Row, c: &Counters) -> Value {
         "rx_dropped": c.rx_dropped,
         "tx_audited": c.tx_audited,
         "rx_audited": c.rx_audited,
+        "rejects_sent": answers.sent,
+        "rejects_limited": answers.limited,
     })
 }
 

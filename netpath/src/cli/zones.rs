@@ -111,6 +111,7 @@ fn to_json(zone: &Shown) -> Value {
         "modes": zone.modes,
         "prefixes": prefixes,
         "ingress_any": flag(zone_flags::INGRESS_ANY),
+        "on_deny": if flag(zone_flags::REJECT) { "reject" } else { "drop" },
         "has_v6": flag(zone_flags::HAS_V6),
         "trie_v4": flag(zone_flags::TRIE_V4),
         "trie_v6": flag(zone_flags::TRIE_V6),

@@ -6,7 +6,7 @@ use ipnetwork::IpNetwork;
 use netpath_ebpf::abi::{ZONE_INLINE, zone_flags, zone_verdict};
 
 use super::prefix::{canonical, covers};
-use super::{Ingress, Zone, ZoneImage};
+use super::{Ingress, OnDeny, Zone, ZoneImage};
 
 /// The image of `zone`. It cannot fail: a zone is valid, and a family of any length has a place.
 ///
@@ -35,6 +35,7 @@ pub fn compile(zone: &Zone) -> ZoneImage {
     for (bit, set) in [
         (zone_flags::TRIE_V4, ZONE_INLINE < v4.len()),
         (zone_flags::TRIE_V6, ZONE_INLINE < v6.len()),
+        (zone_flags::REJECT, zone.on_deny == OnDeny::Reject),
         (zone_flags::INGRESS_ANY, zone.ingress == Ingress::Any),
         // A prefix that is only denied names no IPv6 that the pod could use.
         (zone_flags::HAS_V6, v6.iter().any(|&(_, verdicts)| verdicts & zone_verdict::EGRESS != 0)),

@@ -78,8 +78,6 @@ pub enum OnDeny {
 
 impl OnDeny {
     const CHOICES: [(&'static str, Self); 2] = [("drop", Self::Drop), ("reject", Self::Reject)];
-    /// What the programs of this version can do.
-    const AVAILABLE: &'static [Self] = &[Self::Drop];
 
     /// The word in the configuration.
     pub const fn name(self) -> &'static str {
@@ -131,18 +129,14 @@ impl ZoneConf {
             None => Ok(None),
             Some((key, texts)) => parse_list(&key, &texts).map(Some),
         };
-        let conf = Self {
+        Ok(Self {
             mode: fields.choice("mode", &Mode::CHOICES)?,
             local: prefixes("local")?,
             allow: prefixes("allow")?.unwrap_or_default(),
             deny: prefixes("deny")?,
             ingress: fields.choice("ingress", &Ingress::CHOICES)?,
             on_deny: fields.choice("onDeny", &OnDeny::CHOICES)?.unwrap_or(OnDeny::Drop),
-        };
-        if !OnDeny::AVAILABLE.contains(&conf.on_deny) {
-            return Err(ZoneError::OnDenyUnavailable(conf.on_deny));
-        }
-        Ok(conf)
+        })
     }
 }
 
@@ -221,11 +215,14 @@ mod tests {
     }
 
     #[test]
-    fn reject_is_understood_and_refused() {
-        refused(
-            json!({ "onDeny": "reject" }),
-            "`zone.onDeny` is `reject`: only `drop` is available in this version; write `drop` or leave it out",
-        );
+    fn silence_is_the_default_and_an_answer_can_be_asked_for() {
+        for (zone, expected) in [
+            (json!({}), OnDeny::Drop),
+            (json!({ "onDeny": "drop" }), OnDeny::Drop),
+            (json!({ "onDeny": "reject" }), OnDeny::Reject),
+        ] {
+            assert_eq!(parse(&zone).expect("valid").on_deny, expected, "{zone}");
+        }
     }
 
     #[test]

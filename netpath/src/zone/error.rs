@@ -3,7 +3,7 @@
 use ipnetwork::IpNetwork;
 
 use super::prefix::Listed;
-use super::{Ingress, Mode, OnDeny};
+use super::{Ingress, Mode};
 
 /// What is wrong with one key or value of `zone` or of an entry of `masters.json`.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -97,9 +97,6 @@ pub enum ZoneError {
     /// The configuration itself is wrong.
     #[error(transparent)]
     Value(#[from] ValueError),
-    /// A way of denying that the programs do not have.
-    #[error("`zone.onDeny` is `{}`: only `drop` is available in this version; write `drop` or leave it out", .0.name())]
-    OnDenyUnavailable(OnDeny),
     /// Nothing says what is local.
     #[error(
         "`zone.local` is missing, and the network's IPAM names no subnet to take it from: write the zone's own \

@@ -165,6 +165,7 @@ fn flag_texts(flags: u32) -> impl Iterator<Item = &'static str> {
     let texts = [
         (zone_flags::INGRESS_ANY, "any source may send"),
         (zone_flags::HAS_V6, "link-local IPv6 beyond ICMPv6"),
+        (zone_flags::REJECT, "what the pod may not send is answered"),
         (zone_flags::TRIE_V4, "IPv4 prefixes in the trie"),
         (zone_flags::TRIE_V6, "IPv6 prefixes in the trie"),
     ];

@@ -10,6 +10,7 @@ mod counting;
 mod events;
 mod host;
 mod node;
+mod reject;
 mod sender;
 mod verdicts;
 mod zones;

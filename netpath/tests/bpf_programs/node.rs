@@ -23,7 +23,7 @@ use netpath::{
     root::Root,
 };
 use netpath_ebpf::{
-    abi::{Counters, DropCounters, Endpoint, EndpointKey, HOST_MACS, Master, MasterCounters, unknown_source},
+    abi::{Counters, DropCounters, Endpoint, EndpointKey, HOST_MACS, Master, MasterCounters, Reject, unknown_source},
     drop_reason::DropReason,
 };
 
@@ -192,6 +192,25 @@ impl Node {
         passed(hook, self.test_run(hook, options).0)
     }
 
+    /// Runs a TC program on `frame` with `mark`: its verdict, the frame and the mark as they are then.
+    #[track_caller]
+    pub(crate) fn tc_output(&self, hook: Hook, frame: &[u8], mark: u32) -> (i32, Vec<u8>, u32) {
+        let mut out = vec![0; frame.len() + 256];
+        let (mut context, mut context_out) = ([0u8; 192], [0u8; 192]);
+        context[8..12].copy_from_slice(&mark.to_ne_bytes());
+        let options = TestRunOptions {
+            data_in: Some(frame),
+            data_out: Some(&mut out),
+            ctx_in: Some(&context),
+            ctx_out: Some(&mut context_out),
+            ..TestRunOptions::default()
+        };
+        let (verdict, size) = self.test_run(hook, options);
+        out.truncate(size);
+        let [.., a, b, c, d] = context_out[..12] else { unreachable!("twelve bytes") };
+        (verdict, out, u32::from_ne_bytes([a, b, c, d]))
+    }
+
     /// Runs XDP and returns whether the frame passed, and it as it then is, metadata in front.
     pub(crate) fn xdp_output(&self, frame: &[u8]) -> (bool, Vec<u8>) {
         let mut out = vec![0; frame.len() + 64];
@@ -218,6 +237,15 @@ impl Node {
 
     pub(crate) fn master_counters(&self) -> MasterCounters {
         self.maps.counters().expect("counters").master(MASTER)
+    }
+
+    pub(crate) fn rejects(&self, row: &Endpoint) -> Reject {
+        self.maps.rejects(row.id).expect("rejects")
+    }
+
+    /// As if no answer had been given for long.
+    pub(crate) fn fill_bucket(&self, row: &Endpoint) {
+        self.raw::<[u64; 4]>("rejects").set(row.id, [0; 4], 0).expect("a bucket");
     }
 
     pub(crate) fn drops(&self, id: u32) -> DropCounters {

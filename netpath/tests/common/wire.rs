@@ -179,6 +179,12 @@ impl RawSocket {
         set(&self.fd, libc::SOL_PACKET, libc::PACKET_QDISC_BYPASS, 1).expect("PACKET_QDISC_BYPASS");
     }
 
+    /// Marks what is sent from here on (`SO_MARK`).
+    #[track_caller]
+    pub(crate) fn mark(&self, mark: u32) {
+        set(&self.fd, libc::SOL_SOCKET, libc::SO_MARK, mark.cast_signed()).expect("SO_MARK");
+    }
+
     /// Sends a frame; a device that drops it says so here (ENOBUFS).
     pub(crate) fn send(&self, frame: &[u8]) -> io::Result<()> {
         // SAFETY: `frame` is readable for its length.

@@ -13,7 +13,7 @@ use aya::{
 };
 use netpath_ebpf::abi::{
     ABI_VERSION, Base, Budget, CookieKey, CookieOwner, Counters, DropCounters, Endpoint, EndpointKey, Master,
-    MasterCounters, Meta, Owner, REASON_SLOTS, TrieKey4, TrieKey6, VlanKey, ZoneInfo, ZoneSlot,
+    MasterCounters, Meta, Owner, REASON_SLOTS, Reject, TrieKey4, TrieKey6, VlanKey, ZoneInfo, ZoneSlot,
 };
 
 use super::sys::Mapped;
@@ -110,6 +110,7 @@ plain!(
     MasterCounters,
     Meta,
     Owner,
+    Reject,
     TrieKey4,
     TrieKey6,
     VlanKey,
@@ -143,6 +144,7 @@ pub struct Maps {
     master_counters: Table<MasterCounters>,
     drops: Table<DropCounters>,
     budgets: Table<Budget>,
+    rejects: Table<Reject>,
     cpus: u32,
     /// Zone, word and generation of those whose idle slot nobody reads, unless they were flipped since.
     pub(super) settled: Vec<(u32, u32, u64)>,
@@ -190,6 +192,14 @@ fn open<T: TryFrom<Map, Error = MapError>>(
     let path = pin_of(pins, name);
     let data = MapData::from_pin(&path).map_err(|source| MapsError::Open { path: path.clone(), source })?;
     T::try_from(wrap(data)).map_err(|source| MapsError::Layout { path, source })
+}
+
+/// The row of master `id` in maps below `pins`; `None` while there are no maps.
+pub(super) fn master(pins: &Path, id: u16) -> Result<Option<Master>, MapsError> {
+    if !pin_of(pins, "masters").exists() {
+        return Ok(None);
+    }
+    get(&open(pins, "masters", Map::Array)?, "masters", id.into()).map(Some)
 }
 
 impl Maps {
@@ -253,6 +263,7 @@ impl Maps {
             master_counters: open(pins, "master_counters", Map::Array)?,
             drops: open(pins, "drops", Map::Array)?,
             budgets: open(pins, "budgets", Map::Array)?,
+            rejects: open(pins, "rejects", Map::Array)?,
             cpus,
             settled: Vec::new(),
         })
@@ -403,6 +414,7 @@ impl Maps {
         let zero = [0; REASON_SLOTS];
         let drops = DropCounters { tx_dropped: zero, rx_dropped: zero, tx_audited: zero, rx_audited: zero };
         set(&mut self.drops, "drops", id, drops)?;
+        set(&mut self.rejects, "rejects", id, Reject::default())?;
         self.grant(id, EVENT_BURST)
     }
 
@@ -415,6 +427,11 @@ impl Maps {
     /// Drops by reason of endpoint `id`; 0 = frames that nobody owns.
     pub fn drops(&self, id: u32) -> Result<DropCounters, MapsError> {
         get(&self.drops, "drops", id)
+    }
+
+    /// The answers to what endpoint `id` may not send.
+    pub fn rejects(&self, id: u32) -> Result<Reject, MapsError> {
+        get(&self.rejects, "rejects", id)
     }
 
     /// Maps the counters for reading.

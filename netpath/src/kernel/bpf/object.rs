@@ -15,7 +15,7 @@ use serde::Deserialize;
 
 use super::{
     BpfError, Hook,
-    maps::{Maps, NAMES, pin_of},
+    maps::{self, Maps, NAMES, pin_of},
 };
 
 #[cfg(not(no_bpf_object))]
@@ -82,9 +82,11 @@ pub fn maps(pins: &Path, settings: &Settings) -> Result<Maps, BpfError> {
 ///
 /// The programs are parsed, not yet in the kernel.
 pub fn load(pins: &Path, settings: &Settings, master: u16, cpus: u32) -> Result<Ebpf, BpfError> {
-    let master = u32::from(master);
     let mut loader = EbpfLoader::new();
     let have_cookie = u32::from(has_netns_cookie()?);
+    let mark = maps::master(pins, master)?.map_or(0, |row| reject_mark(row.stamp));
+    let master = u32::from(master);
+    loader.override_global("REJECT_MARK", &mark, true);
     loader.override_global("MASTER", &master, true).override_global("CPUS", &cpus, true).override_global(
         "HAVE_COOKIE",
         &have_cookie,
@@ -126,6 +128,22 @@ pub fn load(pins: &Path, settings: &Settings, master: u16, cpus: u32) -> Result<
     loader.load(bytes()?).map_err(|source| BpfError::Load { source: Box::new(source) })
 }
 
+/// The mark of answers to denied packets on a master whose row has `stamp`; 0, and so no answers, without one.
+///
+/// Of the row's random number and not drawn at each load: a hook that is repaired alone must know what the other
+/// one marks with.
+pub fn reject_mark(stamp: u64) -> u32 {
+    if stamp == 0 {
+        return 0;
+    }
+    let mut hasher = DefaultHasher::new();
+    hasher.write(b"reject");
+    hasher.write_u64(stamp);
+    let [a, b, c, d, ..] = hasher.finish().to_be_bytes();
+    // Never what packets without a mark have.
+    u32::from_be_bytes([a, b, c, d]).max(1)
+}
+
 /// Whether TC programs may ask whose socket a frame comes from: Linux 6.13 and newer. Found out by loading one
 /// that does.
 pub fn has_netns_cookie() -> Result<bool, BpfError> {
@@ -148,7 +166,8 @@ pub struct Verified {
 pub fn verify() -> Result<Vec<Verified>, BpfError> {
     let have_cookie = u32::from(has_netns_cookie()?);
     let mut loader = EbpfLoader::new();
-    loader.override_global("HAVE_COOKIE", &have_cookie, true);
+    // Any mark: with none the verifier would not look at what answers denied packets.
+    loader.override_global("HAVE_COOKIE", &have_cookie, true).override_global("REJECT_MARK", &1u32, true);
     let mut object = loader.load(bytes()?).map_err(|source| BpfError::Load { source: Box::new(source) })?;
     let mut found = Vec::new();
     for hook in Hook::ALL {
