@@ -10,15 +10,17 @@ pub const PACKET_WORDS: usize = 15;
 /// Words of the longest answer behind Ethernet: IPv6, ICMPv6 and what it quotes.
 pub const ANSWER_WORDS: usize = 24;
 
-/// Words of IPv4's header.
-const IPV4: usize = 5;
-/// Words of IPv6's header.
-const IPV6: usize = 10;
-/// Words behind the IP header by which a socket recognizes what an error is about (RFC 792).
-const QUOTED: usize = 2;
-/// Words of TCP's header without options, and of ICMP's.
-const TCP_WORDS: usize = 5;
-const ICMP_WORDS: usize = 2;
+/// Bytes of IPv4's header without options.
+const IPV4: u16 = 20;
+/// Bytes of IPv6's header, and its words.
+const IPV6: u16 = 40;
+const IPV6_WORDS: usize = 10;
+/// Bytes behind the IP header by which a socket recognizes what an error is about (RFC 792), and their words.
+const QUOTED: u16 = 8;
+const QUOTED_WORDS: usize = 2;
+/// Bytes of TCP's header without options, and of ICMP's.
+const TCP_HEADER: u16 = 20;
+const ICMP_HEADER: u16 = 8;
 
 /// TTL of what ends on this node's own interface, and the hop limit of ICMPv6.
 const TTL: u8 = 64;
@@ -84,36 +86,31 @@ impl Kind {
     }
 
     /// Bytes behind Ethernet that the answer is made of.
-    pub const fn reads(self) -> u32 {
-        4 * match self {
+    pub const fn reads(self) -> u16 {
+        match self {
             Self::Silence => 0,
-            Self::Reset4 => (IPV4 + TCP_WORDS) as u32,
-            Self::Prohibited4 => (IPV4 + QUOTED) as u32,
-            Self::Reset6 => (IPV6 + TCP_WORDS) as u32,
-            Self::Prohibited6 => (IPV6 + QUOTED) as u32,
+            Self::Reset4 => IPV4 + TCP_HEADER,
+            Self::Prohibited4 => IPV4 + QUOTED,
+            Self::Reset6 => IPV6 + TCP_HEADER,
+            Self::Prohibited6 => IPV6 + QUOTED,
         }
     }
 
     /// Bytes of the answer behind Ethernet.
-    pub const fn length(self) -> u32 {
-        4 * match self {
+    pub const fn length(self) -> u16 {
+        match self {
             Self::Silence => 0,
-            Self::Reset4 => (IPV4 + TCP_WORDS) as u32,
-            Self::Prohibited4 => (IPV4 + ICMP_WORDS + IPV4 + QUOTED) as u32,
-            Self::Reset6 => (IPV6 + TCP_WORDS) as u32,
-            Self::Prohibited6 => (IPV6 + ICMP_WORDS + IPV6 + QUOTED) as u32,
+            Self::Reset4 => IPV4 + TCP_HEADER,
+            Self::Prohibited4 => IPV4 + ICMP_HEADER + IPV4 + QUOTED,
+            Self::Reset6 => IPV6 + TCP_HEADER,
+            Self::Prohibited6 => IPV6 + ICMP_HEADER + IPV6 + QUOTED,
         }
     }
 }
 
 /// Writes the answer of `kind` to `packet`, which was `frame` bytes long with Ethernet. False: there is none.
 #[inline(always)]
-pub fn write(
-    kind: Kind,
-    packet: &[u32; PACKET_WORDS],
-    frame: u32,
-    answer: &mut [u32; ANSWER_WORDS],
-) -> bool {
+pub fn write(kind: Kind, packet: &[u32; PACKET_WORDS], frame: u32, answer: &mut [u32; ANSWER_WORDS]) -> bool {
     match kind {
         Kind::Silence => false,
         Kind::Reset4 => reset4(packet, frame, answer),
@@ -129,9 +126,9 @@ fn reset4(packet: &[u32; PACKET_WORDS], frame: u32, answer: &mut [u32; ANSWER_WO
     // Total length 0 is what a packet above 64 KiB says that is still to be segmented (BIG TCP).
     let total = if total == 0 { frame - ETH_LEN } else { total };
     let segment = [packet[5], packet[6], packet[7], packet[8]];
-    let Some(reset) = reset(segment, total.wrapping_sub(4 * IPV4 as u32)) else { return false };
+    let Some(reset) = reset(segment, total.wrapping_sub(u32::from(IPV4))) else { return false };
     header4(packet, TCP, Kind::Reset4.length(), answer);
-    let pseudo = words(&[answer[3], answer[4], pair(u16::from(TCP), 4 * TCP_WORDS as u16)]);
+    let pseudo = words(&[answer[3], answer[4], pair(u16::from(TCP), TCP_HEADER)]);
     [answer[5], answer[6], answer[7], answer[8]] = reset;
     answer[9] = pair_raw(fold(pseudo + words(&reset)), 0);
     true
@@ -140,11 +137,11 @@ fn reset4(packet: &[u32; PACKET_WORDS], frame: u32, answer: &mut [u32; ANSWER_WO
 #[inline(always)]
 fn reset6(packet: &[u32; PACKET_WORDS], frame: u32, answer: &mut [u32; ANSWER_WORDS]) -> bool {
     let payload = high(packet[1]);
-    let payload = if payload == 0 { frame - ETH_LEN - 4 * IPV6 as u32 } else { payload };
+    let payload = if payload == 0 { frame - ETH_LEN - u32::from(IPV6) } else { payload };
     let segment = [packet[10], packet[11], packet[12], packet[13]];
     let Some(reset) = reset(segment, payload) else { return false };
     header6(packet, TCP, TTL, Kind::Reset6.length(), answer);
-    let pseudo = addresses(answer) + words(&[pair(u16::from(TCP), 4 * TCP_WORDS as u16)]);
+    let pseudo = addresses(answer) + words(&[pair(u16::from(TCP), TCP_HEADER)]);
     [answer[10], answer[11], answer[12], answer[13]] = reset;
     answer[14] = pair_raw(fold(pseudo + words(&reset)), 0);
     true
@@ -157,10 +154,12 @@ fn reset(segment: [u32; 4], length: u32) -> Option<[u32; 4]> {
     const SYN: u8 = 1 << 1;
     const RST: u8 = 1 << 2;
     const ACK: u8 = 1 << 4;
+    /// Five words.
+    const OFFSET: u8 = 5 << 4;
     let [ports, sequence, acknowledged, rest] = segment;
     let [offset, flags, ..] = rest.to_ne_bytes();
     let header = u32::from(offset >> 4) * 4;
-    if flags & RST != 0 || header < 4 * TCP_WORDS as u32 || length < header {
+    if flags & RST != 0 || header < u32::from(TCP_HEADER) || length < header {
         return None;
     }
     let (sequence, acknowledged, flags) = if flags & ACK != 0 {
@@ -169,7 +168,7 @@ fn reset(segment: [u32; 4], length: u32) -> Option<[u32; 4]> {
         let taken = length - header + u32::from(flags & SYN != 0) + u32::from(flags & FIN != 0);
         (0, u32::from_be(sequence).wrapping_add(taken).to_be(), RST | ACK)
     };
-    let rest = u32::from_ne_bytes([(TCP_WORDS as u8) << 4, flags, 0, 0]);
+    let rest = u32::from_ne_bytes([OFFSET, flags, 0, 0]);
     Some([ports.rotate_left(16), sequence, acknowledged, rest])
 }
 
@@ -177,7 +176,7 @@ fn reset(segment: [u32; 4], length: u32) -> Option<[u32; 4]> {
 fn prohibited4(packet: &[u32; PACKET_WORDS], answer: &mut [u32; ANSWER_WORDS]) -> bool {
     /// Destination unreachable, communication administratively prohibited.
     const TYPE_CODE: u16 = 3 << 8 | 13;
-    if low(packet[0]) < 4 * (IPV4 + QUOTED) as u32 {
+    if low(packet[0]) < u32::from(IPV4 + QUOTED) {
         return false;
     }
     header4(packet, ICMP, Kind::Prohibited4.length(), answer);
@@ -197,15 +196,15 @@ fn prohibited4(packet: &[u32; PACKET_WORDS], answer: &mut [u32; ANSWER_WORDS]) -
 fn prohibited6(packet: &[u32; PACKET_WORDS], answer: &mut [u32; ANSWER_WORDS]) -> bool {
     /// Destination unreachable, communication with destination administratively prohibited.
     const TYPE_CODE: u16 = 1 << 8 | 1;
-    const BODY: u16 = 4 * (ICMP_WORDS + IPV6 + QUOTED) as u16;
+    const BODY: u16 = ICMP_HEADER + IPV6 + QUOTED;
     let payload = high(packet[1]);
-    if payload != 0 && payload < 4 * QUOTED as u32 {
+    if payload != 0 && payload < u32::from(QUOTED) {
         return false;
     }
     header6(packet, ICMPV6, HOP_LIMIT, Kind::Prohibited6.length(), answer);
     let mut sum = addresses(answer) + words(&[pair(u16::from(ICMPV6), BODY), pair(TYPE_CODE, 0)]);
     let mut i = 0;
-    while i < IPV6 + QUOTED {
+    while i < IPV6_WORDS + QUOTED_WORDS {
         answer[12 + i] = packet[i];
         sum += u64::from(packet[i]);
         i += 1;
@@ -218,9 +217,9 @@ fn prohibited6(packet: &[u32; PACKET_WORDS], answer: &mut [u32; ANSWER_WORDS]) -
 /// The header of an answer of `length` bytes: nothing is known to the pod but who it sent to, so the answer
 /// comes from there.
 #[inline(always)]
-fn header4(packet: &[u32; PACKET_WORDS], protocol: u8, length: u32, answer: &mut [u32; ANSWER_WORDS]) {
+fn header4(packet: &[u32; PACKET_WORDS], protocol: u8, length: u16, answer: &mut [u32; ANSWER_WORDS]) {
     const DONT_FRAGMENT: u16 = 1 << 14;
-    let length = (length as u16).to_be_bytes();
+    let length = length.to_be_bytes();
     answer[0] = u32::from_ne_bytes([0x45, 0, length[0], length[1]]);
     answer[1] = pair(0, DONT_FRAGMENT);
     answer[3] = packet[4];
@@ -236,10 +235,10 @@ fn header6(
     packet: &[u32; PACKET_WORDS],
     protocol: u8,
     hops: u8,
-    length: u32,
+    length: u16,
     answer: &mut [u32; ANSWER_WORDS],
 ) {
-    let payload = (length as u16 - 4 * IPV6 as u16).to_be_bytes();
+    let payload = (length - IPV6).to_be_bytes();
     answer[0] = u32::from_ne_bytes([0x60, 0, 0, 0]);
     answer[1] = u32::from_ne_bytes([payload[0], payload[1], protocol, hops]);
     let mut i = 0;
@@ -255,7 +254,7 @@ fn header6(
 fn addresses(answer: &[u32; ANSWER_WORDS]) -> u64 {
     let mut sum = 0;
     let mut i = 2;
-    while i < IPV6 {
+    while i < IPV6_WORDS {
         sum += u64::from(answer[i]);
         i += 1;
     }
@@ -280,8 +279,8 @@ fn fold(sum: u64) -> u16 {
     let sum = (sum & 0xffff_ffff) + (sum >> 32);
     let sum = (sum & 0xffff) + (sum >> 16 & 0xffff) + (sum >> 32);
     let sum = (sum & 0xffff) + (sum >> 16);
-    let sum = (sum & 0xffff) + (sum >> 16);
-    !(sum as u16)
+    let [.., high, low] = ((sum & 0xffff) + (sum >> 16)).to_be_bytes();
+    !u16::from_be_bytes([high, low])
 }
 
 /// A word of two numbers.

@@ -59,8 +59,7 @@ fn sibling(node: &Node, pod: &Pod) -> Pod {
 }
 
 /// What the pod may not reach: on the wire and beside it.
-const DENIED: [IpAddr; 4] =
-    [IpAddr::V4(INTERNET), IpAddr::V6(INTERNET6), IpAddr::V4(B), IpAddr::V6(B6)];
+const DENIED: [IpAddr; 4] = [IpAddr::V4(INTERNET), IpAddr::V6(INTERNET6), IpAddr::V4(B), IpAddr::V6(B6)];
 
 fn rejects(node: &Node, pod: &Pod) -> Reject {
     node.maps().rejects(node.row(pod).id).expect("readable")
@@ -78,7 +77,8 @@ fn escaped(pod: &Pod, witness: &RawSocket) -> Vec<Vec<u8>> {
     let mut frames = witness.until(&mark);
     // As source or destination of IP: answers come from there, and must not be heard here either.
     frames.retain(|frame| {
-        frame[6..12] == pod.mac && denied.iter().any(|address| carries(&frame[14..frame.len().min(54)], address))
+        frame[6..12] == pod.mac
+            && denied.iter().any(|address| carries(&frame[14..frame.len().min(54)], address))
     });
     frames
 }

@@ -8,9 +8,7 @@ use core::mem::offset_of;
 
 use aya_ebpf::{
     bindings::{__sk_buff, BPF_F_INGRESS, BPF_F_INVALIDATE_HASH, BPF_F_RECOMPUTE_CSUM},
-    helpers::{
-        bpf_ktime_get_ns, bpf_redirect, bpf_skb_change_tail, bpf_skb_load_bytes, bpf_skb_store_bytes,
-    },
+    helpers::{bpf_ktime_get_ns, bpf_redirect, bpf_skb_change_tail, bpf_skb_load_bytes, bpf_skb_store_bytes},
 };
 use netpath_ebpf::{
     abi::{REJECT_BURST, REJECT_INTERVAL_NS},
@@ -90,13 +88,15 @@ pub(crate) fn answer(skb: *mut __sk_buff, scratch: &mut Scratch) -> i32 {
         (destination >> 32) as u16,
         ethertype.to_be(),
     ];
-    send_back(skb, scratch, ETH_LEN + kind.length())
+    send_back(skb, scratch, ETH_LEN + u32::from(kind.length()))
 }
 
 #[inline(always)]
-fn read<const LENGTH: u32>(skb: *mut __sk_buff, room: &mut Room) -> bool {
+fn read<const LENGTH: u16>(skb: *mut __sk_buff, room: &mut Room) -> bool {
     // SAFETY: `packet` has room for the longest of the four.
-    unsafe { bpf_skb_load_bytes(skb.cast(), ETH_LEN, room.packet.as_mut_ptr().cast(), LENGTH) == 0 }
+    unsafe {
+        bpf_skb_load_bytes(skb.cast(), ETH_LEN, room.packet.as_mut_ptr().cast(), u32::from(LENGTH)) == 0
+    }
 }
 
 #[inline(always)]

@@ -23,7 +23,10 @@ use netpath::{
     root::Root,
 };
 use netpath_ebpf::{
-    abi::{Counters, DropCounters, Endpoint, EndpointKey, HOST_MACS, Master, MasterCounters, Reject, unknown_source},
+    abi::{
+        Counters, DropCounters, Endpoint, EndpointKey, HOST_MACS, Master, MasterCounters, Reject,
+        unknown_source,
+    },
     drop_reason::DropReason,
 };
 
