@@ -4,6 +4,7 @@ mod common;
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::os::fd::AsRawFd;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -332,6 +333,64 @@ fn a_denied_neighbour_on_the_wire_is_unreachable_once_nobody_answers_for_it() {
         let error = pod.netns.within(|| TcpStream::connect_timeout(&address, PATIENCE)).expect_err("denied");
         assert_eq!(error.kind(), expected, "{address}: {error}");
     }
+}
+
+/// The answer comes from where the packet was sent to, so it is filtered as an answer from there would be: a pod
+/// whose better route to it leads elsewhere must not filter strictly.
+#[test]
+fn only_a_strict_filter_with_a_better_route_elsewhere_keeps_answers_out() {
+    for (filter, heard) in [("0", true), ("2", true), ("1", false)] {
+        let node = Node::new(&json!({ "unknownSource": "drop" }));
+        let pod = node.pod(&["10.12.34.200/24"], Some(&rejecting()));
+        pod.netns.ip("link add eth0 type veth peer name other");
+        pod.netns.ip("link set other up");
+        pod.netns.ip("addr add 192.0.2.2/24 dev eth0");
+        pod.netns.ip("link set eth0 up");
+        pod.netns.ip("route add default via 192.0.2.1");
+        pod.netns.ip(&format!("route add default via {GATEWAY} dev net1 metric 100"));
+        pod.netns.set_sysctl("net/ipv4/conf/all/rp_filter", "0");
+        pod.netns.set_sysctl("net/ipv4/conf/net1/rp_filter", filter);
+        let socket = pod.netns.within(|| {
+            let socket = UdpSocket::bind((A, 0))?;
+            bind_to_device(&socket, "net1")?;
+            socket.connect((INTERNET, 53))?;
+            socket.set_read_timeout(Some(PATIENCE))?;
+            socket.send(b"question")?;
+            io::Result::Ok(socket)
+        });
+        let socket = socket.expect("the first call knows nothing");
+        if heard {
+            let error = socket.recv(&mut [0]).expect_err("denied");
+            assert_eq!(error.raw_os_error(), Some(libc::EHOSTUNREACH), "rp_filter {filter}: {error}");
+        }
+        eventually(PATIENCE, "the answer was let in or filtered", || {
+            (heard || 0 < filtered(&pod)).then_some(())
+        });
+        assert_eq!((filtered(&pod), rejects(&node, &pod).sent), (u64::from(!heard), 1), "rp_filter {filter}");
+    }
+}
+
+fn bind_to_device(socket: &UdpSocket, device: &str) -> io::Result<()> {
+    let length = libc::socklen_t::try_from(device.len()).expect("short");
+    // SAFETY: `device` is readable for its length.
+    let result = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_BINDTODEVICE,
+            device.as_ptr().cast(),
+            length,
+        )
+    };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Packets that the reverse path filter of a pod has dropped.
+fn filtered(pod: &Pod) -> u64 {
+    let text = pod.netns.exec("cat /proc/net/netstat");
+    let lines: Vec<&str> = text.lines().filter(|line| line.starts_with("TcpExt:")).collect();
+    let at = lines[0].split(' ').position(|name| name == "IPReversePathFilter").expect("is counted");
+    lines[1].split(' ').nth(at).and_then(|number| number.parse().ok()).expect("a number")
 }
 
 #[test]
