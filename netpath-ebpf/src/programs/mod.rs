@@ -2,122 +2,31 @@
 
 mod account;
 mod frame;
+mod globals;
 mod maps;
 mod reject;
+mod rules;
 mod sender;
 
 use account::{Drop, Size, counters, master_counters, report, rule_counters};
 use aya_ebpf::{
     bindings::{__sk_buff, TC_ACT_SHOT, TC_ACT_UNSPEC, xdp_action, xdp_md},
-    btf_maps::lpm_trie::Key,
     helpers::{bpf_skb_load_bytes, bpf_xdp_adjust_meta},
     macros::{classifier, xdp},
     programs::{TcContext, XdpContext},
 };
 use frame::{Buff, Context, Packet, Skb};
-use maps::{
-    ENDPOINT_ROWS, MASTERS, PORTS, SCRATCH, Scratch, ZONE_SLOTS, ZONE_TRIE_V4, ZONE_TRIE_V6, ZONE_WORDS,
-};
+use maps::{ENDPOINT_ROWS, MASTERS, SCRATCH, Scratch};
 use netpath_ebpf::{
-    abi::{
-        Endpoint, EndpointKey, Master, TrieKey4, TrieKey6, ZONE_PORT_SETS, ZoneSlot, direction,
-        endpoint_flags, zone_word,
-    },
-    bits::{bytes4, bytes16},
+    abi::{Endpoint, EndpointKey, Master, direction, endpoint_flags},
     packet::{self, Frame, Head},
-    verdict::{self, Decision, Fate, Rules, port_word},
+    verdict::{self, Decision, Fate},
 };
+use rules::Maps;
 use sender::{Offence, Stacked, View};
-
-/// Constants the loader writes before the programs are loaded, one set a master.
-mod globals {
-    #[unsafe(no_mangle)]
-    static MASTER: u32 = 0;
-    #[unsafe(no_mangle)]
-    static CPUS: u32 = 1;
-    #[unsafe(no_mangle)]
-    static HAVE_COOKIE: u32 = 0;
-    #[unsafe(no_mangle)]
-    static REJECT_MARK: u32 = 0;
-
-    /// Dense id of the master these programs sit on.
-    #[inline(always)]
-    pub(crate) fn master() -> u16 {
-        // SAFETY: A static; volatile because the loader changes it after compilation.
-        (unsafe { core::ptr::read_volatile(&raw const MASTER) }) as u16
-    }
-
-    /// Whether TC programs may ask for the cookie of a frame's network namespace (Linux 6.13). Where they may
-    /// not, the verifier removes the call as dead code.
-    #[inline(always)]
-    pub(crate) fn have_cookie() -> bool {
-        // SAFETY: As above.
-        unsafe { core::ptr::read_volatile(&raw const HAVE_COOKIE) != 0 }
-    }
-
-    /// What our answers to denied frames are marked with on their way back; 0 = nothing is answered.
-    #[inline(always)]
-    pub(crate) fn reject_mark() -> u32 {
-        // SAFETY: As above.
-        unsafe { core::ptr::read_volatile(&raw const REJECT_MARK) }
-    }
-
-    /// CPUs that counters are laid out for.
-    #[inline(always)]
-    pub(crate) fn cpus() -> u32 {
-        // SAFETY: As above.
-        unsafe { core::ptr::read_volatile(&raw const CPUS) }
-    }
-}
 
 const NEXT: i32 = TC_ACT_UNSPEC;
 const SHOT: i32 = TC_ACT_SHOT;
-
-/// Look-ups in the maps.
-struct Maps;
-
-impl Rules for Maps {
-    #[inline(always)]
-    fn zone(&self, zone: u32) -> Option<(&ZoneSlot, u32)> {
-        let word = ZONE_WORDS.get(zone)?;
-        // SAFETY: A reference to a map value; volatile because it is read once, whatever is written meanwhile.
-        let word = unsafe { core::ptr::read_volatile(word) };
-        if word & zone_word::LOADED == 0 {
-            return None;
-        }
-        let index = zone * 2 + (word & zone_word::SLOT) / zone_word::SLOT;
-        Some((ZONE_SLOTS.get(index)?, index))
-    }
-    #[inline(always)]
-    fn trie4(&self, slot: u32, address: u32) -> u32 {
-        let key = Key::new(64, TrieKey4 { slot, addr: bytes4(address) });
-        ZONE_TRIE_V4.get(&key).copied().unwrap_or(0)
-    }
-    #[inline(always)]
-    fn trie6(&self, slot: u32, address: [u64; 2]) -> u32 {
-        let key = Key::new(160, TrieKey6 { slot, addr: bytes16(address) });
-        ZONE_TRIE_V6.get(&key).copied().unwrap_or(0)
-    }
-    #[inline(always)]
-    fn ports(&self, slot: u32, set: u32, protocol: u8, port: u16) -> u32 {
-        port_range(slot * ZONE_PORT_SETS + (set & (ZONE_PORT_SETS - 1)), u32::from(protocol), u32::from(port))
-    }
-}
-
-/// What row `index` of `ports` says of `protocol` and `port`; 0 = nothing.
-///
-/// A function of its own: few zones have ports, and eight ranges have no place in a verdict.
-#[inline(never)]
-fn port_range(index: u32, protocol: u32, port: u32) -> u32 {
-    let Some(set) = PORTS.get(index) else { return 0 };
-    for range in set {
-        let inside = u32::from(range.first) <= port && port <= u32::from(range.last);
-        if u32::from(range.protocol) == protocol && protocol != 0 && inside {
-            return port_word(range.verdicts, range.rule);
-        }
-    }
-    0
-}
 
 /// The Ethernet header: all that is read of a frame before its owner is known.
 struct Ethernet {

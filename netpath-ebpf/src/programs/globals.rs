@@ -1,0 +1,39 @@
+//! Constants the loader writes before the programs are loaded, one set a master.
+
+#[unsafe(no_mangle)]
+static MASTER: u32 = 0;
+#[unsafe(no_mangle)]
+static CPUS: u32 = 1;
+#[unsafe(no_mangle)]
+static HAVE_COOKIE: u32 = 0;
+#[unsafe(no_mangle)]
+static REJECT_MARK: u32 = 0;
+
+/// Dense id of the master these programs sit on.
+#[inline(always)]
+pub(crate) fn master() -> u16 {
+    // SAFETY: A static; volatile because the loader changes it after compilation.
+    (unsafe { core::ptr::read_volatile(&raw const MASTER) }) as u16
+}
+
+/// Whether TC programs may ask for the cookie of a frame's network namespace (Linux 6.13). Where they may
+/// not, the verifier removes the call as dead code.
+#[inline(always)]
+pub(crate) fn have_cookie() -> bool {
+    // SAFETY: As above.
+    unsafe { core::ptr::read_volatile(&raw const HAVE_COOKIE) != 0 }
+}
+
+/// What our answers to denied frames are marked with on their way back; 0 = nothing is answered.
+#[inline(always)]
+pub(crate) fn reject_mark() -> u32 {
+    // SAFETY: As above.
+    unsafe { core::ptr::read_volatile(&raw const REJECT_MARK) }
+}
+
+/// CPUs that counters are laid out for.
+#[inline(always)]
+pub(crate) fn cpus() -> u32 {
+    // SAFETY: As above.
+    unsafe { core::ptr::read_volatile(&raw const CPUS) }
+}
