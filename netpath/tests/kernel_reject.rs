@@ -9,8 +9,8 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use common::node::{
-    GATEWAY, GATEWAY6, INTERNET, INTERNET6, Node, OUTSIDE_MAC, Pod, WIRE, at, conf, crosses, pod_fence,
-    stay_on_this_cpu,
+    GATEWAY, GATEWAY6, INTERNET, INTERNET6, MASTER, Node, OUTSIDE_MAC, Pod, WIRE, at, conf, crosses,
+    pod_fence, stay_on_this_cpu,
 };
 use common::wire::{RawSocket, carries, marker, udp_frame};
 use common::{PATIENCE, eventually};
@@ -429,9 +429,9 @@ fn one_word_in_a_running_network_switches_answers_on_and_off() {
 #[test]
 fn answers_come_through_a_hook_that_was_attached_again() {
     for hook in ["ingress", "egress"] {
-        let node = Node::new(&json!({ "unknownSource": "drop" }));
+        let node = Node::new(&json!({ "unknownSource": "drop", "tc": "clsact" }));
         let pod = node.pod(&["10.12.34.200/24"], Some(&rejecting()));
-        std::fs::remove_file(node.root.pins().join("links/1").join(hook)).expect("a pinned link");
+        node.netns.exec(&format!("tc filter del dev {MASTER} {hook}"));
         let said = node.netpath(&["attach"]);
         assert!(said.contains(hook), "{said}");
         let inside = pod.socket();
