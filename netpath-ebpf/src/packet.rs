@@ -38,6 +38,7 @@ const IGMP: u8 = 2;
 /// TCP.
 pub const TCP: u8 = 6;
 const UDP: u8 = 17;
+const SCTP: u8 = 132;
 /// IPv6's ICMP.
 pub const ICMPV6: u8 = 58;
 
@@ -306,6 +307,7 @@ pub fn ipv4(head: &impl Head, facts: &mut Facts) {
     let least = match protocol {
         _ if later => header,
         TCP => header + 20,
+        SCTP => header + 12,
         UDP | ICMP | IGMP => header + 8,
         _ => header,
     };
@@ -342,7 +344,7 @@ pub fn ipv4(head: &impl Head, facts: &mut Facts) {
             bits |= (eq32(u32::from(source), 68) & eq32(u32::from(destination), 67)) * bit::DHCP_CLIENT;
             bits |= eq32(u32::from(destination), 68) * bit::TO_DHCP_CLIENT;
         }
-        TCP => {
+        TCP | SCTP => {
             facts.source_port = head.u16::<34>();
             facts.destination_port = head.u16::<36>();
         }
@@ -377,6 +379,7 @@ pub fn ipv6(head: &impl Head, facts: &mut Facts) {
     let payload = if payload == 0 && room > 0xffff { room } else { payload };
     let least = match next {
         TCP => 20,
+        SCTP => 12,
         UDP => 8,
         ICMPV6 => 8,
         HOP_BY_HOP | ROUTING | FRAGMENT | DESTINATION_OPTIONS | AUTHENTICATION => 8,
@@ -407,7 +410,7 @@ fn transport6(protocol: u8, start: [u8; 4], facts: &mut Facts) {
             facts.bits |= (eq32(u32::from(source), 547) * bit::DHCP_SERVER)
                 | (eq32(u32::from(destination), 546) * bit::TO_DHCP_CLIENT);
         }
-        TCP => {
+        TCP | SCTP => {
             facts.source_port = source;
             facts.destination_port = destination;
         }
@@ -474,6 +477,7 @@ pub fn walk(first: u8, end: u32, frame: &impl Load) -> u64 {
     let least = match next {
         HOP_BY_HOP | DESTINATION_OPTIONS | AUTHENTICATION | FRAGMENT | ROUTING => return found | BAD,
         TCP => 20,
+        SCTP => 12,
         UDP | ICMPV6 => 8,
         _ => return found,
     };

@@ -8,13 +8,13 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
-use netpath_ebpf::drop_reason::DropReason;
+use netpath_ebpf::{abi::ZONE_PORT_SETS, drop_reason::DropReason};
 use proptest::{collection::vec, prelude::*, sample::select};
 use verdict::{
     cases,
     frames::{self, POD_MAC},
     image::{Image, Layout, endpoint, verdict},
-    model::{self, Pod, Rule, Setup, Zone},
+    model::{self, Pod, Range, Rule, Setup, Zone},
     reference::{Way, decide},
 };
 
@@ -60,7 +60,7 @@ fn the_table_reaches_every_reason_of_the_verdict() {
     let reached: BTreeSet<_> =
         cases::all().iter().flat_map(|case| [case.egress, case.ingress]).flatten().collect();
     let missing: Vec<_> = DropReason::ALL.iter().filter(|reason| !reached.contains(reason)).collect();
-    assert_eq!(missing, [&DropReason::UnknownSource, &DropReason::SourceMac, &DropReason::Fragment]);
+    assert_eq!(missing, [&DropReason::UnknownSource, &DropReason::SourceMac]);
 }
 
 #[test]
@@ -140,17 +140,34 @@ fn rules() -> impl Strategy<Value = Rule> {
         let mask = u128::MAX.checked_shl(128 - u32::from(length)).unwrap_or(0);
         (IpAddr::from(Ipv6Addr::from(u128::from(address) & mask)), length)
     });
-    (prop_oneof![v4, v6], any::<bool>(), any::<bool>()).prop_map(|((net, length), egress, ingress)| Rule {
-        net,
-        length,
-        egress,
-        ingress,
-    })
+    let ports = prop_oneof![2 => Just(Vec::new()), 1 => vec(ranges(), 1..=8)];
+    (prop_oneof![v4, v6], any::<bool>(), any::<bool>(), ports)
+        .prop_map(|((net, length), egress, ingress, ports)| Rule { net, length, egress, ingress, ports })
+}
+
+/// Around the ports of the table's frames.
+fn ranges() -> impl Strategy<Value = Range> {
+    let port = || select(vec![0u16, 1, 2, 21, 22, 23, 53, 442, 443, 444, 1000, 2000, 3868, 40_000, u16::MAX]);
+    (select(vec![1u8, 2, 6, 17, 58, 132]), port(), port(), any::<bool>(), any::<bool>()).prop_map(
+        |(protocol, a, b, egress, ingress)| {
+            let (first, last) = match protocol {
+                6 | 17 | 132 => (a.min(b), a.max(b)),
+                // What has no ports is named as a whole.
+                _ => (0, u16::MAX),
+            };
+            Range { protocol, first, last, egress, ingress }
+        },
+    )
 }
 
 /// From none to more than fit inline.
 fn zones() -> impl Strategy<Value = Zone> {
-    (vec(rules(), 0..24), proptest::bool::weighted(0.1)).prop_map(|(rules, any)| Zone::of(rules, any))
+    (vec(rules(), 0..24), proptest::bool::weighted(0.1)).prop_map(|(rules, any)| {
+        let mut zone = Zone::of(rules, any);
+        let with_ports = zone.rules.iter_mut().filter(|rule| !rule.ports.is_empty());
+        with_ports.skip(ZONE_PORT_SETS as usize).for_each(|rule| rule.ports.clear());
+        zone
+    })
 }
 
 /// Bytes that mean something somewhere.

@@ -7,7 +7,7 @@ use super::{
     frames::{PEER_MAC, POD_MAC, between},
     model::Setup,
     reference::Way,
-    table_v4, table_v6,
+    table_ports, table_v4, table_v6,
 };
 
 /// Passes.
@@ -104,5 +104,7 @@ pub(crate) fn all() -> Vec<Case> {
     table_v6::neighbours(&mut table);
     table_v6::zone(&mut table);
     table_v6::errors(&mut table);
+    table_ports::v4_ports(&mut table);
+    table_ports::v6_ports(&mut table);
     table.0
 }

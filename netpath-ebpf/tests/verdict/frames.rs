@@ -68,6 +68,11 @@ pub(crate) fn tcp(source: u16, destination: u16) -> Carried {
     raw(6, &[&ports[..], &[0; 8], &[0x50, 2, 0xff, 0xff, 0, 0, 0, 0]].concat())
 }
 
+pub(crate) fn sctp(source: u16, destination: u16) -> Carried {
+    let ports = [source.to_be_bytes(), destination.to_be_bytes()].concat();
+    raw(132, &[&ports[..], &[0; 8]].concat())
+}
+
 /// ICMP of IPv4: type, then what stands behind the first eight bytes.
 pub(crate) fn icmp(kind: u8, body: &[u8]) -> Carried {
     raw(1, &[&[kind, 0, 0, 0, 0, 0, 0, 0][..], body].concat())

@@ -4,8 +4,8 @@ use std::net::{IpAddr, Ipv6Addr};
 
 use netpath_ebpf::{
     abi::{
-        ENDPOINT_ADDRS, Endpoint, Prefix4, Prefix6, ZONE_INLINE, ZoneSlot, endpoint_flags, kind, mode,
-        word_place, zone_flags, zone_verdict,
+        ENDPOINT_ADDRS, Endpoint, PORT_RANGES, PortRange, PortSet, Prefix4, Prefix6, ZONE_INLINE, ZoneSlot,
+        endpoint_flags, kind, mode, word_place, zone_flags, zone_verdict,
     },
     bits::{bytes4, bytes16},
     drop_reason::DropReason,
@@ -88,18 +88,20 @@ pub(crate) struct Image {
     pub(crate) trie_v4: Vec<(u32, [u8; 4], u32)>,
     /// The same for IPv6.
     pub(crate) trie_v6: Vec<(u32, [u8; 16], u32)>,
+    /// The port sets that words name.
+    pub(crate) ports: Vec<PortSet>,
 }
 
 impl Image {
     /// `zone` laid out.
     pub(crate) fn new(zone: &Zone, layout: Layout) -> Self {
         let mut slot = ZoneSlot { generation: 1, flags: 0, ..ZoneSlot::EMPTY };
-        let (mut v4, mut v6) = (Vec::new(), Vec::new());
+        let (mut v4, mut v6, mut ports) = (Vec::new(), Vec::new(), Vec::new());
         for rule in &zone.rules {
             let length = u32::from(rule.length);
             match rule.net {
-                IpAddr::V4(net) => v4.push((length, net.octets(), bits(rule))),
-                IpAddr::V6(net) => v6.push((length, net.octets(), bits(rule))),
+                IpAddr::V4(net) => v4.push((length, net.octets(), bits(rule, &mut ports))),
+                IpAddr::V6(net) => v6.push((length, net.octets(), bits(rule, &mut ports))),
             }
         }
         v4.sort_by_key(|row| std::cmp::Reverse(row.0));
@@ -110,7 +112,7 @@ impl Image {
         if zone.rules.iter().any(|rule| rule.net.is_ipv6() && rule.egress) {
             slot.flags |= zone_flags::HAS_V6;
         }
-        let mut image = Self { slot, trie_v4: vec![], trie_v6: vec![] };
+        let mut image = Self { slot, trie_v4: vec![], trie_v6: vec![], ports };
         if layout == Layout::Tries || v4.len() > ZONE_INLINE {
             image.slot.flags |= zone_flags::TRIE_V4;
             image.trie_v4 = v4;
@@ -135,10 +137,23 @@ impl Image {
     }
 }
 
-fn bits(rule: &Rule) -> u32 {
-    let egress = if rule.egress { zone_verdict::EGRESS } else { 0 };
-    let ingress = if rule.ingress { zone_verdict::INGRESS } else { 0 };
-    egress | ingress
+fn bits(rule: &Rule, sets: &mut Vec<PortSet>) -> u32 {
+    let both = |egress, ingress| {
+        (if egress { zone_verdict::EGRESS } else { 0 }) | if ingress { zone_verdict::INGRESS } else { 0 }
+    };
+    let mut word = both(rule.egress, rule.ingress);
+    if !rule.ports.is_empty() {
+        let mut set = [PortRange::default(); PORT_RANGES];
+        for (place, range) in set.iter_mut().zip(&rule.ports) {
+            let verdicts = u8::try_from(both(range.egress, range.ingress)).expect("two bits");
+            let (protocol, first, last) = (range.protocol, range.first, range.last);
+            *place = PortRange { protocol, verdicts, first, last, ..PortRange::default() };
+        }
+        let number = u32::try_from(sets.len()).expect("a few");
+        word |= zone_verdict::PORTS | number << zone_verdict::PORT_SET_SHIFT;
+        sets.push(set);
+    }
+    word
 }
 
 /// Row of the zone that [`endpoint`] names.
@@ -197,8 +212,13 @@ impl Rules for Maps<'_> {
         });
         around.max_by_key(|row| row.0).map_or(0, |row| row.2)
     }
-    fn ports(&self, _slot: u32, _set: u32, _protocol: u8, _port: u16) -> u32 {
-        unreachable!("no zone of the table has ports")
+    fn ports(&self, slot: u32, set: u32, protocol: u8, port: u16) -> u32 {
+        assert_eq!(slot, 2 * ZONE);
+        let image = self.0.expect("asked only where there is a zone");
+        let used = image.ports[set as usize].iter().filter(|range| range.protocol != 0);
+        let mut holding =
+            used.filter(|range| range.protocol == protocol && (range.first..=range.last).contains(&port));
+        holding.next().map_or(0, |range| verdict::port_word(range.verdicts, range.rule))
     }
 }
 

@@ -7,5 +7,6 @@ pub(crate) mod frames;
 pub(crate) mod image;
 pub(crate) mod model;
 pub(crate) mod reference;
+mod table_ports;
 mod table_v4;
 mod table_v6;

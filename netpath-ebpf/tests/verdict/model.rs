@@ -19,8 +19,23 @@ pub(crate) struct Pod {
     pub(crate) dhcp: bool,
 }
 
-/// What a prefix of a zone may do.
+/// Ports of one protocol, and what they may do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Range {
+    /// IP protocol.
+    pub(crate) protocol: u8,
+    /// First port of the other end.
+    pub(crate) first: u16,
+    /// Last port of the other end.
+    pub(crate) last: u16,
+    /// The pod may send to them.
+    pub(crate) egress: bool,
+    /// They may send to the pod.
+    pub(crate) ingress: bool,
+}
+
+/// What a prefix of a zone may do.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Rule {
     /// Network address.
     pub(crate) net: IpAddr,
@@ -30,6 +45,8 @@ pub(crate) struct Rule {
     pub(crate) egress: bool,
     /// It may send to the pod.
     pub(crate) ingress: bool,
+    /// The first that holds a packet decides; the two above hold for what none does.
+    pub(crate) ports: Vec<Range>,
 }
 
 /// A private zone. Of the rules around an address the longest decides; none denies.
@@ -95,11 +112,13 @@ pub(crate) enum Setup {
     Nameless,
     /// The zone's row is missing.
     NotLoaded,
+    /// A zone in which ports decide.
+    Ports,
 }
 
 impl Setup {
-    pub(crate) const ALL: [Self; 6] =
-        [Self::Dual, Self::V4Only, Self::Any, Self::Dhcp, Self::Nameless, Self::NotLoaded];
+    pub(crate) const ALL: [Self; 7] =
+        [Self::Dual, Self::V4Only, Self::Any, Self::Dhcp, Self::Nameless, Self::NotLoaded, Self::Ports];
 
     /// The attachment and its zone.
     pub(crate) fn world(self) -> (Pod, Option<Zone>) {
@@ -131,6 +150,9 @@ impl Setup {
                 both("ff05::1:3", 128, true),
             ]);
         }
+        if self == Self::Ports {
+            rules = ports();
+        }
         let zone = Zone::of(rules, self == Self::Any);
         (pod, (self != Self::NotLoaded).then_some(zone))
     }
@@ -138,5 +160,30 @@ impl Setup {
 
 /// A rule for both directions.
 pub(crate) fn both(net: &str, length: u8, allowed: bool) -> Rule {
-    Rule { net: net.parse().expect("an address"), length, egress: allowed, ingress: allowed }
+    Rule { net: net.parse().expect("an address"), length, egress: allowed, ingress: allowed, ports: vec![] }
+}
+
+/// The rules of [`Setup::Ports`], as a compiler would flatten them: a longer prefix repeats what holds around it.
+fn ports() -> Vec<Rule> {
+    let range =
+        |allowed, protocol, first, last| Range { protocol, first, last, egress: allowed, ingress: allowed };
+    let of = |rule: Rule, ports: &[Range]| Rule { ports: ports.to_vec(), ..rule };
+    let https = range(true, 6, 443, 443);
+    vec![
+        // Local, without SSH.
+        of(both("10.12.34.0", 24, true), &[range(false, 6, 22, 22)]),
+        both("10.12.34.13", 32, false),
+        // Ports alone; a denial stands before the range that holds it.
+        of(
+            both("172.16.0.0", 16, false),
+            &[range(false, 17, 1500, 1500), https, range(true, 17, 1000, 2000)],
+        ),
+        of(both("172.16.5.0", 24, false), &[https, range(true, 17, 53, 53), range(true, 132, 3868, 3868)]),
+        of(both("172.16.6.0", 24, false), &[range(true, 1, 0, u16::MAX)]),
+        of(both("172.16.7.0", 24, false), &[range(true, 6, 0, u16::MAX)]),
+        both("172.16.5.66", 32, false),
+        of(both("fd00:12::", 64, true), &[range(false, 6, 22, 22)]),
+        of(both("fd00:5::", 48, false), &[https, range(true, 58, 0, u16::MAX), range(true, 132, 3868, 3868)]),
+        of(both("fd00:6::", 64, false), &[range(true, 17, 53, 53)]),
+    ]
 }

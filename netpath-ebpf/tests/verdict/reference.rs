@@ -5,12 +5,13 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use netpath_ebpf::drop_reason::DropReason;
 
-use super::model::{Pod, Zone};
+use super::model::{Pod, Rule, Zone};
 
 type Verdict = Result<(), DropReason>;
 
 const TCP: u8 = 6;
 const UDP: u8 = 17;
+const SCTP: u8 = 132;
 
 /// Which way a frame goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -112,6 +113,7 @@ fn parse_v4(body: &[u8]) -> Result<V4<'_>, DropReason> {
     let least = match protocol {
         _ if later => 0,
         TCP => 20,
+        SCTP => 12,
         UDP | 1 | 2 => 8,
         _ => 0,
     };
@@ -159,6 +161,7 @@ fn is_extension(next: u8) -> bool {
 fn least_v6(protocol: u8) -> usize {
     match protocol {
         TCP => 20,
+        SCTP => 12,
         UDP | 58 => 8,
         _ => 0,
     }
@@ -217,13 +220,38 @@ impl V6<'_> {
 // ---- What the zone and the attachment say
 
 impl Zone {
-    fn allows(&self, address: IpAddr, way: Way) -> bool {
+    fn longest(&self, address: IpAddr) -> Option<&Rule> {
         let around = self.rules.iter().filter(|rule| covers(rule.net, rule.length, address));
-        let longest = around.max_by_key(|rule| rule.length);
-        longest.is_some_and(|rule| match way {
-            Way::Egress => rule.egress,
-            Way::Ingress => rule.ingress,
-        })
+        around.max_by_key(|rule| rule.length)
+    }
+
+    /// Whether `address` may be asked for, or have been sent to: by whatever port.
+    fn reaches(&self, address: IpAddr) -> bool {
+        self.longest(address).is_some_and(|rule| rule.egress || !rule.ports.is_empty())
+    }
+
+    /// Whether a packet may go to, or come from, `address`, which is the other end.
+    fn judge(&self, address: IpAddr, way: Way, protocol: u8, transport: Option<&[u8]>) -> Verdict {
+        let rule = self.longest(address).ok_or(DropReason::ZoneDeny)?;
+        let mut allowed = (rule.egress, rule.ingress);
+        if !rule.ports.is_empty() {
+            let transport = transport.ok_or(DropReason::Fragment)?;
+            let port = match (protocol, way) {
+                (TCP | UDP | SCTP, Way::Egress) => be16(transport, 2),
+                (TCP | UDP | SCTP, Way::Ingress) => be16(transport, 0),
+                _ => 0,
+            };
+            for range in rule.ports.iter().rev() {
+                let inside = usize::from(range.first) <= port && port <= usize::from(range.last);
+                if range.protocol == protocol && inside {
+                    allowed = (range.egress, range.ingress);
+                }
+            }
+        }
+        match way {
+            Way::Egress => deny_unless(allowed.0, DropReason::ZoneDeny),
+            Way::Ingress => deny_unless(allowed.1, DropReason::ZoneDeny),
+        }
     }
 
     /// Whether the network has IPv6 that the pod may use.
@@ -282,7 +310,7 @@ fn egress_arp(frame: &[u8], arp: &[u8], pod: &Pod, zone: Option<&Zone>) -> Verdi
     let zone = zone.ok_or(DropReason::ZoneNotLoaded)?;
     let target = v4_at(arp, 24);
     let known = pod.owns4(target) || pod.gateway4 == Some(target);
-    deny_unless(known || zone.allows(target.into(), Way::Egress), DropReason::ZoneDeny)
+    deny_unless(known || zone.reaches(target.into()), DropReason::ZoneDeny)
 }
 
 fn egress_v4(packet: &V4<'_>, pod: &Pod, zone: Option<&Zone>) -> Verdict {
@@ -295,7 +323,10 @@ fn egress_v4(packet: &V4<'_>, pod: &Pod, zone: Option<&Zone>) -> Verdict {
     deny_unless(packet.udp().is_none_or(|(source, _)| source != 67), DropReason::DhcpServer)?;
     let zone = zone.ok_or(DropReason::ZoneNotLoaded)?;
     let on_link = destination.is_broadcast() || destination.octets()[..3] == [224, 0, 0];
-    deny_unless(on_link || zone.allows(destination.into(), Way::Egress), DropReason::ZoneDeny)
+    if on_link {
+        return Ok(());
+    }
+    zone.judge(destination.into(), Way::Egress, packet.protocol, packet.transport)
 }
 
 fn egress_v6(frame: &[u8], packet: &V6<'_>, pod: &Pod, zone: Option<&Zone>) -> Verdict {
@@ -328,7 +359,13 @@ fn egress_v6(frame: &[u8], packet: &V6<'_>, pod: &Pod, zone: Option<&Zone>) -> V
         return deny_unless(packet.protocol == 58 || zone.has_v6(), DropReason::LinkLocal);
     }
     let gateway = asks && pod.gateway6 == Some(goes_to);
-    deny_unless(gateway || zone.allows(goes_to.into(), Way::Egress), DropReason::ZoneDeny)
+    if gateway {
+        return Ok(());
+    }
+    if matches!(kind, Some(135 | 136)) {
+        return deny_unless(zone.reaches(goes_to.into()), DropReason::ZoneDeny);
+    }
+    zone.judge(goes_to.into(), Way::Egress, packet.protocol, packet.transport)
 }
 
 /// The target of a solicitation or advertisement whose body is exactly 24, 32 or 40 bytes, not behind
@@ -370,9 +407,11 @@ fn ingress_v4(packet: &V4<'_>, pod: &Pod, zone: &Zone) -> Verdict {
         let readable = quoted[0] >> 4 == 4 && quoted[0] & 15 >= 5 && be16(quoted, 6) & 0x1fff == 0;
         (readable && pod.owns4(v4_at(quoted, 12))).then(|| v4_at(quoted, 16))
     };
-    let answers = || error_about_own().is_some_and(|to| zone.allows(to.into(), Way::Egress));
-    let allowed = zone.any || zone.allows(packet.source.into(), Way::Ingress) || answers();
-    deny_unless(allowed, DropReason::ZoneDeny)
+    let answers = || error_about_own().is_some_and(|to| zone.reaches(to.into()));
+    if zone.any || answers() {
+        return Ok(());
+    }
+    zone.judge(packet.source.into(), Way::Ingress, packet.protocol, packet.transport)
 }
 
 fn ingress_v6(packet: &V6<'_>, pod: &Pod, zone: &Zone) -> Verdict {
@@ -392,6 +431,9 @@ fn ingress_v6(packet: &V6<'_>, pod: &Pod, zone: &Zone) -> Verdict {
         let first = !fragment || quoted.len() >= 48 && be16(quoted, 42) & 0xfff8 == 0;
         (quoted[0] >> 4 == 6 && first && pod.owns6(v6_at(quoted, 8))).then(|| v6_at(quoted, 24))
     };
-    let answers = || error_about_own().is_some_and(|to| zone.allows(to.into(), Way::Egress));
-    deny_unless(zone.allows(packet.source.into(), Way::Ingress) || answers(), DropReason::ZoneDeny)
+    let answers = || error_about_own().is_some_and(|to| zone.reaches(to.into()));
+    if answers() {
+        return Ok(());
+    }
+    zone.judge(packet.source.into(), Way::Ingress, packet.protocol, packet.transport)
 }

@@ -109,7 +109,7 @@ pub fn content(image: &ZoneImage) -> ZoneContent {
             image.v6().iter().map(|(net, v)| (u32::from(net.prefix()), net.network().octets(), *v)).collect()
         }
     };
-    ZoneContent { slot, trie_v4, trie_v6 }
+    ZoneContent { slot, trie_v4, trie_v6, ports: Vec::new() }
 }
 
 /// What the maps hold of a zone, as an image.

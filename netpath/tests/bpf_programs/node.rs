@@ -295,7 +295,12 @@ pub(crate) fn master(unknown_source: u8) -> Master {
 
 /// A zone's image as the library writes it.
 pub(crate) fn content(image: &Image) -> ZoneContent {
-    ZoneContent { slot: image.slot, trie_v4: image.trie_v4.clone(), trie_v6: image.trie_v6.clone() }
+    ZoneContent {
+        slot: image.slot,
+        trie_v4: image.trie_v4.clone(),
+        trie_v6: image.trie_v6.clone(),
+        ports: image.ports.clone(),
+    }
 }
 
 /// Whether `hook` can be shown `case` by a test run; what cannot is shown on real interfaces.

@@ -21,7 +21,7 @@ use crate::{
 
 /// Where each reason is reached in these tests. A tag beside the frame (`vlan`), and everything about frames that
 /// are not linear or below 14 bytes, is shown on real interfaces besides.
-const REACHED: [(DropReason, &[Hook]); 15] = {
+const REACHED: [(DropReason, &[Hook]); 16] = {
     const BOTH: &[Hook] = &[Hook::Egress, Hook::Ingress, Hook::Xdp];
     const OUT: &[Hook] = &[Hook::Egress];
     [
@@ -40,6 +40,7 @@ const REACHED: [(DropReason, &[Hook]); 15] = {
         (DropReason::LinkLocal, BOTH),
         (DropReason::ZoneDeny, BOTH),
         (DropReason::ZoneNotLoaded, BOTH),
+        (DropReason::Fragment, BOTH),
     ]
 };
 

@@ -13,7 +13,7 @@ use aya::{
 };
 use netpath_ebpf::abi::{
     ABI_VERSION, Base, Budget, CookieKey, CookieOwner, Counters, DropCounters, Endpoint, EndpointKey, Master,
-    MasterCounters, Meta, Owner, REASON_SLOTS, Reject, TrieKey4, TrieKey6, VlanKey, ZoneInfo, ZoneSlot,
+    MasterCounters, Meta, Owner, PortSet, REASON_SLOTS, Reject, TrieKey4, TrieKey6, VlanKey, ZoneInfo, ZoneSlot,
 };
 
 use super::sys::Mapped;
@@ -111,6 +111,7 @@ plain!(
     Meta,
     Owner,
     Reject,
+    PortSet,
     TrieKey4,
     TrieKey6,
     VlanKey,
@@ -136,6 +137,7 @@ pub struct Maps {
     pub(super) zone_info: Table<ZoneInfo>,
     pub(super) zone_trie_v4: LpmTrie<MapData, Raw<TrieKey4>, Raw<u32>>,
     pub(super) zone_trie_v6: LpmTrie<MapData, Raw<TrieKey6>, Raw<u32>>,
+    pub(super) ports: Table<PortSet>,
     pub(super) cookies: HashMap<MapData, Raw<CookieKey>, Raw<CookieOwner>>,
     pub(super) claims_v4: LpmTrie<MapData, Raw<TrieKey4>, Raw<u32>>,
     pub(super) claims_v6: LpmTrie<MapData, Raw<TrieKey6>, Raw<u32>>,
@@ -255,6 +257,7 @@ impl Maps {
             zone_info: open(pins, "zone_info", Map::Array)?,
             zone_trie_v4: open(pins, "zone_trie_v4", Map::LpmTrie)?,
             zone_trie_v6: open(pins, "zone_trie_v6", Map::LpmTrie)?,
+            ports: open(pins, "ports", Map::Array)?,
             cookies: open(pins, "cookies", Map::HashMap)?,
             claims_v4: open(pins, "claims_v4", Map::LpmTrie)?,
             claims_v6: open(pins, "claims_v6", Map::LpmTrie)?,

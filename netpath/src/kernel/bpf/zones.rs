@@ -1,7 +1,10 @@
 //! Zones in the maps: one row each, with two slots of which one is in force.
 
 use aya::maps::{MapError, lpm_trie::Key};
-use netpath_ebpf::abi::{NAME_LEN, TrieKey4, TrieKey6, ZoneInfo, ZoneSlot, zone_flags, zone_word};
+use netpath_ebpf::abi::{
+    NAME_LEN, PORT_RANGES, PortRange, PortSet, TrieKey4, TrieKey6, ZONE_PORT_SETS, ZoneInfo, ZoneSlot,
+    zone_flags, zone_word,
+};
 
 use super::{
     maps::{Maps, MapsError, Raw, get, set},
@@ -17,6 +20,8 @@ pub struct ZoneContent {
     pub trie_v4: Vec<(u32, [u8; 4], u32)>,
     /// The same for IPv6.
     pub trie_v6: Vec<(u32, [u8; 16], u32)>,
+    /// The port sets that its words name, at most [`ZONE_PORT_SETS`].
+    pub ports: Vec<PortSet>,
 }
 
 /// A zone as the maps have it.
@@ -81,11 +86,17 @@ impl Maps {
                     }
                 }
             }
+            let mut ports = Vec::new();
+            for row in port_rows(index) {
+                ports.push(get(&self.ports, "ports", row)?);
+            }
+            let used = ports.iter().rposition(|set| *set != NO_PORTS).map_or(0, |last| last + 1);
+            ports.truncate(used);
             // Readers hold no lock: what was flipped meanwhile is read again.
             let after: u32 = get(&self.zone_words, "zone_words", id)?;
             let again: ZoneSlot = get(&self.zone_slots, "zone_slots", index)?;
             if after == word && again == slot {
-                return Ok(Some(ZoneContent { slot, trie_v4, trie_v6 }));
+                return Ok(Some(ZoneContent { slot, trie_v4, trie_v6, ports }));
             }
         }
     }
@@ -163,6 +174,10 @@ impl Maps {
             sys::grace_period().map_err(|source| MapsError::Grace { zone: id, source })?;
         }
         self.clear_tries(index)?;
+        // Sets that no word names are emptied too: what the slot held before is nobody's.
+        for (row, ranges) in port_rows(index).zip(content.ports.iter().chain(std::iter::repeat(&NO_PORTS))) {
+            set(&mut self.ports, "ports", row, *ranges)?;
+        }
         let slot = ZoneSlot { generation: current.generation + 1, ..content.slot };
         set(&mut self.zone_slots, "zone_slots", index, slot)?;
         for (length, addr, verdict) in &content.trie_v4 {
@@ -204,6 +219,15 @@ impl Maps {
         }
         Ok(())
     }
+}
+
+/// A port set that holds nothing.
+const NO_PORTS: PortSet =
+    [PortRange { protocol: 0, verdicts: 0, rule: 0, pad: 0, first: 0, last: 0 }; PORT_RANGES];
+
+/// Rows of `ports` that belong to row `slot` of `zone_slots`.
+fn port_rows(slot: u32) -> std::ops::Range<u32> {
+    slot * ZONE_PORT_SETS..(slot + 1) * ZONE_PORT_SETS
 }
 
 fn slot_index(zone: u32, word: u32) -> u32 {
