@@ -274,9 +274,14 @@ pub(crate) const HONEST: Option<DropReason> = None;
 
 /// Whether this kernel tells programs which namespace a frame was sent from (`bpf_get_netns_cookie` for TC: 6.13).
 pub(crate) fn kernel_tells_cookies() -> bool {
+    kernel() >= (6, 13)
+}
+
+/// Version of the running kernel.
+pub(crate) fn kernel() -> (u32, u32) {
     let release = nix::sys::utsname::uname().expect("uname").release().to_string_lossy().into_owned();
     let mut numbers = release.split(['.', '-']).map_while(|word| word.parse::<u32>().ok());
-    (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0)) >= (6, 13)
+    (numbers.next().expect("a number"), numbers.next().expect("another"))
 }
 
 /// Keeps interfaces that are still to come from talking unasked.

@@ -10,7 +10,7 @@ use std::time::Duration;
 use netpath_ebpf::drop_reason::DropReason::ZoneDeny;
 use serde_json::json;
 
-use crate::arena::{A, A6, Arena, Fate, Way, Who, both_hooks, private, strict};
+use crate::arena::{A, A6, Arena, Fate, Way, Who, both_hooks, kernel, private, strict};
 use crate::common::node::{
     GATEWAY, GATEWAY6, INTERNET, INTERNET6, MASTER, Node, OUTSIDE_MAC, WIRE, at, conf, pod_fence,
     stay_on_this_cpu, text,
@@ -244,7 +244,9 @@ fn row_23_big_tcp_passes_inside_the_zone_and_not_beyond() {
             assert_eq!(received, BYTES as u64);
             watcher.join().expect("no panic")
         });
-        assert!(largest > 65_600, "{own}: no packet was big, the largest has {largest} bytes");
+        // IPv4's came later (IFLA_GSO_IPV4_MAX_SIZE: 6.3); before, its packets stay small, and pass as well.
+        let big = own.is_ipv6() || kernel() >= (6, 3);
+        assert!(!big || largest > 65_600, "{own}: no packet was big, the largest has {largest} bytes");
         assert_eq!(arena.grown(&before), [], "{own}: nothing of it was dropped");
     }
     // The same pod, a denied peer: not even the handshake leaves.
