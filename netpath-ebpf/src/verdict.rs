@@ -161,12 +161,14 @@ pub fn ingress(facts: &Facts, endpoint: &Endpoint, rules: &impl Rules) -> Decisi
 
 #[inline(always)]
 fn egress_arp(facts: &Facts, endpoint: &Endpoint, rules: &impl Rules) -> Decision {
-    let probe = u32::from(facts.bits & bit::ARP_PROBE != 0);
+    let target = facts.destination4;
+    // Who has no address yet asks for the one it is to have: a probe for another's makes that one give it up
+    // (RFC 5227). Only a DHCP client may look at an address that it was offered and that is not bound yet.
+    let probe = u32::from(facts.bits & bit::ARP_PROBE != 0) & (own4(endpoint, target) | leases(endpoint));
     let form = u32::from(facts.bits & bit::ARP_FORM != 0);
     if form & (own4(endpoint, facts.source4) | probe) == 0 {
         return Decision::deny(DropReason::SourceArp);
     }
-    let target = facts.destination4;
     let gateway = eq32(target, raw4(&endpoint.gateway_v4)) & (eq32(target, 0) ^ 1);
     let known = own4(endpoint, target) | gateway;
     let Some((slot, index)) = rules.zone(endpoint.zone) else {
@@ -190,7 +192,8 @@ fn egress4(facts: &Facts, endpoint: &Endpoint, rules: &impl Rules) -> Decision {
             return Decision::deny(DropReason::SourceV4);
         }
     }
-    if bits & bit::DHCP_SERVER != 0 {
+    // Clients look at the port they are answered at, not at the port an answer comes from.
+    if bits & (bit::DHCP_SERVER | bit::TO_DHCP_CLIENT) != 0 {
         return Decision::deny(DropReason::DhcpServer);
     }
     let Some((slot, index)) = rules.zone(endpoint.zone) else {
@@ -221,7 +224,8 @@ fn egress6(facts: &Facts, endpoint: &Endpoint, rules: &impl Rules) -> Decision {
     if bits & bit::ROUTER != 0 {
         return Decision::deny(DropReason::RouterGuard);
     }
-    if bits & bit::DHCP_SERVER != 0 {
+    // Clients look at the port they are answered at, not at the port an answer comes from.
+    if bits & (bit::DHCP_SERVER | bit::TO_DHCP_CLIENT) != 0 {
         return Decision::deny(DropReason::DhcpServer);
     }
     let neighbour = bits & (bit::SOLICITATION | bit::ADVERTISEMENT) != 0;
@@ -230,7 +234,9 @@ fn egress6(facts: &Facts, endpoint: &Endpoint, rules: &impl Rules) -> Decision {
     if neighbour {
         // An advertisement is about oneself; a solicitation goes to its target or to a group of this link.
         let aimed = is_link_group6(destination) || eq128(destination, facts.target6) != 0;
-        let honest = if asks { aimed } else { target_is_own };
+        // From nobody it is duplicate address detection, which fails for whoever else is at it (RFC 4862).
+        let detects = eq128(facts.source6, [0, 0]) != 0 && leases(endpoint) == 0;
+        let honest = if asks { aimed && !detects } else { target_is_own };
         if bits & bit::ND_FORM == 0 || !honest {
             return Decision::deny(DropReason::SourceNd);
         }
@@ -306,6 +312,12 @@ fn dhcp_answer(bits: u32, endpoint: &Endpoint) -> Option<Decision> {
         (true, true) => Some(Decision::PASS),
         (true, false) => Some(Decision::deny(DropReason::DhcpServer)),
     }
+}
+
+/// 1 if the endpoint's addresses come from DHCP.
+#[inline(always)]
+fn leases(endpoint: &Endpoint) -> u32 {
+    u32::from(endpoint.flags & endpoint_flags::DHCP != 0)
 }
 
 /// 1 if the endpoint may send from `address`. An unused slot is zero, and zero is nobody's.

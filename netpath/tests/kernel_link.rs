@@ -3,6 +3,8 @@
 //! Needs root, and fails without it.
 
 mod common;
+#[path = "kernel_link/ethtool.rs"]
+mod ethtool;
 #[path = "kernel_link/netlink.rs"]
 mod netlink;
 #[path = "kernel_link/netns.rs"]

@@ -304,11 +304,11 @@ fn egress_arp(frame: &[u8], arp: &[u8], pod: &Pod, zone: Option<&Zone>) -> Verdi
     // Sender hardware address = source MAC = row.
     let sender_mac = arp[8..14] == frame[6..12];
     let sender = v4_at(arp, 14);
-    // Sender address 0 only in a probe.
-    let probe = operation == 1 && sender.is_unspecified();
+    // Sender address 0 only in a probe, and that only for one's own address, or for one that DHCP offers.
+    let target = v4_at(arp, 24);
+    let probe = operation == 1 && sender.is_unspecified() && (pod.dhcp || pod.owns4(target));
     deny_unless(form && sender_mac && (pod.owns4(sender) || probe), DropReason::SourceArp)?;
     let zone = zone.ok_or(DropReason::ZoneNotLoaded)?;
-    let target = v4_at(arp, 24);
     let known = pod.owns4(target) || pod.gateway4 == Some(target);
     deny_unless(known || zone.reaches(target.into()), DropReason::ZoneDeny)
 }
@@ -320,7 +320,8 @@ fn egress_v4(packet: &V4<'_>, pod: &Pod, zone: Option<&Zone>) -> Verdict {
         let igmp = packet.protocol == 2 && packet.transport.is_some();
         deny_unless(packet.source.is_unspecified() && (dhcp || igmp), DropReason::SourceV4)?;
     }
-    deny_unless(packet.udp().is_none_or(|(source, _)| source != 67), DropReason::DhcpServer)?;
+    let serves = packet.udp().is_some_and(|(from, to)| from == 67 || to == 68);
+    deny_unless(!serves, DropReason::DhcpServer)?;
     let zone = zone.ok_or(DropReason::ZoneNotLoaded)?;
     let on_link = destination.is_broadcast() || destination.octets()[..3] == [224, 0, 0];
     if on_link {
@@ -338,7 +339,8 @@ fn egress_v6(frame: &[u8], packet: &V6<'_>, pod: &Pod, zone: Option<&Zone>) -> V
         deny_unless(nameless, DropReason::SourceV6)?;
     }
     deny_unless(!matches!(kind, Some(134 | 137)), DropReason::RouterGuard)?;
-    deny_unless(packet.udp().is_none_or(|(source, _)| source != 547), DropReason::DhcpServer)?;
+    let serves = packet.udp().is_some_and(|(from, to)| from == 547 || to == 546);
+    deny_unless(!serves, DropReason::DhcpServer)?;
     let mut goes_to = destination;
     let mut asks = false;
     if let Some(135 | 136) = kind {
@@ -346,6 +348,7 @@ fn egress_v6(frame: &[u8], packet: &V6<'_>, pod: &Pod, zone: Option<&Zone>) -> V
         if kind == Some(135) && !pod.owns6(target) {
             // The target is a destination too; what is not sent to it may not leave the link either.
             deny_unless(stays_on_link(destination) || destination == target, DropReason::SourceNd)?;
+            deny_unless(!packet.source.is_unspecified() || pod.dhcp, DropReason::SourceNd)?;
             (goes_to, asks) = (target, true);
         } else {
             deny_unless(pod.owns6(target), DropReason::SourceNd)?;

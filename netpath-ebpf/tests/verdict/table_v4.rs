@@ -58,7 +58,10 @@ pub(super) fn arp(t: &mut Table) {
         PASS,
     );
     t.add("ARP probe", ask(NOBODY4, POD4), PASS, PASS);
-    t.add("ARP probe outside the zone", ask(NOBODY4, FAR4), Some(ZoneDeny), PASS);
+    t.add("ARP probe for a neighbour's", ask(NOBODY4, NEAR4), spoof, PASS);
+    t.add("ARP probe outside the zone", ask(NOBODY4, FAR4), spoof, PASS);
+    t.on(Setup::Dhcp, "ARP probe of an offer", ask(NOBODY4, NEAR4), PASS, PASS);
+    t.on(Setup::Dhcp, "ARP probe of an offer outside", ask(NOBODY4, FAR4), Some(ZoneDeny), PASS);
     t.add("ARP announcement", ask(POD4, POD4), PASS, PASS);
     t.add("ARP announcement as answer", answer(POD4, POD4), PASS, PASS);
     t.add("ARP answer", answer(POD4, NEAR4), PASS, PASS);
@@ -193,6 +196,8 @@ pub(super) fn zone(t: &mut Table) {
     let server = Some(DhcpServer);
     let offer = |source, destination| v4(source, destination, udp(67, 68)).frame();
     t.add("DHCP offer", offer(POD4, BROADCAST4), server, server);
+    t.add("DHCP offer from another port", v4(POD4, BROADCAST4, udp(1067, 68)).frame(), server, PASS);
+    t.add("DHCP offer between clients", v4(POD4, NEAR4, udp(68, 68)).frame(), server, PASS);
     t.add("DHCP offer from a neighbour", offer(NEAR4, POD4), spoof, server);
     t.on(Setup::Dhcp, "DHCP offer to a client", offer(NEAR4, POD4), spoof, PASS);
     t.on(Setup::Dhcp, "DHCP offer from outside to a client", offer(FAR4, POD4), spoof, PASS);

@@ -148,6 +148,7 @@ pub(super) fn source(t: &mut Table) {
         PASS,
     );
     let server = Some(DhcpServer);
+    t.add("DHCPv6 answer from another port", v6(POD6, NEAR6, udp(1547, 546)).frame(), server, PASS);
     t.add("DHCPv6 answer", v6(POD6_LINK, NEAR6_LINK, udp(547, 546)).frame(), server, server);
     t.add("DHCPv6 answer behind options", v6(POD6, NEAR6, udp(547, 546)).options(1).frame(), server, server);
     t.on(
@@ -237,7 +238,10 @@ pub(super) fn neighbours(t: &mut Table) {
     let dad = |target| v6(NOBODY6, node(5), neighbour(135, target, &[])).frame();
     t.add("duplicate address detection", dad(POD6), PASS, deny);
     t.add("duplicate address detection, link-local", dad(POD6_LINK), PASS, deny);
-    t.add("duplicate address detection outside", dad(FAR6), deny, deny);
+    t.add("duplicate address detection of a neighbour's", dad(NEAR6), lie, deny);
+    t.add("duplicate address detection outside", dad(FAR6), lie, deny);
+    t.on(Setup::Dhcp, "duplicate address detection of an offer", dad(NEAR6), PASS, deny);
+    t.on(Setup::Dhcp, "duplicate address detection of an offer outside", dad(FAR6), deny, deny);
     t.add(
         "solicitation from :: to a host",
         v6(NOBODY6, NEAR6, neighbour(135, NEAR6, &[])).frame(),

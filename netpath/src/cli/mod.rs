@@ -5,6 +5,7 @@ mod attach;
 mod docs;
 mod drops;
 mod follow;
+mod intruders;
 mod lab;
 pub(crate) mod manifest;
 mod pods;

@@ -6,7 +6,7 @@ use netpath_ebpf::abi::{Master, MasterCounters, master_flags, unknown_source};
 use serde_json::{Value, json};
 
 use super::{
-    say,
+    intruders, say,
     table::{
         Align::{Left, Right},
         Table,
@@ -21,6 +21,7 @@ use crate::{
             maps::{Fill, Maps},
             object,
         },
+        ethtool,
         netlink::{Link, Netlink},
         netns,
     },
@@ -101,7 +102,7 @@ impl Status {
                 None
             }
         };
-        for (id, row) in view.masters {
+        for &(id, row) in &view.masters {
             let here = row.netns_cookie == cookie;
             let link = links.iter().find(|link| here && link.index == row.ifindex).cloned();
             let name = link.as_ref().map_or_else(|| text(&row.name), |link| link.name.clone());
@@ -159,6 +160,10 @@ impl Status {
                 ));
             }
         }
+        let here = status.masters.iter().filter(|shown| shown.link.is_some());
+        let here: Vec<_> = here.map(Shown::as_master).collect();
+        let intruders = intruders::look(&view, &here, &mut node)?;
+        status.alerts.extend(intruders);
         for record in view.rowless.iter().filter(|record| record.zone.is_some()) {
             let (pod, ifname) = (view::pod_of(record), &record.ifname);
             status.alerts.push(format!(
@@ -302,6 +307,12 @@ impl Shown {
                 "{name}: {programs} runs before netpath at {hook} and may decide alone: attach it after netpath"
             ));
         }
+        if here && self.link.is_some() && offloads_forwarding(name) {
+            alerts.push(format!(
+                "{name}: `{FORWARDING}` is on, so the card hands frames to pods past the programs: run `ethtool -K {name} \
+                 {FORWARDING} off`"
+            ));
+        }
         if self.counters.host_dropped != 0 {
             alerts.push(format!(
                 "{name}: {} frames had the host's MAC and an address of a pod; they passed: look for an address that \
@@ -358,6 +369,16 @@ impl Shown {
         }
     }
 
+    fn as_master(&self) -> intruders::Master<'_> {
+        intruders::Master {
+            id: self.id,
+            name: &self.name,
+            ifindex: self.row.ifindex,
+            host: self.macs().collect(),
+            drops_unknown: self.row.unknown_source != unknown_source::AUDIT,
+        }
+    }
+
     fn macs(&self) -> impl Iterator<Item = Mac> {
         let used = self.row.host_macs.iter().take(self.row.host_mac_count.into());
         used.map(|mac| Mac::new([mac[0], mac[1], mac[2], mac[3], mac[4], mac[5]]))
@@ -407,6 +428,14 @@ impl Shown {
             },
         })
     }
+}
+
+/// The offload by which a card sorts frames into macvlans by itself.
+const FORWARDING: &str = "l2-fwd-offload";
+
+/// A device that does not tell has no such thing.
+fn offloads_forwarding(name: &str) -> bool {
+    ethtool::active_features(name).is_ok_and(|features| features.iter().any(|feature| feature == FORWARDING))
 }
 
 /// What is known also where nothing is loaded.

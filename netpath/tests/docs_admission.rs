@@ -1,0 +1,221 @@
+//! The admission policies of deploy/, evaluated: each expression by a CEL interpreter, over pods that must be
+//! allowed, refused or warned about. What a server adds (matching by resource and namespace) is read off the file.
+
+use std::fs;
+
+use cel::{Context, Program, Value as Cel};
+use serde_json::{Value, json};
+
+const NETWORKS: &str = "k8s.v1.cni.cncf.io/networks";
+const DEFAULT_NETWORK: &str = "v1.multus-cni.io/default-network";
+
+fn documents() -> Vec<Value> {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/admission/net-admin.yaml");
+    serde_saphyr::from_multiple(&fs::read_to_string(path).expect("the policies")).expect("YAML")
+}
+
+#[track_caller]
+fn named(kind: &str, name: &str) -> Value {
+    let found = documents().into_iter().find(|one| one["kind"] == kind && one["metadata"]["name"] == name);
+    found.unwrap_or_else(|| panic!("no {kind} {name}"))
+}
+
+/// A request as the API server shows it to a policy.
+struct Request {
+    operation: &'static str,
+    sub_resource: Option<&'static str>,
+    object: Value,
+    old: Value,
+}
+
+/// What a policy says of a request: `None` where it does not match, else the messages of what is not fulfilled.
+fn judge(policy: &Value, request: &Request) -> Option<Vec<String>> {
+    let mut context = Context::default();
+    let mut asked = json!({ "operation": request.operation });
+    if let Some(name) = request.sub_resource {
+        asked["subResource"] = json!(name);
+    }
+    for (name, value) in [("request", &asked), ("object", &request.object), ("oldObject", &request.old)] {
+        context.add_variable(name, value.clone()).expect("a value");
+    }
+    let holds = |expression: &Value, context: &Context| {
+        let text = expression.as_str().expect("an expression");
+        let program = Program::compile(text).unwrap_or_else(|error| panic!("{text}: {error}"));
+        match program.execute(context) {
+            Ok(Cel::Bool(answer)) => answer,
+            other => panic!("{text}: {other:?}"),
+        }
+    };
+    let list = |key: &str| policy["spec"][key].as_array().cloned().unwrap_or_default();
+    // In order: a condition may rely on those before it.
+    if !list("matchConditions").iter().all(|condition| holds(&condition["expression"], &context)) {
+        return None;
+    }
+    let mut variables = std::collections::HashMap::new();
+    for variable in list("variables") {
+        let text = variable["expression"].as_str().expect("an expression");
+        let value = Program::compile(text).expect("compiles").execute(&context).expect("evaluates");
+        variables.insert(variable["name"].as_str().expect("a name").to_owned(), value);
+    }
+    context.add_variable_from_value("variables", variables);
+    let broken = list("validations").into_iter().filter(|rule| !holds(&rule["expression"], &context));
+    Some(broken.map(|rule| rule["message"].as_str().expect("a message").to_owned()).collect())
+}
+
+/// A pod with this annotation and these keys of its specification.
+fn pod(annotation: Option<(&str, &str)>, spec: Value) -> Value {
+    let mut pod =
+        json!({ "metadata": { "name": "net-pod" }, "spec": { "containers": [{ "name": "main" }] } });
+    if let Some((key, value)) = annotation {
+        pod["metadata"]["annotations"] = json!({ key: value });
+    }
+    for (key, value) in spec.as_object().expect("keys") {
+        pod["spec"][key] = value.clone();
+    }
+    pod
+}
+
+fn create(object: Value) -> Request {
+    Request { operation: "CREATE", sub_resource: None, object, old: Value::Null }
+}
+
+/// A specification with one container whose security context is this.
+fn with(context: Value) -> Value {
+    json!({ "containers": [{ "name": "harmless" }, { "name": "main", "securityContext": context }] })
+}
+
+fn adds(capabilities: &[&str]) -> Value {
+    with(json!({ "capabilities": { "add": capabilities } }))
+}
+
+#[test]
+fn who_could_get_past_a_zone_is_refused() {
+    let policy = named("ValidatingAdmissionPolicy", "netpath-net-admin");
+    let on = Some((NETWORKS, "privatezone"));
+    let capability = Some("NET_ADMIN, SYS_ADMIN");
+    let privileged = Some("may not be privileged");
+    let host = Some("the host's network");
+    for (what, annotation, spec, expected) in [
+        ("nothing asked for", on, json!({}), None),
+        ("an empty context", on, with(json!({})), None),
+        ("privileged: false", on, with(json!({ "privileged": false })), None),
+        ("harmless capabilities", on, adds(&["NET_BIND_SERVICE", "NET_RAW"]), None),
+        ("a capability of a like name", on, adds(&["NET_ADMINISTRATOR"]), None),
+        ("hostNetwork: false", on, json!({ "hostNetwork": false }), None),
+        ("no network, NET_ADMIN", None, adds(&["NET_ADMIN"]), None),
+        ("no network, host network", None, json!({ "hostNetwork": true }), None),
+        ("an empty annotation", Some((NETWORKS, "")), adds(&["NET_ADMIN"]), None),
+        ("another annotation", Some(("example.com/networks", "x")), adds(&["NET_ADMIN"]), None),
+        ("NET_ADMIN", on, adds(&["NET_ADMIN"]), capability),
+        ("NET_ADMIN behind others", on, adds(&["CHOWN", "NET_ADMIN"]), capability),
+        ("NET_ADMIN with its prefix", on, adds(&["CAP_NET_ADMIN"]), capability),
+        ("NET_ADMIN in small letters", on, adds(&["net_admin"]), capability),
+        ("ALL", on, adds(&["ALL"]), capability),
+        ("SYS_ADMIN", on, adds(&["SYS_ADMIN"]), capability),
+        ("SYS_MODULE", on, adds(&["SYS_MODULE"]), capability),
+        ("BPF", on, adds(&["BPF"]), capability),
+        ("privileged", on, with(json!({ "privileged": true })), privileged),
+        ("the host's network", on, json!({ "hostNetwork": true }), host),
+        ("by the default network", Some((DEFAULT_NETWORK, "privatezone")), adds(&["NET_ADMIN"]), capability),
+        (
+            "an init container",
+            on,
+            json!({ "initContainers": [{ "name": "i", "securityContext": { "privileged": true } }] }),
+            privileged,
+        ),
+        (
+            "an ephemeral container",
+            on,
+            json!({ "ephemeralContainers": [{
+                "name": "debug", "securityContext": { "capabilities": { "add": ["NET_ADMIN"] } }
+            }] }),
+            capability,
+        ),
+    ] {
+        let messages = judge(&policy, &create(pod(annotation, spec))).unwrap_or_default();
+        match expected {
+            None => assert_eq!(messages, Vec::<String>::new(), "{what}"),
+            Some(text) => assert!(messages.len() == 1 && messages[0].contains(text), "{what}: {messages:?}"),
+        }
+    }
+}
+
+#[test]
+fn a_pod_that_is_there_may_be_changed_but_not_asked_for_more() {
+    let policy = named("ValidatingAdmissionPolicy", "netpath-net-admin");
+    let admin = || adds(&["NET_ADMIN"]);
+    let update =
+        |old: Value, object: Value, sub_resource| Request { operation: "UPDATE", sub_resource, object, old };
+    let on = Some((NETWORKS, "privatezone"));
+    let mut labelled = pod(on, admin());
+    labelled["metadata"]["labels"] = json!({ "a": "b" });
+    // Its finalizers must come off, too.
+    assert_eq!(judge(&policy, &update(pod(on, admin()), labelled, None)), None);
+    // Without a network it was allowed; with one a new sandbox would be attached.
+    for old in [None, Some(("example.com/x", "y")), Some((NETWORKS, "another")), Some((NETWORKS, ""))] {
+        let messages =
+            judge(&policy, &update(pod(old, admin()), pod(on, admin()), None)).expect("it matches");
+        assert_eq!(messages.len(), 1, "{old:?}");
+    }
+    assert_eq!(judge(&policy, &update(pod(None, json!({})), pod(on, json!({})), None)), Some(Vec::new()));
+    // `kubectl debug` comes by a resource of its own.
+    let debug = |capabilities: &[&str]| {
+        let container =
+            json!({ "name": "d", "securityContext": { "capabilities": { "add": capabilities } } });
+        pod(on, json!({ "ephemeralContainers": [container] }))
+    };
+    let by_debug = |object| update(pod(on, json!({})), object, Some("ephemeralcontainers"));
+    assert_eq!(judge(&policy, &by_debug(debug(&["NET_ADMIN"]))).expect("it matches").len(), 1);
+    assert_eq!(judge(&policy, &by_debug(debug(&["SYS_TIME"]))), Some(Vec::new()));
+}
+
+#[test]
+fn who_keeps_net_raw_is_warned() {
+    let policy = named("ValidatingAdmissionPolicy", "netpath-net-raw");
+    let on = Some((NETWORKS, "privatezone"));
+    let only = |context: Value| json!({ "containers": [{ "name": "main", "securityContext": context }] });
+    for (what, annotation, spec, warned) in [
+        ("nothing said", on, json!({}), true),
+        ("others dropped", on, only(json!({ "capabilities": { "drop": ["CHOWN"] } })), true),
+        ("NET_RAW dropped", on, only(json!({ "capabilities": { "drop": ["NET_RAW"] } })), false),
+        ("ALL dropped", on, only(json!({ "capabilities": { "drop": ["ALL"] } })), false),
+        (
+            "dropped and added",
+            on,
+            only(json!({ "capabilities": { "drop": ["ALL"], "add": ["NET_RAW"] } })),
+            true,
+        ),
+        ("another container keeps it", on, with(json!({ "capabilities": { "drop": ["ALL"] } })), true),
+        ("no network", None, json!({}), false),
+    ] {
+        let messages = judge(&policy, &create(pod(annotation, spec))).unwrap_or_default();
+        assert_eq!(messages.len(), usize::from(warned), "{what}: {messages:?}");
+    }
+}
+
+#[test]
+fn policies_are_bound_and_fail_as_they_say() {
+    for (name, failure, action) in
+        [("netpath-net-admin", "Fail", "Deny"), ("netpath-net-raw", "Ignore", "Warn")]
+    {
+        let (policy, binding) =
+            (named("ValidatingAdmissionPolicy", name), named("ValidatingAdmissionPolicyBinding", name));
+        assert_eq!(policy["spec"]["failurePolicy"], failure);
+        assert_eq!(binding["spec"]["policyName"], name);
+        assert_eq!(binding["spec"]["validationActions"], json!([action]));
+        let rule = &policy["spec"]["matchConstraints"]["resourceRules"][0];
+        assert_eq!((&rule["apiGroups"], &rule["apiVersions"]), (&json!([""]), &json!(["v1"])), "{name}");
+        let excepted = &binding["spec"]["matchResources"]["namespaceSelector"]["matchExpressions"];
+        assert_eq!(
+            excepted,
+            &json!([{ "key": "netpath/net-admin", "operator": "NotIn", "values": ["allowed"] }])
+        );
+    }
+    let rule = &named("ValidatingAdmissionPolicy", "netpath-net-admin")["spec"]["matchConstraints"]["resourceRules"]
+        [0];
+    assert_eq!(rule["operations"], json!(["CREATE", "UPDATE"]));
+    assert_eq!(rule["resources"], json!(["pods", "pods/ephemeralcontainers"]));
+    for document in documents() {
+        assert_eq!(document["apiVersion"], "admissionregistration.k8s.io/v1");
+    }
+}
