@@ -1,10 +1,11 @@
 //! `cargo xtask`: everything that is done to this repository besides writing it.
 //!
 //! Commands in the order they build on each other: `setup` makes the machine able, `build-ebpf` and `build`
-//! make the product, `test`, `lint` and `lab` judge it, `codegen` writes the files that are made from code.
+//! make the product, `test`, `bench`, `lint` and `lab` judge it, `codegen` writes the files that are made from code.
 //! xtask depends on no member of the workspace: the netpath library is built around the object that xtask
 //! makes, so the arrow must not point back.
 
+mod bench;
 mod build;
 mod codegen;
 mod ebpf;
@@ -75,6 +76,11 @@ enum Command {
         #[arg(long)]
         abi_compatible: bool,
     },
+    /// Build, then run the benchmark with these arguments: `micro`, `micro --quick`.
+    Bench {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<String>,
+    },
     /// Set up, build, then run `netpath lab` with these arguments.
     Lab {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
@@ -106,6 +112,7 @@ fn run() -> anyhow::Result<()> {
         Command::Lint => lint::run(),
         Command::Codegen { check: true, .. } => codegen::check(),
         Command::Codegen { check: false, abi_compatible } => codegen::write(abi_compatible),
+        Command::Bench { args } => bench::run(&args),
         Command::Lab { args } => lab::run(&args),
     }
 }

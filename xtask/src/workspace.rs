@@ -40,6 +40,11 @@ pub(crate) fn bpf_object(target: &Path) -> PathBuf {
     target.join("bpf").join("netpath.bpf.o")
 }
 
+/// The programs that the benchmark compares ours with.
+pub(crate) fn reference_object(target: &Path) -> PathBuf {
+    target.join("bench").join("reference.bpf.o")
+}
+
 /// The cargo that runs us, in the repository's root.
 pub(crate) fn cargo() -> Result<Command> {
     let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
