@@ -64,13 +64,13 @@ pub(crate) struct Node {
     /// Id of each endpoint, in the order of their MACs.
     ids: Vec<u32>,
     maps: Maps,
-    object: Ebpf,
+    loaded: Vec<Ebpf>,
     _scene: Scene,
 }
 
 impl Node {
-    /// Makes the maps, fills them, loads the three programs.
-    pub(crate) fn new(shape: Shape) -> Result<Self> {
+    /// Makes the maps, fills them, loads the three programs, each `copies` times.
+    pub(crate) fn new(shape: Shape, copies: usize) -> Result<Self> {
         let scene = Scene::new()?;
         let pins = scene.root.pins();
         // The same sizes on every node: what differs is how much is in the maps.
@@ -83,20 +83,25 @@ impl Node {
             let mac = pod_mac(number);
             ids.push(maps.add_endpoint(EndpointKey::new(MASTER, mac), endpoint(zone))?.id);
         }
-        let mut object = object::load(&pins, &settings, MASTER, object::cpus())?;
-        for hook in Hook::ALL {
-            match object.program_mut(hook.name()) {
-                Some(Program::SchedClassifier(program)) => program.load()?,
-                Some(Program::Xdp(program)) => program.load()?,
-                _ => bail!("the object has no program {}", hook.name()),
+        let mut loaded = Vec::new();
+        for _ in 0..copies {
+            let mut object = object::load(&pins, &settings, MASTER, object::cpus())?;
+            for hook in Hook::ALL {
+                match object.program_mut(hook.name()) {
+                    Some(Program::SchedClassifier(program)) => program.load()?,
+                    Some(Program::Xdp(program)) => program.load()?,
+                    _ => bail!("the object has no program {}", hook.name()),
+                }
             }
+            loaded.push(object);
         }
-        Ok(Self { ids, maps, object, _scene: scene })
+        Ok(Self { ids, maps, loaded, _scene: scene })
     }
 
-    /// A loaded program.
-    pub(crate) fn program(&self, hook: Hook) -> Result<&Program> {
-        self.object.program(hook.name()).with_context(|| format!("the object has no program {}", hook.name()))
+    /// Every copy of a loaded program.
+    pub(crate) fn programs(&self, hook: Hook) -> Result<Vec<&Program>> {
+        let missing = || format!("the object has no program {}", hook.name());
+        self.loaded.iter().map(|object| object.program(hook.name()).with_context(missing)).collect()
     }
 
     /// What was counted so far, of all endpoints together and of the master.

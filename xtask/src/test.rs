@@ -17,7 +17,7 @@ use clap::ValueEnum;
 use crate::{
     bench,
     build::{self, Profile},
-    ebpf, lint,
+    ebpf, fuzz, lint,
     process::{self, say},
     setup, workspace,
 };
@@ -37,6 +37,8 @@ pub(crate) enum Selection {
     Cni,
     /// The lab.
     Lab,
+    /// Every fuzz target, for some seconds.
+    Fuzz,
     /// Every case of the benchmark, briefly: verdicts and counters must be right, times may be any.
     Bench,
 }
@@ -68,8 +70,10 @@ struct Run {
     run: fn() -> Result<()>,
 }
 
-const RUNS: &[Run] =
-    &[Run { selection: Selection::Bench, command: "cargo xtask bench micro --quick", run: bench::quick }];
+const RUNS: &[Run] = &[
+    Run { selection: Selection::Fuzz, command: "cargo xtask fuzz", run: fuzz::brief },
+    Run { selection: Selection::Bench, command: "cargo xtask bench micro --quick", run: bench::quick },
+];
 
 /// What the summary lines of test runs add up to.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -140,7 +144,7 @@ impl Selection {
             Self::Kernel => tier == Tier::Kernel,
             Self::Cni => tier == Tier::Cni,
             Self::Lab => tier == Tier::Lab,
-            Self::Bench => false,
+            Self::Fuzz | Self::Bench => false,
         }
     }
 }
