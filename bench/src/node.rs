@@ -197,5 +197,7 @@ fn master() -> Master {
         host_macs,
         name: *b"bench0\0\0\0\0\0\0\0\0\0\0",
         object: 1,
+        flags: 0,
+        pad: 0,
     }
 }
