@@ -1,6 +1,11 @@
 //! `cargo xtask build-ebpf`: the eBPF programs as one object with BTF.
 
-use std::{collections::BTreeMap, fs, path::Path, process::Command};
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 use anyhow::{Context as _, Result, bail};
 
@@ -14,6 +19,8 @@ use crate::{
 
 /// The package of the programs, and its binary.
 const PACKAGE: &str = "netpath-ebpf";
+/// The package of the programs that the benchmark compares them with.
+const REFERENCE_PACKAGE: &str = "netpath-bench-ebpf";
 /// The profile in the workspace's `Cargo.toml`, which is also cargo's name for the output directory.
 const PROFILE: &str = "ebpf";
 /// Most instructions the verifier may walk for one program. The kernel's own limit is a million; older kernels
@@ -25,12 +32,8 @@ type Verified = BTreeMap<String, u64>;
 
 /// Builds the object and prints what is in it.
 pub(crate) fn run() -> Result<()> {
-    let target = workspace::target_directory()?;
-    let linked = build(&target.join("ebpf"))?;
-    elf::require_btf(&linked)?;
-    let object = elf::without_dwarf(&linked)?;
-    let path = workspace::bpf_object(&target);
-    write_if_changed(&path, &object)?;
+    let path = workspace::bpf_object(&workspace::target_directory()?);
+    let object = object(PACKAGE, &path)?;
 
     let programs = elf::programs(&object)?;
     if programs.is_empty() {
@@ -47,12 +50,29 @@ pub(crate) fn run() -> Result<()> {
     }
 }
 
+/// Builds the programs that the benchmark compares ours with; returns where they are.
+pub(crate) fn reference() -> Result<PathBuf> {
+    let path = workspace::reference_object(&workspace::target_directory()?);
+    object(REFERENCE_PACKAGE, &path)?;
+    Ok(path)
+}
+
+/// The object of `package`, written to `path` without what only debuggers read.
+fn object(package: &str, path: &Path) -> Result<Vec<u8>> {
+    let linked = build(package)?;
+    elf::require_btf(&linked)?;
+    let object = elf::without_dwarf(&linked)?;
+    write_if_changed(path, &object)?;
+    Ok(object)
+}
+
 /// Compiles and links; cargo does nothing when nothing changed.
-fn build(target: &Path) -> Result<Vec<u8>> {
-    let mut command = Toolchain::find()?.cargo_build(target)?;
-    command.args(["--quiet", "--package", PACKAGE, "--bin", PACKAGE, "--profile", PROFILE]);
+fn build(package: &str) -> Result<Vec<u8>> {
+    let target = workspace::target_directory()?.join("ebpf");
+    let mut command = Toolchain::find()?.cargo_build(&target)?;
+    command.args(["--quiet", "--package", package, "--bin", package, "--profile", PROFILE]);
     process::run(&mut command)?;
-    let linked = target.join(TARGET).join(PROFILE).join(PACKAGE);
+    let linked = target.join(TARGET).join(PROFILE).join(package);
     fs::read(&linked).with_context(|| format!("cannot read {}", linked.display()))
 }
 

@@ -1,14 +1,16 @@
 //! `cargo xtask`: everything that is done to this repository besides writing it.
 //!
 //! Commands in the order they build on each other: `setup` makes the machine able, `build-ebpf` and `build`
-//! make the product, `test`, `lint` and `lab` judge it, `codegen` writes the files that are made from code.
+//! make the product, `test`, `fuzz`, `bench`, `lint` and `lab` judge it, `codegen` writes the files that are made from code.
 //! xtask depends on no member of the workspace: the netpath library is built around the object that xtask
 //! makes, so the arrow must not point back.
 
+mod bench;
 mod build;
 mod codegen;
 mod ebpf;
 mod elf;
+mod fuzz;
 mod lab;
 mod lint;
 mod packages;
@@ -64,6 +66,13 @@ enum Command {
         #[arg(long)]
         keep: bool,
     },
+    /// Build the fuzz targets and run them: all, or those that are named.
+    Fuzz {
+        /// For each of them.
+        #[arg(long, default_value_t = 60)]
+        seconds: u32,
+        targets: Vec<String>,
+    },
     /// rustfmt, clippy, the layering test, generated files up to date.
     Lint,
     /// Rewrite generated files: `netpath-ebpf/abi.lock`, `docs/`.
@@ -74,6 +83,11 @@ enum Command {
         /// `abi.rs` changed, and any mix of old and new programs on one set of maps still works.
         #[arg(long)]
         abi_compatible: bool,
+    },
+    /// Build, then run the benchmark with these arguments: `micro`, `micro --quick`.
+    Bench {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<String>,
     },
     /// Set up, build, then run `netpath lab` with these arguments.
     Lab {
@@ -106,6 +120,8 @@ fn run() -> anyhow::Result<()> {
         Command::Lint => lint::run(),
         Command::Codegen { check: true, .. } => codegen::check(),
         Command::Codegen { check: false, abi_compatible } => codegen::write(abi_compatible),
+        Command::Fuzz { seconds, targets } => fuzz::run(&targets, seconds),
+        Command::Bench { args } => bench::run(&args),
         Command::Lab { args } => lab::run(&args),
     }
 }

@@ -8,7 +8,7 @@ use std::{collections::BTreeSet, process::Command};
 use anyhow::{Result, bail};
 
 use crate::{
-    packages,
+    fuzz, packages,
     process::{self, find_program, is_root, say},
     toolchain, workspace,
 };
@@ -43,6 +43,8 @@ pub(crate) enum Remedy {
     Rustup(Vec<String>),
     /// Arguments of cargo, with the LLVM to build with.
     CargoInstall { llvm_prefix: String, args: Vec<String> },
+    /// Arguments of cargo.
+    Cargo(Vec<String>),
     /// Cannot be told before this other item is there.
     Later(String),
     /// Only a person can do this.
@@ -94,6 +96,7 @@ fn items(route: toolchain::Route) -> Vec<Item> {
     let mut items = cargo_tools();
     items.extend(toolchain::items(route));
     items.extend(packages::tools());
+    items.extend(fuzz::items());
     items
 }
 
@@ -155,6 +158,9 @@ fn install(missing: &[&Item], lists_are_fresh: &mut bool, attempted: &mut BTreeS
             // In a directory of its own, so that our target directory does not fill up with it.
             let mut cargo = workspace::cargo()?;
             process::run(cargo.env_remove("CARGO_TARGET_DIR").env("LLVM_PREFIX", llvm_prefix).args(args))
+        }
+        Some(Remedy::Cargo(args)) => {
+            process::run(workspace::cargo()?.env_remove("CARGO_TARGET_DIR").args(args))
         }
         _ => bail!("missing, and nothing here can install it: {}", names(missing)),
     }

@@ -15,8 +15,9 @@ use anyhow::{Context as _, Result, bail};
 use clap::ValueEnum;
 
 use crate::{
+    bench,
     build::{self, Profile},
-    ebpf, lint,
+    ebpf, fuzz, lint,
     process::{self, say},
     setup, workspace,
 };
@@ -36,6 +37,10 @@ pub(crate) enum Selection {
     Cni,
     /// The lab.
     Lab,
+    /// Every fuzz target, for some seconds.
+    Fuzz,
+    /// Every case of the benchmark, briefly: verdicts and counters must be right, times may be any.
+    Bench,
 }
 
 /// Tests that need the same things.
@@ -57,6 +62,19 @@ const TIERS: &[(Tier, &[&str])] = &[
     (Tier::Lab, &["lab*"]),
 ];
 
+/// What is run whole instead of by `cargo test`; it counts as one test.
+struct Run {
+    selection: Selection,
+    /// As one would type it.
+    command: &'static str,
+    run: fn() -> Result<()>,
+}
+
+const RUNS: &[Run] = &[
+    Run { selection: Selection::Fuzz, command: "cargo xtask fuzz", run: fuzz::brief },
+    Run { selection: Selection::Bench, command: "cargo xtask bench micro --quick", run: bench::quick },
+];
+
 /// What the summary lines of test runs add up to.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Tally {
@@ -70,12 +88,14 @@ pub(crate) fn run(selection: Selection, skip_setup: bool) -> Result<()> {
     let files = by_tier(&test_targets(&workspace::root()?.join("netpath/tests"))?)?;
     let tiers: Vec<Tier> =
         TIERS.iter().map(|(tier, _)| *tier).filter(|tier| selection.includes(*tier)).collect();
+    let runs: Vec<&Run> =
+        RUNS.iter().filter(|run| selection == Selection::All || selection == run.selection).collect();
     if let [tier] = tiers[..]
         && !files.contains_key(&tier)
     {
         bail!("no file in netpath/tests belongs to tier {tier:?}");
     }
-    let privileged = tiers.iter().any(|tier| *tier != Tier::Unit);
+    let privileged = tiers.iter().any(|tier| *tier != Tier::Unit) || !runs.is_empty();
     if privileged && !process::is_root()? {
         bail!(
             "these tests make network namespaces and load programs: run them as root (`cargo xtask test unit` needs no rights)"
@@ -101,6 +121,17 @@ pub(crate) fn run(selection: Selection, skip_setup: bool) -> Result<()> {
             broken.extend(cargo_test(&args, &mut tally)?);
         }
     }
+    for run in runs {
+        say(format_args!("\n== {:?} ==", run.selection));
+        match (run.run)() {
+            Ok(()) => tally.passed += 1,
+            Err(error) => {
+                say(format_args!("error: {error:#}"));
+                tally.failed += 1;
+                broken.push(run.command.to_owned());
+            }
+        }
+    }
     conclude(tally, &broken)
 }
 
@@ -113,6 +144,7 @@ impl Selection {
             Self::Kernel => tier == Tier::Kernel,
             Self::Cni => tier == Tier::Cni,
             Self::Lab => tier == Tier::Lab,
+            Self::Fuzz | Self::Bench => false,
         }
     }
 }

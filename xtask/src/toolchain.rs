@@ -337,11 +337,8 @@ fn has_library(sysroot: &Path, target: &str, prefix: &str) -> bool {
 
 /// The linker, if there is one that understands this compiler; else what is wrong.
 fn linker(route: Route, compiler: &Compiler) -> Result<PathBuf, String> {
-    let home = env::var_os("CARGO_HOME").map(PathBuf::from);
-    let home = home.or_else(|| env::var_os("HOME").map(|home| Path::new(&home).join(".cargo")));
-    let installed = home.map(|home| home.join("bin").join(LINKER)).filter(|file| is_executable(file));
     let mut reason = format!("there is no {LINKER} yet");
-    for path in find_program(LINKER).into_iter().chain(installed) {
+    for path in find_program(LINKER).into_iter().chain(workspace::cargo_bin(LINKER)) {
         let works = match route {
             Route::Debian => links_a_program(&path),
             // There is no prebuilt core to try it with.

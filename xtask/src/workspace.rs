@@ -40,6 +40,18 @@ pub(crate) fn bpf_object(target: &Path) -> PathBuf {
     target.join("bpf").join("netpath.bpf.o")
 }
 
+/// The programs that the benchmark compares ours with.
+pub(crate) fn reference_object(target: &Path) -> PathBuf {
+    target.join("bench").join("reference.bpf.o")
+}
+
+/// A program that `cargo install` put where `PATH` need not lead.
+pub(crate) fn cargo_bin(name: &str) -> Option<PathBuf> {
+    let home = env::var_os("CARGO_HOME").map(PathBuf::from);
+    let home = home.or_else(|| env::var_os("HOME").map(|home| Path::new(&home).join(".cargo")));
+    home.map(|home| home.join("bin").join(name)).filter(|file| process::is_executable(file))
+}
+
 /// The cargo that runs us, in the repository's root.
 pub(crate) fn cargo() -> Result<Command> {
     let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));

@@ -1,0 +1,362 @@
+//! Suite `micro`: nanoseconds a packet of each program above an empty one of its type.
+//!
+//! Every figure is a difference between neighbours: the empty program runs on the same frames right before the
+//! case does, and rounds over all cases are repeated, so that what the machine does meanwhile meets all of them.
+
+use std::{collections::BTreeMap, path::Path};
+
+use anyhow::{Context as _, Result, ensure};
+use netpath::kernel::bpf::Hook;
+
+use crate::{
+    frames::{
+        self, AT_DESTINATION_MAC, AT_DESTINATION4, AT_SOURCE_MAC, AT_SOURCE4, HOST_MAC, Mac, PEER_MAC, POD4,
+        POD6, PREFIX4_STEP, UNKNOWN_MAC, pod_mac,
+    },
+    node::{Counted, Node, Shape},
+    samples::Samples,
+    say,
+    stage::{Reference, Stage, Vary},
+};
+
+/// Options of the suite.
+#[derive(Clone, Copy, Debug, clap::Args)]
+pub(crate) struct Args {
+    /// Every case once or twice, for whoever wants to know that all of them run; its times mean little.
+    #[arg(long)]
+    quick: bool,
+    /// Rounds over all cases.
+    #[arg(long, default_value_t = 42, conflicts_with = "quick")]
+    rounds: usize,
+    /// Packets of one case in one round.
+    #[arg(long, default_value_t = 50_000, conflicts_with = "quick")]
+    packets: u32,
+}
+
+/// Where the kinds of traffic are measured, and what the size of a node is held against.
+const USUAL: Shape = Shape { endpoints: 100, prefixes: 8 };
+/// How often a program is loaded: where its code comes to lie moves its time by up to ten nanoseconds.
+const COPIES: usize = 6;
+const ENDPOINTS: [u32; 3] = [1, 100, 4096];
+const PREFIXES: [u32; 5] = [1, 8, 9, 100, 10_000];
+
+/// What passes by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Traffic {
+    Allowed4,
+    Allowed6,
+    Denied4,
+    Unknown,
+    Host,
+    Sibling,
+    /// Allowed IPv4, of another endpoint each time.
+    AllEndpoints,
+    /// Allowed IPv4, with another prefix of the zone each time.
+    AllPrefixes,
+}
+
+impl Traffic {
+    /// How it is called in the tables.
+    fn name(self, hook: Hook) -> &'static str {
+        match (self, hook) {
+            (Self::Allowed4, _) => "allowed IPv4",
+            (Self::Allowed6, _) => "allowed IPv6",
+            (Self::Denied4, _) => "denied IPv4",
+            (Self::Unknown, Hook::Egress) => "from a MAC that nobody owns",
+            (Self::Unknown, _) => "for a MAC that nobody owns",
+            (Self::Host, Hook::Egress) => "the host's own",
+            (Self::Host, _) => "for the host",
+            (Self::Sibling, _) => "allowed IPv4 from a sibling, judged for both",
+            (Self::AllEndpoints, _) => "allowed IPv4, any endpoint",
+            (Self::AllPrefixes, _) => "allowed IPv4, any prefix",
+        }
+    }
+
+    /// Frames, and what has to become of them.
+    fn plan(self, hook: Hook, shape: Shape) -> Plan {
+        let middle = shape.prefixes / 2;
+        let outside =
+            |inside: Mac| if hook == Hook::Egress { (inside, PEER_MAC) } else { (PEER_MAC, inside) };
+        let v4 = |inside: Mac, peer| match hook {
+            Hook::Egress => frames::udp4(outside(inside), POD4, peer),
+            Hook::Ingress | Hook::Xdp => frames::udp4(outside(inside), peer, POD4),
+        };
+        let v6 = |inside: Mac, peer| match hook {
+            Hook::Egress => frames::udp6(outside(inside), POD6, peer),
+            Hook::Ingress | Hook::Xdp => frames::udp6(outside(inside), peer, POD6),
+        };
+        let passed = match hook {
+            Hook::Egress => Counted { sent: 1, ..Counted::default() },
+            Hook::Ingress | Hook::Xdp => Counted { received: 1, ..Counted::default() },
+        };
+        let dropped = match hook {
+            Hook::Egress => Counted { sent_dropped: 1, ..Counted::default() },
+            Hook::Ingress | Hook::Xdp => Counted { received_dropped: 1, ..Counted::default() },
+        };
+        let plan = |frame, counted| Plan { frame, vary: Vary::default(), passes: true, counted };
+        match self {
+            Self::Allowed4 => plan(v4(pod_mac(0), frames::host4(middle)), passed),
+            Self::Allowed6 => plan(v6(pod_mac(0), frames::host6(middle)), passed),
+            Self::Denied4 => Plan { passes: false, ..plan(v4(pod_mac(0), frames::beside4(middle)), dropped) },
+            Self::Unknown => {
+                // Who sends is what egress has to know; for whom a frame is that nobody here owns, nobody asks.
+                let unknown = u64::from(hook == Hook::Egress);
+                plan(v4(UNKNOWN_MAC, frames::host4(middle)), Counted { unknown, ..Counted::default() })
+            }
+            Self::Host => {
+                let host = u64::from(hook != Hook::Xdp);
+                plan(v4(HOST_MAC, frames::host4(middle)), Counted { host, ..Counted::default() })
+            }
+            Self::Sibling => plan(
+                frames::udp4((pod_mac(0), pod_mac(1)), POD4, POD4),
+                Counted { sent: 1, received: 1, ..Counted::default() },
+            ),
+            Self::AllEndpoints => {
+                let offset = if hook == Hook::Egress { AT_SOURCE_MAC } else { AT_DESTINATION_MAC };
+                let vary = Vary { offset, count: shape.endpoints, step: 1, base: 0 };
+                Plan { vary, ..plan(v4(pod_mac(0), frames::host4(middle)), passed) }
+            }
+            Self::AllPrefixes => {
+                let offset = if hook == Hook::Egress { AT_DESTINATION4 } else { AT_SOURCE4 };
+                let base = frames::host4(0).into();
+                let vary = Vary { offset, count: shape.prefixes, step: PREFIX4_STEP, base };
+                Plan { vary, ..plan(v4(pod_mac(0), frames::host4(middle)), passed) }
+            }
+        }
+    }
+}
+
+/// What is sent through a program, and what must come of each packet.
+struct Plan {
+    frame: Vec<u8>,
+    vary: Vary,
+    passes: bool,
+    counted: Counted,
+}
+
+/// What one figure is of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Key {
+    hook: Hook,
+    shape: Shape,
+    traffic: Traffic,
+}
+
+/// One figure in the making.
+struct Case {
+    key: Key,
+    plan: Plan,
+    above: Samples,
+}
+
+/// A reference program beside the empty one.
+struct Floor {
+    hook: Hook,
+    reference: Reference,
+    stage: Stage,
+    /// Above the empty program; of the empty program itself: the whole of it.
+    above: Samples,
+}
+
+/// Runs the suite and prints its tables.
+pub(crate) fn run(args: &Args, reference: &Path) -> Result<()> {
+    let (rounds, packets, copies) =
+        if args.quick { (2, 2_000, 1) } else { (args.rounds, args.packets, COPIES) };
+    let mut cases: Vec<Case> = keys()
+        .into_iter()
+        .map(|key| Case { key, plan: key.traffic.plan(key.hook, key.shape), above: Samples::default() })
+        .collect();
+    let mut nodes = BTreeMap::new();
+    let mut stages = BTreeMap::new();
+    for key in cases.iter().map(|case| case.key) {
+        if let std::collections::btree_map::Entry::Vacant(entry) = nodes.entry(key.shape) {
+            let node = Node::new(key.shape, copies)
+                .with_context(|| format!("cannot make a node of {:?}", key.shape))?;
+            for hook in Hook::ALL {
+                for (copy, program) in node.programs(hook)?.into_iter().enumerate() {
+                    stages.insert((key.shape, hook, copy), Stage::of(reference, hook, program)?);
+                }
+            }
+            entry.insert(node);
+        }
+    }
+    let mut empty = BTreeMap::new();
+    for (hook, copy) in Hook::ALL.into_iter().flat_map(|hook| (0..copies).map(move |copy| (hook, copy))) {
+        empty.insert((hook, copy), Stage::of_reference(reference, hook, Reference::Empty)?);
+    }
+    let mut floors = floors(reference)?;
+    for copy in (0..copies).cycle().take(rounds) {
+        for floor in &mut floors {
+            let bare = empty.get_mut(&(floor.hook, copy)).context("an empty program of each type")?;
+            floor.measure(bare, packets)?;
+        }
+        for case in &mut cases {
+            let Key { hook, shape, traffic } = case.key;
+            let bare = empty.get_mut(&(hook, copy)).context("an empty program of each type")?;
+            let stage = stages.get_mut(&(shape, hook, copy)).context("a stage of each program")?;
+            let node = nodes.get(&shape).context("a node of each shape")?;
+            case.measure(node, bare, stage, packets)
+                .with_context(|| format!("{}, {}, {shape:?}", hook.name(), traffic.name(hook)))?;
+        }
+    }
+    report(&cases, &floors, rounds, packets);
+    Ok(())
+}
+
+/// Everything that is measured, each once, in the order of the tables.
+fn keys() -> Vec<Key> {
+    let mut keys = Vec::new();
+    for hook in Hook::ALL {
+        keys.extend(kinds(hook).into_iter().map(|traffic| Key { hook, shape: USUAL, traffic }));
+        for endpoints in ENDPOINTS {
+            let shape = Shape { endpoints, ..USUAL };
+            keys.extend([Traffic::Allowed4, Traffic::AllEndpoints].map(|traffic| Key {
+                hook,
+                shape,
+                traffic,
+            }));
+        }
+        for prefixes in PREFIXES {
+            let shape = Shape { prefixes, ..USUAL };
+            keys.extend(LISTED.map(|traffic| Key { hook, shape, traffic }));
+        }
+    }
+    keys.sort();
+    keys.dedup();
+    keys
+}
+
+/// What the first table has of a program.
+fn kinds(hook: Hook) -> Vec<Traffic> {
+    let mut kinds =
+        vec![Traffic::Allowed4, Traffic::Allowed6, Traffic::Denied4, Traffic::Unknown, Traffic::Host];
+    if hook == Hook::Ingress {
+        kinds.push(Traffic::Sibling);
+    }
+    kinds
+}
+
+/// What is measured for each length of a zone's list.
+const LISTED: [Traffic; 4] = [Traffic::Allowed4, Traffic::Allowed6, Traffic::Denied4, Traffic::AllPrefixes];
+
+impl Case {
+    /// One round of it.
+    fn measure(&mut self, node: &Node, bare: &mut Stage, stage: &mut Stage, packets: u32) -> Result<()> {
+        let Plan { frame, vary, passes, counted } = &self.plan;
+        let below = bare.run(frame, *vary, packets)?;
+        let before = node.counted()?;
+        let run = stage.run(frame, *vary, packets)?;
+        let after = node.counted()?;
+        ensure!(run.passed == *passes, "the packet {}", if run.passed { "passed" } else { "was dropped" });
+        if let Err(found) = after.since(before, *counted, packets.into()) {
+            anyhow::bail!(
+                "of {packets} packets {found:?} were counted, of each it should have been {counted:?}"
+            );
+        }
+        self.above.push(run.nanoseconds - below.nanoseconds);
+        Ok(())
+    }
+}
+
+fn floors(reference: &Path) -> Result<Vec<Floor>> {
+    let mut floors = Vec::new();
+    for hook in [Hook::Egress, Hook::Xdp] {
+        for kind in [Reference::Empty, Reference::Parse, Reference::Lookup] {
+            let mut stage = Stage::of_reference(reference, hook, kind)?;
+            stage.add_row(pod_mac(0))?;
+            floors.push(Floor { hook, reference: kind, stage, above: Samples::default() });
+        }
+    }
+    Ok(floors)
+}
+
+impl Floor {
+    fn measure(&mut self, bare: &mut Stage, packets: u32) -> Result<()> {
+        let frame = frames::udp4((pod_mac(0), PEER_MAC), POD4, frames::host4(0));
+        let below = match self.reference {
+            Reference::Empty => 0.0,
+            Reference::Parse | Reference::Lookup => bare.run(&frame, Vary::default(), packets)?.nanoseconds,
+        };
+        let run = self.stage.run(&frame, Vary::default(), packets)?;
+        ensure!(run.passed, "reference program {:?} dropped a packet", self.reference);
+        self.above.push(run.nanoseconds - below);
+        Ok(())
+    }
+}
+
+/// The tables.
+fn report(cases: &[Case], floors: &[Floor], rounds: usize, packets: u32) {
+    let find = |hook, shape, traffic| {
+        let key = Key { hook, shape, traffic };
+        cases.iter().find(|case| case.key == key).map_or(Samples::default(), |case| case.above.clone())
+    };
+    say(format_args!(
+        "{} cases, each {rounds} times {packets} packets in turn with an empty program of its type. Nanoseconds a packet \
+         above that: median (eight in ten lie between).\n",
+        cases.len()
+    ));
+    say("### The reference programs\n\n| | TC | XDP |\n|---|---:|---:|");
+    for (kind, name) in [
+        (Reference::Empty, "empty, on its stage: the whole time"),
+        (Reference::Parse, "reads Ethernet and IPv4"),
+        (Reference::Lookup, "and looks up one row of 144 bytes by MAC"),
+    ] {
+        let of = |hook| floors.iter().find(|floor| floor.hook == hook && floor.reference == kind);
+        let of = |hook| of(hook).map_or(Samples::default(), |floor| floor.above.clone());
+        say(format_args!("| {name} | {} | {} |", of(Hook::Egress), of(Hook::Xdp)));
+    }
+    say(format_args!(
+        "\n### Each program\n\n{} endpoints, {} prefixes of each family.\n\n| program | packet | ns |\n|---|---|---:|",
+        USUAL.endpoints, USUAL.prefixes
+    ));
+    for hook in HOOKS {
+        for traffic in kinds(hook) {
+            say(format_args!(
+                "| {} | {} | {} |",
+                hook.name(),
+                traffic.name(hook),
+                find(hook, USUAL, traffic)
+            ));
+        }
+    }
+    let shapes = ENDPOINTS.map(|endpoints| (endpoints, Shape { endpoints, ..USUAL }));
+    sweep(&find, "endpoints", &shapes, &[Traffic::Allowed4, Traffic::AllEndpoints], (1, 4096));
+    let shapes = PREFIXES.map(|prefixes| (prefixes, Shape { prefixes, ..USUAL }));
+    sweep(&find, "prefixes of each family", &shapes, &LISTED, (9, 10_000));
+}
+
+/// The programs in the order of the tables.
+const HOOKS: [Hook; 3] = [Hook::Egress, Hook::Ingress, Hook::Xdp];
+
+/// A table over one size: a column for each, and the ratio of two of them.
+fn sweep(
+    find: &impl Fn(Hook, Shape, Traffic) -> Samples,
+    what: &str,
+    shapes: &[(u32, Shape)],
+    rows: &[Traffic],
+    (small, large): (u32, u32),
+) {
+    let columns: Vec<String> = shapes.iter().map(|(count, _)| count.to_string()).collect();
+    say(format_args!(
+        "\n### Over {what}\n\n| program | packet | {} | {large} / {small} |\n|---|---|{}---:|",
+        columns.join(" | "),
+        "---:|".repeat(columns.len())
+    ));
+    for hook in HOOKS {
+        for traffic in rows {
+            let cells: Vec<(u32, Samples)> =
+                shapes.iter().map(|(count, shape)| (*count, find(hook, *shape, *traffic))).collect();
+            let median = |count| {
+                cells.iter().find(|(other, _)| *other == count).map_or(f64::NAN, |(_, cell)| cell.median())
+            };
+            let texts: Vec<String> = cells.iter().map(|(_, cell)| cell.to_string()).collect();
+            let ratio = median(large) / median(small);
+            say(format_args!(
+                "| {} | {} | {} | {ratio:.2} |",
+                hook.name(),
+                traffic.name(hook),
+                texts.join(" | ")
+            ));
+        }
+    }
+}

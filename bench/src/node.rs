@@ -1,0 +1,203 @@
+//! A node to measure on: maps, one master, endpoints and a zone, all made by the library that ships.
+
+use std::{
+    fs,
+    sync::atomic::{AtomicU32, Ordering},
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use aya::{Ebpf, programs::Program};
+use netpath::{
+    kernel::bpf::{
+        Hook,
+        maps::Maps,
+        object::{self, Settings},
+        sys::ensure_bpffs,
+    },
+    police,
+    root::Root,
+    zone::{self, ZoneConf},
+};
+use netpath_ebpf::abi::{Endpoint, EndpointKey, HOST_MACS, Master, kind, mode, unknown_source};
+use serde_json::json;
+
+use crate::frames::{HOST_MAC, POD4, POD6, pod_mac, prefix4, prefix6};
+
+/// Dense id of the one master.
+const MASTER: u16 = 1;
+
+/// How large a node is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Shape {
+    /// Endpoints, all in one zone.
+    pub(crate) endpoints: u32,
+    /// Prefixes of each family in the zone.
+    pub(crate) prefixes: u32,
+}
+
+/// A BPF file system of its own; unmounted and removed however the run ends.
+struct Scene {
+    root: Root,
+}
+
+impl Scene {
+    fn new() -> Result<Self> {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let name = format!("netpath-bench-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+        let scene = Self { root: Root::new(std::env::temp_dir().join(name)) };
+        let bpffs = scene.root.bpffs();
+        ensure_bpffs(&bpffs).with_context(|| format!("no BPF file system at {}", bpffs.display()))?;
+        Ok(scene)
+    }
+}
+
+impl Drop for Scene {
+    fn drop(&mut self) {
+        // Either may fail where `new` did; then there is nothing to undo.
+        let _ = nix::mount::umount2(&self.root.bpffs(), nix::mount::MntFlags::MNT_DETACH);
+        let _ = fs::remove_dir_all(self.root.path());
+    }
+}
+
+/// A node with its programs in the kernel.
+pub(crate) struct Node {
+    /// Id of each endpoint, in the order of their MACs.
+    ids: Vec<u32>,
+    maps: Maps,
+    loaded: Vec<Ebpf>,
+    _scene: Scene,
+}
+
+impl Node {
+    /// Makes the maps, fills them, loads the three programs, each `copies` times.
+    pub(crate) fn new(shape: Shape, copies: usize) -> Result<Self> {
+        let scene = Scene::new()?;
+        let pins = scene.root.pins();
+        // The same sizes on every node: what differs is how much is in the maps.
+        let settings = Settings { endpoints: 4096, ..Settings::default() };
+        let mut maps = object::maps(&pins, &settings)?;
+        maps.set_master(MASTER, &master())?;
+        let zone = zone(&mut maps, shape.prefixes)?;
+        let mut ids = Vec::new();
+        for number in 0..shape.endpoints {
+            let mac = pod_mac(number);
+            ids.push(maps.add_endpoint(EndpointKey::new(MASTER, mac), endpoint(zone))?.id);
+        }
+        let mut loaded = Vec::new();
+        for _ in 0..copies {
+            let mut object = object::load(&pins, &settings, MASTER, object::cpus())?;
+            for hook in Hook::ALL {
+                match object.program_mut(hook.name()) {
+                    Some(Program::SchedClassifier(program)) => program.load()?,
+                    Some(Program::Xdp(program)) => program.load()?,
+                    _ => bail!("the object has no program {}", hook.name()),
+                }
+            }
+            loaded.push(object);
+        }
+        Ok(Self { ids, maps, loaded, _scene: scene })
+    }
+
+    /// Every copy of a loaded program.
+    pub(crate) fn programs(&self, hook: Hook) -> Result<Vec<&Program>> {
+        let missing = || format!("the object has no program {}", hook.name());
+        self.loaded.iter().map(|object| object.program(hook.name()).with_context(missing)).collect()
+    }
+
+    /// What was counted so far, of all endpoints together and of the master.
+    pub(crate) fn counted(&self) -> Result<Counted> {
+        let view = self.maps.counters()?;
+        let master = view.master(MASTER);
+        let mut sum =
+            Counted { host: master.host_packets, unknown: master.unknown_passed, ..Counted::default() };
+        for id in &self.ids {
+            let one = view.endpoint(*id);
+            sum.sent += one.tx_packets;
+            sum.received += one.rx_packets;
+            sum.sent_dropped += one.tx_dropped;
+            sum.received_dropped += one.rx_dropped;
+        }
+        Ok(sum)
+    }
+}
+
+/// Packets by what became of them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Counted {
+    pub(crate) sent: u64,
+    pub(crate) received: u64,
+    pub(crate) sent_dropped: u64,
+    pub(crate) received_dropped: u64,
+    pub(crate) unknown: u64,
+    pub(crate) host: u64,
+}
+
+impl Counted {
+    /// What came since `before`, if it is `count` times `each`; else what came.
+    pub(crate) fn since(self, before: Self, each: Self, count: u64) -> Result<(), Self> {
+        let difference = self.with(before, |now, before| now.wrapping_sub(before));
+        let expected = each.with(each, |each, _| each * count);
+        if difference == expected { Ok(()) } else { Err(difference) }
+    }
+
+    fn with(self, other: Self, f: impl Fn(u64, u64) -> u64) -> Self {
+        Self {
+            sent: f(self.sent, other.sent),
+            received: f(self.received, other.received),
+            sent_dropped: f(self.sent_dropped, other.sent_dropped),
+            received_dropped: f(self.received_dropped, other.received_dropped),
+            unknown: f(self.unknown, other.unknown),
+            host: f(self.host, other.host),
+        }
+    }
+}
+
+/// A zone of `count` prefixes of each family, as a network's configuration has it.
+fn zone(maps: &mut Maps, count: u32) -> Result<u32> {
+    let v4 = (0..count).map(|number| format!("{}/24", prefix4(number)));
+    let prefixes: Vec<String> =
+        v4.chain((0..count).map(|number| format!("{}/48", prefix6(number)))).collect();
+    let conf = ZoneConf::parse(&json!({ "policy": "private", "local": prefixes }))?;
+    let zone = zone::resolve(Some(&conf), None, None)?.context("a zone")?;
+    let image = zone::compile(&zone);
+    let (v4, v6) = (image.v4().len(), image.v6().len());
+    ensure!(v4 == v6 && v4 == count as usize, "{count} prefixes were asked for, {v4} and {v6} compiled");
+    Ok(maps.ensure_zone("bench", image.digest("bench"), &police::content(&image))?)
+}
+
+/// The row of every endpoint.
+fn endpoint(zone: u32) -> Endpoint {
+    Endpoint {
+        id: 0,
+        generation: 0,
+        zone,
+        mode: mode::ENFORCE,
+        kind: kind::ENDPOINT,
+        flags: 0,
+        cookie: 0,
+        v4: [POD4.octets(), [0; 4], [0; 4], [0; 4]],
+        gateway_v4: [10, 0, 0, 254],
+        pad: [0; 4],
+        v6: [POD6.octets(), [0; 16], [0; 16], [0; 16]],
+        link_local: [0xfe, 0x80, 0, 0, 0, 0, 0, 0, 0, 0x70, 0, 0xff, 0xfe, 0, 0, 1],
+        gateway_v6: [0; 16],
+    }
+}
+
+fn master() -> Master {
+    let mut host_macs = [[0; 8]; HOST_MACS];
+    host_macs[0][..6].copy_from_slice(&HOST_MAC);
+    Master {
+        netns_cookie: 1,
+        stamp: 0x1122_3344_5566_7788,
+        ifindex: 7,
+        unknown_source: unknown_source::AUDIT,
+        host_mac_count: 1,
+        mtu: 1500,
+        host_macs,
+        name: *b"bench0\0\0\0\0\0\0\0\0\0\0",
+        object: 1,
+        flags: 0,
+        pad: 0,
+    }
+}

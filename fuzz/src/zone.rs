@@ -1,0 +1,147 @@
+//! What users and administrators write about zones, down to the bytes of the maps.
+
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    path::Path,
+};
+
+use ipnetwork::IpNetwork;
+use netpath::zone::{self, Ingress, MasterEntry, Masters, Zone, ZoneConf, ZoneImage};
+use netpath_ebpf::abi::{zone_flags, zone_verdict};
+use serde_json::Value;
+
+use crate::{cursor::Cursor, file_name};
+
+/// A `zone`, a `masters.json` and the subnets of an IPAM, with zero bytes between them.
+pub fn check(data: &[u8]) {
+    let mut cursor = Cursor::new(data);
+    let conf = serde_json::from_slice::<Value>(cursor.until(0)).ok();
+    let masters = cursor.until(0);
+    let subnets: Vec<IpNetwork> =
+        String::from_utf8_lossy(cursor.rest()).split(',').filter_map(|text| text.parse().ok()).collect();
+    let conf = match conf.as_ref().map(ZoneConf::parse) {
+        None => None,
+        Some(Ok(conf)) => Some(conf),
+        Some(Err(error)) => return says_something(&error),
+    };
+    let entries = match Masters::parse(Path::new("/masters.json"), masters) {
+        Ok(masters) => masters.entries().to_vec(),
+        Err(error) => {
+            says_something(&error);
+            Vec::new()
+        }
+    };
+    for entry in entries.iter().map(Some).chain([None]) {
+        match zone::resolve(conf.as_ref(), Some(&subnets), entry) {
+            Ok(Some(zone)) => whole(&zone, entry),
+            Ok(None) => assert!(conf.is_none(), "a zone was asked for, and there is none"),
+            Err(error) => says_something(&error),
+        }
+    }
+}
+
+fn whole(zone: &Zone, entry: Option<&MasterEntry>) {
+    let written = zone.to_json();
+    assert_eq!(Zone::from_json(&written).ok().as_ref(), Some(zone), "a zone is read as it was written");
+    let image = zone::compile(zone);
+    let bound = entry.and_then(MasterEntry::zone);
+    for address in edges(zone.local().iter().chain(zone.allow()).chain(zone.deny())) {
+        let (egress, ingress) = means(zone, address);
+        let verdicts = image.verdicts(address);
+        assert_eq!(verdicts & zone_verdict::EGRESS != 0, egress, "{address}: may it be sent to?");
+        let any = image.flags() & zone_flags::INGRESS_ANY != 0;
+        assert_eq!(any || verdicts & zone_verdict::INGRESS != 0, ingress, "{address}: may it send?");
+        if let Some(bound) = bound {
+            let (widest_egress, widest_ingress) = means(bound, address);
+            assert!(!egress || widest_egress, "{address} may be sent to, beyond the master's zone");
+            assert!(!ingress || widest_ingress, "{address} may send, beyond the master's zone");
+        }
+    }
+    let again = ZoneImage::from_maps(&image.slot(1), &image.trie4(2), &image.trie6(2));
+    assert_eq!(again.as_ref(), Ok(&image), "an image is read from the maps as it was written");
+    assert_eq!(image.digest("lan"), zone::compile(zone).digest("lan"), "one zone, one digest");
+    assert_ne!(image.digest("lan"), image.digest("lan2"), "the name is part of it");
+    assert!(ZoneImage::difference(&image, &image).is_empty() && !image.to_string().is_empty());
+}
+
+/// What a zone means for an address: (may be sent to, may send). The longest prefix decides, `deny` wins a tie.
+fn means(zone: &Zone, address: IpAddr) -> (bool, bool) {
+    let longest = |lists: &[&[IpNetwork]]| {
+        let around = lists.iter().copied().flatten().filter(|prefix| is_around(prefix, address));
+        around.map(|prefix| i16::from(prefix.prefix())).max().unwrap_or(-1)
+    };
+    let denied = longest(&[zone.deny()]);
+    let egress = longest(&[zone.local(), zone.allow()]) > denied;
+    let ingress = match zone.ingress() {
+        Ingress::Zone => egress,
+        Ingress::Local => longest(&[zone.local()]) > denied,
+        Ingress::Any => true,
+    };
+    (egress, ingress)
+}
+
+fn is_around(prefix: &IpNetwork, address: IpAddr) -> bool {
+    let bits = |address: IpAddr| match address {
+        IpAddr::V4(v4) => u128::from(u32::from(v4)) << 96,
+        IpAddr::V6(v6) => u128::from(v6),
+    };
+    let length = u32::from(prefix.prefix());
+    let head = |address| bits(address).checked_shr(128 - length).unwrap_or(0);
+    prefix.is_ipv4() == address.is_ipv4() && head(prefix.ip()) == head(address)
+}
+
+/// Addresses at both ends of each prefix and beside them.
+fn edges<'a>(prefixes: impl Iterator<Item = &'a IpNetwork>) -> Vec<IpAddr> {
+    let mut edges = Vec::new();
+    for prefix in prefixes {
+        for end in [prefix.network(), prefix.broadcast()] {
+            let beside = |by: i8| match end {
+                IpAddr::V4(v4) => IpAddr::from(Ipv4Addr::from(u32::from(v4).wrapping_add_signed(by.into()))),
+                IpAddr::V6(v6) => IpAddr::from(Ipv6Addr::from(u128::from(v6).wrapping_add_signed(by.into()))),
+            };
+            edges.extend([beside(-1), end, beside(1)]);
+        }
+    }
+    edges
+}
+
+/// An error is read by whoever wrote the zone.
+fn says_something(error: &dyn std::error::Error) {
+    assert!(!error.to_string().trim().is_empty(), "{error:?}");
+}
+
+/// Zones and masters of every kind.
+pub fn seeds() -> Vec<(String, Vec<u8>)> {
+    const MASTERS: &str = r#"{"enp0s8":{"zone":{"policy":"private","deny":["10.12.34.13"]},"subnets":["10.12.0.0/16","fd00::/48"],"unknownSource":"drop","types":["macvlan"],"nadNamespaces":["infra"]},"lan":{"widePrefixes":true,"xdp":"native"}}"#;
+    let of = |name: &str, zone: &str, masters: &str, subnets: &str| {
+        (file_name(name), [zone, masters, subnets].join("\0").into_bytes())
+    };
+    let many = |count: u32| {
+        let prefixes: Vec<String> =
+            (0..count).map(|i| format!("\"10.12.{i}.0/24\",\"fd00:0:0:{i}::/64\"")).collect();
+        format!("{{\"local\":[{}]}}", prefixes.join(","))
+    };
+    vec![
+        of("defaults", r#"{"policy":"private"}"#, MASTERS, "10.12.34.0/24,fd00::/64"),
+        of(
+            "every key",
+            r#"{"policy":"private","mode":"audit","local":["10.12.34.0/24"],"allow":["172.16.5.0/24","fd00::/48"],"deny":["10.12.34.13","10.12.34.0/28"],"ingress":"local","onDeny":"drop"}"#,
+            "{}",
+            "",
+        ),
+        of("no zone of its own", "", MASTERS, "10.12.34.0/24"),
+        of("ingress any", r#"{"local":["10.12.34.0/24"],"ingress":"any"}"#, MASTERS, ""),
+        of("wide", r#"{"local":["0.0.0.0/0","::/0"]}"#, MASTERS, ""),
+        of(
+            "deny wins a tie",
+            r#"{"local":["10.0.0.0/8"],"allow":["10.0.0.0/8","10.1.0.0/16"],"deny":["10.1.0.0/16"]}"#,
+            "{}",
+            "",
+        ),
+        of("eight prefixes", &many(8), MASTERS, ""),
+        of("nine prefixes", &many(9), MASTERS, ""),
+        of("host bits", r#"{"local":["10.12.34.1/24"]}"#, "{}", ""),
+        of("masters twice", "{}", r#"{"a":{},"a":{}}"#, "10.0.0.0/8"),
+        of("mapped", r#"{"local":["::ffff:10.0.0.0/104"],"allow":["::ffff:10.0.0.1"]}"#, "{}", ""),
+    ]
+}

@@ -1,0 +1,26 @@
+//! `cargo xtask bench`: the benchmark with nothing prepared but the repository.
+
+use anyhow::{Result, bail};
+
+use crate::{ebpf, process, workspace};
+
+/// Tells the benchmark where the programs are that it compares ours with.
+const REFERENCE_VARIABLE: &str = "NETPATH_BENCH_REFERENCE";
+
+/// Builds the programs and the benchmark around them, and runs it with `args`.
+pub(crate) fn run(args: &[String]) -> Result<()> {
+    if !process::is_root()? {
+        bail!("the benchmark loads programs: run it as root");
+    }
+    ebpf::run()?;
+    let reference = ebpf::reference()?;
+    let mut command = workspace::cargo()?;
+    // The kernel takes the times: how this program was compiled changes none.
+    command.args(["run", "--quiet", "--locked", "--package", "netpath-bench", "--"]).args(args);
+    process::run(command.env(REFERENCE_VARIABLE, reference))
+}
+
+/// The shortest run of every suite: fails only where a case did not run or a verdict is wrong.
+pub(crate) fn quick() -> Result<()> {
+    run(&["micro".to_owned(), "--quick".to_owned()])
+}
