@@ -1,0 +1,261 @@
+//! The meta-plugin with plugins that make interfaces: the standard ones as they are, macvlan in its own process.
+
+#[path = "common/cni.rs"]
+mod cni;
+mod common;
+#[path = "common/meta.rs"]
+mod meta;
+
+use std::time::Duration;
+
+use cni::{Outcome, STANDARD, zoned};
+use common::NetNs;
+use meta::{MetaSite, NOTHING};
+use serde_json::{Value, json};
+
+/// The standard bridge plugin as the cluster network, with a default route.
+fn bridge(meta: &MetaSite) -> Value {
+    let data = meta.site.root.join("bridge-addresses");
+    json!({"cniVersion": "1.0.0", "name": "cbr0", "plugins": [{"type": "bridge", "bridge": "cbr0", "isGateway": true,
+        "ipam": {"type": "host-local", "dataDir": data, "ranges": [[{"subnet": "10.244.0.0/24"}], [{"subnet": "fd44::/64"}]],
+                 "routes": [{"dst": "0.0.0.0/0"}, {"dst": "::/0"}]}}]})
+}
+
+#[track_caller]
+fn host() -> MetaSite {
+    let meta = MetaSite::new();
+    meta.cluster(bridge(&meta));
+    meta
+}
+
+/// The default routes of the pod as `interface gateway metric`, the best first.
+fn defaults(pod: &NetNs, family: &str) -> Vec<String> {
+    let routes: Value = serde_json::from_str(&pod.ip(&format!("-j {family} route show default"))).unwrap();
+    let metric = |route: &Value| route["metric"].as_u64().unwrap_or(0);
+    let mut routes: Vec<Value> = routes.as_array().unwrap().clone();
+    routes.sort_by_key(metric);
+    let text = |it: &Value| {
+        format!("{} {} {}", it["dev"].as_str().unwrap(), it["gateway"].as_str().unwrap_or("-"), metric(it))
+    };
+    routes.iter().map(text).collect()
+}
+
+#[test]
+fn a_policed_macvlan_beside_the_cluster_network() {
+    let meta = host();
+    meta.nad("priv", zoned(json!({})));
+    let conf = meta.conf("priv", json!({}));
+    let before = meta.links();
+    let result = meta.call("ADD", &conf).ok();
+    assert_eq!(result["ips"][0]["address"], "10.244.0.2/24");
+    assert_eq!(meta.links(), ["lo", "eth0", "net1"]);
+    assert_eq!(meta.site.rows().len(), 1, "net1 is policed, though nobody executed anything for it");
+    let status = meta.status();
+    assert_eq!((&status[1]["name"], &status[1]["ips"]), (&json!("web/priv"), &json!(["10.9.0.100"])));
+    meta.call("CHECK", &conf).ok();
+
+    meta.site.pod.ip("link del net1");
+    let said = meta.call("CHECK", &conf).fails(102, "net1");
+    assert!(said.contains("[web/p/u1:web/priv]: error checking container"), "{said}");
+    meta.call("DEL", &conf).ok();
+    assert_eq!(meta.links(), before);
+    assert!(meta.site.rows().is_empty());
+    let kept: Vec<_> =
+        meta.remembered().into_iter().filter(|it| !it.starts_with("var/lib/netpath/promisc")).collect();
+    assert_eq!(kept, NOTHING);
+}
+
+#[test]
+fn a_macvlan_that_cannot_be_policed_leaves_no_pod() {
+    let meta = host();
+    meta.nad("priv", zoned(json!({})));
+    meta.site.masters(r#"{"eno1": {"nadNamespaces": ["infra"]}}"#);
+    let said = meta.call("ADD", &meta.conf("priv", json!({}))).fails(105, "masters.json does not allow");
+    assert!(said.contains("web/priv"), "{said}");
+    assert_eq!(meta.links(), ["lo"]);
+    assert!(meta.site.rows().is_empty());
+    // The same network from a namespace that the administrator lists, for pods of it.
+    meta.nad_in("infra", "priv", zoned(json!({})));
+    meta.site.masters(r#"{"eno1": {"nadNamespaces": ["infra"], "podNamespaces": ["web"]}}"#);
+    meta.call("ADD", &meta.conf("infra/priv", json!({}))).ok();
+    assert_eq!(meta.links(), ["lo", "eth0", "net1"]);
+    // No other plugin gets past that word.
+    meta.nad_in(
+        "infra",
+        "ip",
+        json!({"cniVersion": "1.0.0", "type": "ipvlan", "master": "eno1", "ipam": {}}),
+    );
+    meta.nad("ip", json!({"cniVersion": "1.0.0", "type": "ipvlan", "master": "eno1", "ipam": {}}));
+    meta.call("ADD", &meta.conf("ip", json!({})))
+        .id("c2")
+        .ifname("eth1")
+        .fails(105, "masters.json does not allow");
+    meta.call("ADD", &meta.conf("infra/ip@net2", json!({})))
+        .id("c3")
+        .ifname("eth1")
+        .fails(105, "its frames have the master's hardware address");
+}
+
+#[test]
+fn a_default_route_that_is_asked_for_moves() {
+    let meta = host();
+    meta.nad(
+        "mv",
+        cni::conf(json!({"ipam": {"type": "host-local", "ranges": [[{"subnet": "10.9.0.0/24",
+        "rangeStart": "10.9.0.100", "gateway": "10.9.0.1"}], [{"subnet": "fd09::/64"}]]}})),
+    );
+    meta.call("ADD", &meta.conf("mv", json!({}))).ok();
+    assert_eq!(defaults(&meta.site.pod, "-4"), ["eth0 10.244.0.1 0"]);
+    meta.call("DEL", &meta.conf("mv", json!({}))).ok();
+
+    let asks = meta.conf(r#"[{"name": "mv", "default-route": ["10.9.0.1"]}]"#, json!({}));
+    let result = meta.call("ADD", &asks).ok();
+    assert_eq!(defaults(&meta.site.pod, "-4"), ["net1 10.9.0.1 0"]);
+    assert_eq!(defaults(&meta.site.pod, "-6")[0].split(' ').next(), Some("eth0"), "the other family stays");
+    assert_eq!(result["routes"], json!([{"dst": "::/0"}]), "the runtime is told");
+    let status = meta.status();
+    assert_eq!((&status[0]["gateway"], &status[1]["gateway"]), (&json!(["fd44::1"]), &json!(["10.9.0.1"])));
+    meta.call("CHECK", &asks).ok();
+    meta.call("DEL", &asks).ok();
+
+    let both = meta.conf(r#"[{"name": "mv", "default-route": ["10.9.0.1", "fd09::1"]}]"#, json!({}));
+    meta.call("ADD", &both).ok();
+    assert_eq!(defaults(&meta.site.pod, "-4"), ["net1 10.9.0.1 0"]);
+    assert_eq!(defaults(&meta.site.pod, "-6"), ["net1 fd09::1 1024"]);
+    meta.call("CHECK", &both).ok();
+    meta.call("DEL", &both).ok();
+}
+
+#[test]
+fn a_network_with_a_default_route_does_not_take_over_the_pods() {
+    let meta = host();
+    let routed = |kind: &str, name: &str| {
+        json!({"cniVersion": "1.0.0", "name": name, "type": kind, "master": "eno1", "bridge": "br1", "isGateway": true,
+            "ipam": {"type": "host-local", "dataDir": meta.site.root.join("more"), "subnet": "10.77.0.0/24",
+                     "gateway": "10.77.0.1", "routes": [{"dst": "0.0.0.0/0"}]}})
+    };
+    meta.nad("executed", routed("bridge", "executed"));
+    let mut made = cni::conf(json!({}));
+    made["ipam"]["routes"] = json!([{"dst": "0.0.0.0/0"}]);
+    meta.nad("made", made);
+    let mut over = routed("bridge", "over");
+    over["overrideDefaultRoute"] = json!(true);
+    meta.nad("over", over);
+    for (name, expected) in [
+        ("executed", ["eth0 10.244.0.1 0", "net1 10.77.0.1 100"]),
+        ("made", ["eth0 10.244.0.1 0", "net1 10.9.0.1 1"]),
+        ("over", ["net1 10.77.0.1 0", "eth0 10.244.0.1 100"]),
+    ] {
+        let conf = meta.conf(name, json!({}));
+        meta.call("ADD", &conf).ok();
+        assert_eq!(defaults(&meta.site.pod, "-4"), expected, "{name}");
+        meta.call("CHECK", &conf).ok();
+        meta.call("DEL", &conf).ok();
+    }
+}
+
+#[test]
+fn both_families_can_be_asked_of_host_local() {
+    let meta = host();
+    let data = meta.site.root.join("two");
+    meta.nad(
+        "two",
+        json!({"cniVersion": "1.0.0", "type": "bridge", "bridge": "br2", "ipam": {"type": "host-local",
+        "dataDir": data, "ranges": [[{"subnet": "10.78.0.0/24"}], [{"subnet": "fd78::/64"}]]}}),
+    );
+    let conf = meta.conf(r#"[{"name": "two", "ips": ["10.78.0.9/24", "fd78::9/64"]}]"#, json!({}));
+    meta.call("ADD", &conf).ok();
+    assert_eq!(meta.status()[1]["ips"], json!(["10.78.0.9", "fd78::9"]));
+    meta.call("DEL", &conf).ok();
+}
+
+#[test]
+fn a_name_that_is_taken_is_refused() {
+    let meta = host();
+    meta.nad("priv", cni::conf(json!({})));
+    meta.site.pod.ip("link add net1 type veth peer name other");
+    let conf = meta.conf("priv", json!({}));
+    meta.call("ADD", &conf).fails(102, "interface `net1` already exists in the pod");
+    assert_eq!(
+        meta.links(),
+        ["lo", "other", "net1"],
+        "what was there before is still there, and nothing else"
+    );
+}
+
+#[test]
+fn status_speaks_for_the_cluster_network_alone() {
+    let meta = host();
+    let mut cluster = bridge(&meta);
+    cluster["cniVersion"] = json!("1.1.0");
+    cluster["plugins"][0] = json!({"type": "first"});
+    meta.cluster(cluster);
+    let conf = meta.conf("", json!({"cniVersion": "1.1.0"}));
+    let status = || meta.call("STATUS", &conf);
+    // Whatever is wrong with networks that a pod may ask for.
+    meta.site.masters("{");
+    meta.site.node.ip("link del eno1");
+    status().ok();
+    assert_eq!(meta.said(), ["STATUS first "]);
+    meta.answer("first", "STATUS.fail", r#"{"code": 51, "msg": "limited"}"#);
+    status().fails(51, "limited");
+    meta.no_answer("first", "STATUS.fail");
+    std::fs::remove_file(meta.site.root.join("fake/bin/first")).unwrap();
+    status().fails(50, "failed to find plugin \"first\"");
+    std::fs::remove_file(meta.site.root.join("etc/cni/net.d/10-first.conflist")).unwrap();
+    status().fails(50, "10-first.conflist");
+}
+
+#[test]
+fn gc_ends_what_is_gone_and_nothing_else() {
+    let meta = MetaSite::new();
+    meta.nad("priv", zoned(json!({})));
+    let conf = meta.conf("priv", json!({"cniVersion": "1.1.0"}));
+    let gone = NetNs::new("gone");
+    meta.call("ADD", &conf).ok();
+    meta.call("ADD", &conf).id("c2").netns(&gone.path()).ok();
+    assert_eq!(meta.site.rows().len(), 2);
+    drop(gone);
+    meta.said();
+    let mut gc = meta.conf("", json!({"cniVersion": "1.1.0", "cni.dev/valid-attachments": []}));
+    gc.as_object_mut().unwrap().remove("runtimeConfig");
+    meta.call("GC", &gc).ok();
+    assert_eq!(meta.said(), ["DEL first eth0"], "the one whose namespace still stands is somebody's");
+    assert_eq!(meta.site.rows().len(), 1);
+    assert!(meta.site.root.state().join("sandboxes/c1.json").exists());
+    assert!(!meta.site.root.state().join("sandboxes/c2.json").exists());
+    meta.call("DEL", &conf).ok();
+}
+
+#[test]
+fn killed_at_any_moment_nothing_is_left_after_del() {
+    let meta = host();
+    meta.nad("priv", zoned(json!({})));
+    meta.nad("bridged", json!({"cniVersion": "1.0.0", "type": "bridge", "bridge": "br2",
+        "ipam": {"type": "host-local", "dataDir": meta.site.root.join("var/lib/bridged"), "subnet": "10.78.0.0/24"}}));
+    let conf = meta.conf("priv,bridged", json!({}));
+    let path = format!("{}:{STANDARD}", meta.site.root.join("fake/bin").display());
+    let started = std::time::Instant::now();
+    meta.call("ADD", &conf).ok();
+    let whole = started.elapsed();
+    meta.call("DEL", &conf).ok();
+    let rounds = 24;
+    let mut killed = 0;
+    for round in 1..=rounds {
+        let after = whole * round / rounds;
+        let limit = format!("{:.4}", Duration::as_secs_f64(&after));
+        let add = meta.call("ADD", &conf).env("CNI_PATH", &path);
+        let outcome = Outcome::of(add.spawn(&["timeout", "-s", "KILL", &limit]));
+        killed += u32::from(outcome.exit != 0);
+        let what = format!("round {round}, {after:?}, {}", outcome.exit);
+        let del = meta.call("DEL", &conf).run();
+        assert_eq!(del.exit, 0, "{what}: {del:?}");
+        assert_eq!(meta.links(), ["lo"], "{what}");
+        assert!(meta.site.rows().is_empty(), "{what}");
+        // Drafts of records that were never finished are swept by age.
+        let mut kept = meta.remembered();
+        kept.retain(|path| !path.rsplit('/').next().unwrap_or_default().starts_with('.'));
+        assert_eq!(kept, NOTHING, "{what}");
+    }
+    assert!(rounds / 8 < killed, "only {killed} of {rounds} were killed in time");
+}
