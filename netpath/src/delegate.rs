@@ -178,3 +178,74 @@ impl DelegateError {
         !matches!(self, Self::NotFound { .. })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+    use crate::kernel::pdeathsig::die_with_us;
+
+    fn call<'a>(path: &'a [PathBuf], ids: &'a (ContainerId, IfName), within: Duration) -> Call<'a> {
+        Call {
+            command: Command::Add,
+            path,
+            attachment: Some((&ids.0, &ids.1)),
+            netns: None,
+            args: "IgnoreUnknown=true",
+            version: CniVersion::V1_0_0,
+            depth: 1,
+            within,
+            prepare: die_with_us,
+        }
+    }
+
+    fn plugin(script: &str) -> (tempfile::TempDir, [PathBuf; 1], (ContainerId, IfName)) {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("fake");
+        fs::write(&file, format!("#!/bin/sh\n{script}\n")).unwrap();
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o755)).unwrap();
+        let path = [dir.path().to_owned()];
+        let ids = (ContainerId::parse("x", "c1").unwrap(), IfName::parse("x", "net1").unwrap());
+        (dir, path, ids)
+    }
+
+    const LONG: Duration = Duration::from_secs(20);
+
+    #[test]
+    fn a_plugin_is_given_the_protocols_environment() {
+        let (_dir, path, ids) = plugin(
+            r#"cat; echo "$CNI_COMMAND $CNI_CONTAINERID $CNI_IFNAME [$CNI_NETNS] $CNI_ARGS $NETPATH_DEPTH""#,
+        );
+        let stdout = run("fake", &call(&path, &ids, LONG), b"stdin ").unwrap();
+        assert_eq!(String::from_utf8(stdout).unwrap(), "stdin ADD c1 net1 [] IgnoreUnknown=true 1\n");
+    }
+
+    #[test]
+    fn one_that_hangs_is_killed_with_what_it_forked_and_the_runtime_may_try_again() {
+        let (dir, path, ids) = plugin(r#"sleep 1000 & echo $! > "${0%/*}/pid"; sleep 1000"#);
+        let error = run("fake", &call(&path, &ids, Duration::from_millis(500)), b"").unwrap_err();
+        assert_eq!(error.cni_code(), 11, "{error}");
+        let pid = fs::read_to_string(dir.path().join("pid")).unwrap();
+        let stat = fs::read_to_string(format!("/proc/{}/stat", pid.trim()));
+        assert!(stat.is_err() || stat.is_ok_and(|stat| stat.contains(") Z ")), "{pid} lives on");
+    }
+
+    #[test]
+    fn errors_are_the_plugins_own() {
+        let (_dir, path, ids) = plugin(r#"echo '{"code": 113, "msg": "m", "details": "d"}'; exit 1"#);
+        let error = run("fake", &call(&path, &ids, LONG), b"").unwrap_err();
+        assert_eq!((error.cni_code(), error.to_string().as_str()), (113, "m"));
+        let (_dir, path, ids) = plugin("echo panic >&2; exit 2");
+        let error = run("fake", &call(&path, &ids, LONG), b"").unwrap_err();
+        assert_eq!(error.cni_code(), 140);
+        assert!(
+            error.to_string().contains("with status 2 without an error object; it said: \"panic\""),
+            "{error}"
+        );
+        let error = run("gone", &call(&path, &ids, LONG), b"").unwrap_err();
+        assert!(!error.is_worth_retrying() && !exists("gone", &path) && exists("fake", &path), "{error}");
+        assert!(matches!(result("fake", b"x"), Err(DelegateError::Output { .. })));
+    }
+}

@@ -232,6 +232,8 @@ fn a_pod_that_asks_for_nothing_starts_with_everything_of_ours_broken() {
     let result = meta.call("ADD", &conf).ok();
     assert_eq!(result["interfaces"][0]["name"], "eth0");
     assert_eq!(meta.said(), ["ADD first eth0"]);
+    meta.call("DEL", &conf).ok();
+    assert_eq!(meta.said(), ["DEL first eth0"]);
     // With something asked for it does not start bare.
     meta.call("ADD", &meta.conf("a", json!({}))).id("c2").fails(5, "cannot list the networks");
     assert_eq!(meta.said(), NOTHING);

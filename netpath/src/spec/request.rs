@@ -8,7 +8,6 @@ use super::args::CniArgs;
 use super::base64;
 use super::error::ConfError;
 use super::json::View;
-use super::meta::POD_ANNOTATIONS;
 use super::nad::NetworkConf;
 use super::names::{ContainerId, IfName, Mac};
 
@@ -40,6 +39,9 @@ pub struct Delegate {
     pub is_first: bool,
 }
 
+/// Key and capability for the device that was given to the pod.
+const DEVICE: &str = "deviceID";
+
 /// A wish, the capability by which plugins are told of it, and the value.
 type Wish = (&'static str, Value);
 
@@ -66,7 +68,7 @@ impl Delegate {
         };
         let conf = match &selection.device_id {
             Some(device) => conf.map_plugins(|plugin| {
-                for key in ["deviceID", "pciBusID"] {
+                for key in [DEVICE, "pciBusID"] {
                     plugin.insert(key.to_owned(), device.as_str().into());
                 }
             }),
@@ -99,9 +101,10 @@ impl Delegate {
         all
     }
 
-    /// The wishes that no plugin of the network declares to be told of.
+    /// The wishes that no plugin of the network declares to be told of. A device is told to all of them.
     pub fn unheard(&self) -> Vec<&'static str> {
-        self.wishes().into_iter().map(|(key, _)| key).filter(|key| !self.conf.declares(key)).collect()
+        let wishes = self.wishes().into_iter().map(|(key, _)| key);
+        wishes.filter(|key| *key != DEVICE && !self.conf.declares(key)).collect()
     }
 
     /// `CNI_ARGS` of its plugins: what is known of the pod, what the runtime passed besides, and address and MAC for
@@ -215,9 +218,6 @@ impl Delegate {
         if self.selection.device_id.is_some() {
             all.insert("CNIDeviceInfoFile".to_owned(), self.device_info(container_id).into());
         }
-        all.remove(POD_ANNOTATIONS)
-            .filter(|_| self.is_first)
-            .map(|it| all.insert(POD_ANNOTATIONS.to_owned(), it));
         all
     }
 
@@ -230,7 +230,7 @@ impl Delegate {
             ("infinibandGUID", selection.infiniband_guid.as_deref().map(Value::from)),
             ("portMappings", selection.port_mappings.clone()),
             ("bandwidth", selection.bandwidth.clone()),
-            ("deviceID", selection.device_id.as_deref().map(Value::from)),
+            (DEVICE, selection.device_id.as_deref().map(Value::from)),
             ("ipam-claim-reference", selection.ipam_claim.as_deref().map(Value::from)),
         ];
         wishes.into_iter().filter_map(|(key, value)| Some((key, value?))).collect()
