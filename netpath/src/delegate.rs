@@ -183,6 +183,7 @@ impl DelegateError {
 mod tests {
     use std::fs;
     use std::os::unix::fs::PermissionsExt;
+    use std::time::Instant;
 
     use super::*;
     use crate::kernel::pdeathsig::die_with_us;
@@ -228,8 +229,15 @@ mod tests {
         let error = run("fake", &call(&path, &ids, Duration::from_millis(500)), b"").unwrap_err();
         assert_eq!(error.cni_code(), 11, "{error}");
         let pid = fs::read_to_string(dir.path().join("pid")).unwrap();
-        let stat = fs::read_to_string(format!("/proc/{}/stat", pid.trim()));
-        assert!(stat.is_err() || stat.is_ok_and(|stat| stat.contains(") Z ")), "{pid} lives on");
+        let alive = || {
+            let stat = fs::read_to_string(format!("/proc/{}/stat", pid.trim()));
+            stat.is_ok_and(|stat| !stat.contains(") Z "))
+        };
+        let deadline = Instant::now() + LONG;
+        while alive() {
+            assert!(Instant::now() < deadline, "process {pid} survives");
+            std::thread::yield_now();
+        }
     }
 
     #[test]

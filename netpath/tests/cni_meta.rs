@@ -183,6 +183,7 @@ fn what_cannot_be_had_is_refused_before_anything_is_done() {
     meta.nad("inner", json!({"type": "netpath", "clusterNetwork": "x"}));
     meta.nad("multus", json!({"type": "multus"}));
     meta.nad("out", json!({"type": "../one"}));
+    meta.nad("cron", json!({"type": "one", "ipam": {"type": "host-local", "dataDir": "/etc/cron.d"}}));
     meta.nad_in("infra", "b", list(&["two"]));
     let isolated = json!({"namespaceIsolation": true});
     for (annotation, keys, code, expected) in [
@@ -197,6 +198,7 @@ fn what_cannot_be_had_is_refused_before_anything_is_done() {
         ("out", json!({}), 7, "without a directory"),
         ("infra/b", isolated.clone(), 105, "pod is in namespace web but refers to target namespace infra"),
         ("a", json!({"allowedTypes": ["macvlan"]}), 7, "type `one`: `allowedTypes`"),
+        ("cron", json!({}), 7, "ipam.dataDir `/etc/cron.d`: it must lie in /var/lib/cni"),
         (
             r#"[{"name": "a", "default-route": ["10.0.0.1", "10.0.0.2"]}]"#,
             json!({}),

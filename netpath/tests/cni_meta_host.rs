@@ -170,6 +170,65 @@ fn both_families_can_be_asked_of_host_local() {
 }
 
 #[test]
+fn lists_mix_plugins_of_ours_and_of_others() {
+    let meta = host();
+    let mut made = zoned(json!({}));
+    let made = made.as_object_mut().unwrap();
+    let (name, version) = (made.remove("name"), made.remove("cniVersion"));
+    let tuning = json!({"type": "tuning", "sysctl": {"net.ipv4.conf.net1.arp_filter": "1"}, "mtu": 1300});
+    meta.nad(
+        "mixed",
+        json!({"cniVersion": version, "name": name, "plugins": [made, {"type": "netpath"}, tuning]}),
+    );
+    let conf = meta.conf("mixed", json!({}));
+    meta.call("ADD", &conf).ok();
+    assert_eq!(meta.site.pod.sysctl("net/ipv4/conf/net1/arp_filter"), "1");
+    let link: Value = serde_json::from_str(&meta.site.pod.ip("-d -j link show net1")).unwrap();
+    assert_eq!((&link[0]["mtu"], &link[0]["linkinfo"]["info_kind"]), (&json!(1300), &json!("macvlan")));
+    assert_eq!(meta.site.rows().len(), 1);
+    meta.call("CHECK", &conf).ok();
+    meta.site.pod.ip("link set net1 mtu 1400");
+    meta.call("CHECK", &conf).fails(999, "MTU");
+    meta.call("DEL", &conf).ok();
+    assert_eq!(meta.links(), ["lo"]);
+    assert_eq!(meta.remembered(), NOTHING);
+    assert!(meta.site.rows().is_empty());
+}
+
+#[test]
+fn the_standard_macvlan_and_ours_leave_the_same_pod() {
+    let meta = host();
+    meta.nad("ours", cni::conf(json!({})));
+    let standard =
+        cni::conf(json!({"ipam": {"type": "host-local", "subnet": "10.9.0.0/24", "rangeStart": "10.9.0.100",
+        "gateway": "10.9.0.1", "dataDir": meta.site.root.join("standard")}}));
+    // Under another name it is executed like any other plugin.
+    std::os::unix::fs::symlink("/usr/lib/cni/macvlan", meta.site.root.join("fake/bin/other")).unwrap();
+    let mut other = standard;
+    other["type"] = json!("other");
+    meta.nad("theirs", other);
+    let seen = |name: &str| {
+        let conf = meta.conf(&format!(r#"[{{"name": "{name}", "mac": "02:00:00:00:00:77"}}]"#), json!({}));
+        meta.call("ADD", &conf).ok();
+        let mut status = meta.status()[1].clone();
+        status["name"] = json!("");
+        let link: Value = serde_json::from_str(&meta.site.pod.ip("-d -j link show net1")).unwrap();
+        let link = json!([
+            link[0]["address"],
+            link[0]["mtu"],
+            link[0]["flags"],
+            link[0]["linkinfo"]["info_data"]["mode"]
+        ]);
+        let routes = meta.site.pod.ip("route show dev net1");
+        meta.call("CHECK", &conf).ok();
+        meta.call("DEL", &conf).ok();
+        assert_eq!(meta.links(), ["lo"], "{name}");
+        (status, link, routes)
+    };
+    assert_eq!(seen("ours"), seen("theirs"));
+}
+
+#[test]
 fn a_name_that_is_taken_is_refused() {
     let meta = host();
     meta.nad("priv", cni::conf(json!({})));
@@ -225,6 +284,41 @@ fn gc_ends_what_is_gone_and_nothing_else() {
     assert!(meta.site.root.state().join("sandboxes/c1.json").exists());
     assert!(!meta.site.root.state().join("sandboxes/c2.json").exists());
     meta.call("DEL", &conf).ok();
+}
+
+#[test]
+fn many_pods_at_once_do_not_meet() {
+    let meta = host();
+    meta.nad(
+        "priv",
+        zoned(json!({"ipam": {"type": "host-local", "subnet": "10.9.0.0/24", "rangeStart": "10.9.0.100",
+        "gateway": "10.9.0.1"}})),
+    );
+    let conf = meta.conf("priv", json!({}));
+    let pods: Vec<NetNs> = (0..16).map(|_| NetNs::new("many")).collect();
+    let call = |command: &str, at: usize| {
+        let (id, pod) = (format!("c{at}"), format!("K8S_POD_NAMESPACE=web;K8S_POD_NAME=p{at}"));
+        meta.call(command, &conf).id(&id).netns(&pods[at].path()).args(&pod)
+    };
+    let children: Vec<_> = (0..pods.len()).map(|at| call("ADD", at).spawn(&[])).collect();
+    for child in children {
+        let outcome = Outcome::of(child);
+        assert_eq!(outcome.exit, 0, "{outcome:?}");
+    }
+    let mut addresses: Vec<String> = pods.iter().map(|pod| pod.ip("-4 -o addr show net1")).collect();
+    addresses.sort();
+    addresses.dedup();
+    assert_eq!((addresses.len(), meta.site.rows().len()), (pods.len(), pods.len()));
+    for at in 0..pods.len() {
+        call("CHECK", at).ok();
+    }
+    let children: Vec<_> = (0..pods.len()).map(|at| call("DEL", at).spawn(&[])).collect();
+    for child in children {
+        let outcome = Outcome::of(child);
+        assert_eq!(outcome.exit, 0, "{outcome:?}");
+    }
+    assert!(meta.site.rows().is_empty());
+    assert_eq!(meta.remembered(), NOTHING);
 }
 
 #[test]

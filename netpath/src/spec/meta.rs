@@ -1,13 +1,13 @@
 //! Configurations of type `netpath` that name other networks: the meta-plugin. Keys are Multus's where it has them.
 
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use serde_json::{Map, Value};
 
 use super::conf::NetConf;
 use super::error::ConfError;
 use super::json::View;
-use super::nad::NetworkConf;
+use super::nad::{NetworkConf, Plugin};
 
 /// Capability by which a runtime passes the pod's annotations.
 pub const POD_ANNOTATIONS: &str = "io.kubernetes.cri.pod-annotations";
@@ -39,14 +39,14 @@ pub struct MetaConf {
     pub networks: Option<PathBuf>,
     /// `allowedTypes`: plugins that a NAD may have executed; without it all.
     pub allowed_types: Option<Vec<String>>,
+    /// `allowedDataDirs`: directories in which a NAD may have addresses kept, besides `/var/lib/cni` and `/run/cni`.
+    pub data_dirs: Vec<PathBuf>,
     /// `strictCapabilities`: what a pod asks for and no plugin of the network declares fails the ADD.
     pub strict_capabilities: bool,
     /// `ignoreInvalidAnnotation`: an annotation that cannot be read asks for nothing instead of failing the pod.
     pub ignore_invalid_annotation: bool,
     /// `readinessindicatorfile`: nothing is attached while it does not exist.
     pub readiness_indicator_file: Option<PathBuf>,
-    /// `retryDeleteOnError`: what a failed DEL needs is kept for the next.
-    pub retry_delete_on_error: bool,
     /// The pod's annotations, where the runtime passes them.
     pub annotations: Option<Map<String, Value>>,
     /// All of `runtimeConfig`: meant for the first network.
@@ -106,10 +106,13 @@ impl MetaConf {
             kubeconfig: view.parsed("kubeconfig", absolute)?,
             networks: view.parsed("networks", absolute)?,
             allowed_types: view.get("allowedTypes").map(|_| texts(&view, "allowedTypes")).transpose()?,
+            data_dirs: {
+                let own = ["/var/lib/cni", "/run/cni"].into_iter().map(PathBuf::from);
+                own.chain(texts(&view, "allowedDataDirs")?.into_iter().map(PathBuf::from)).collect()
+            },
             strict_capabilities: view.bool("strictCapabilities")?,
             ignore_invalid_annotation: view.bool("ignoreInvalidAnnotation")?,
             readiness_indicator_file: view.parsed("readinessindicatorfile", absolute)?,
-            retry_delete_on_error: view.bool("retryDeleteOnError")?,
             annotations,
             runtime,
             prev_result: view.get("prevResult").cloned(),
@@ -141,6 +144,25 @@ impl MetaConf {
             )),
             _ => Ok(()),
         }
+    }
+}
+
+impl MetaConf {
+    /// Refuses a directory of addresses outside of those that are for it: whoever may write a NAD could have files
+    /// written anywhere on the node.
+    pub fn check_data_dir(&self, plugin: &Plugin) -> Result<(), ConfError> {
+        let raw = View::root(plugin.raw());
+        let Some(ipam) = raw.object("ipam")? else { return Ok(()) };
+        let Some(text) = ipam.text("dataDir")? else { return Ok(()) };
+        let path = Path::new(text);
+        let leads_upwards = path.components().any(|part| part == Component::ParentDir);
+        if !leads_upwards && self.data_dirs.iter().any(|dir| path.starts_with(dir)) {
+            return Ok(());
+        }
+        let listed: Vec<_> = self.data_dirs.iter().map(|dir| dir.to_string_lossy()).collect();
+        let rule =
+            format!("it must lie in {}: leave it out, or list it in `allowedDataDirs`", listed.join(" or "));
+        Err(ConfError::field(ipam.path_of("dataDir"), text, rule))
     }
 }
 
@@ -196,7 +218,7 @@ mod tests {
         assert_eq!(meta.conf_dir, Path::new("/etc/cni/multus/net.d"));
         assert_eq!(meta.bin_dir, Path::new("/opt/cni/bin"));
         assert_eq!(meta.cni_dir, Path::new("/var/lib/cni/multus"));
-        assert!(!meta.namespace_isolation && !meta.retry_delete_on_error && !meta.ignore_invalid_annotation);
+        assert!(!meta.namespace_isolation && !meta.ignore_invalid_annotation);
         assert_eq!((meta.annotations, meta.allowed_types), (None, None));
     }
 
@@ -249,6 +271,26 @@ mod tests {
         assert!(meta.check_type("type", "bridge").is_ok());
         let error = meta.check_type("type", "host-device").expect_err("is not listed").to_string();
         assert!(error.starts_with("type `host-device`: `allowedTypes`"), "{error}");
+    }
+
+    #[test]
+    fn addresses_are_kept_where_they_belong() {
+        let meta = meta(json!({"clusterNetwork": "a", "allowedDataDirs": ["/mnt/shared"]}));
+        let check = |dir: &str| {
+            let conf = json!({"type": "bridge", "name": "b", "ipam": {"type": "host-local", "dataDir": dir}});
+            let conf = NetworkConf::parse(conf.to_string().as_bytes(), None).expect("is valid");
+            meta.check_data_dir(&conf.plugins[0])
+        };
+        for good in ["", "/var/lib/cni/networks", "/run/cni/x", "/mnt/shared"] {
+            assert!(check(good).is_ok(), "{good}");
+        }
+        for bad in ["/etc", "/var/lib/cnix", "/var/lib/cni/../../../etc", "relative", "/mnt"] {
+            let error = check(bad).expect_err(bad).to_string();
+            assert!(
+                error.starts_with(&format!("ipam.dataDir `{bad}`: it must lie in /var/lib/cni or")),
+                "{error}"
+            );
+        }
     }
 
     #[test]

@@ -112,7 +112,7 @@ impl MetaSite {
         };
         let mut conf = json!({"cniVersion": "1.0.0", "name": "cluster", "type": "netpath",
             "clusterNetwork": "/etc/cni/net.d/10-first.conflist", "networks": "/nads",
-            "runtimeConfig": {"io.kubernetes.cri.pod-annotations": annotations}});
+            "allowedDataDirs": [self.site.root.path()], "runtimeConfig": {"io.kubernetes.cri.pod-annotations": annotations}});
         for (key, value) in keys.as_object().unwrap() {
             conf[key] = value.clone();
         }

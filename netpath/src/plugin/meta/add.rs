@@ -19,6 +19,9 @@ use crate::{
 /// How long the first network is waited for, as Multus does.
 const READINESS: Duration = Duration::from_secs(45);
 
+/// The time for taking back what was done, on top of that of the ADD: before kubelet's two minutes are over.
+const UNDO: Duration = Duration::from_secs(25);
+
 /// A network that has been attached.
 pub(super) struct Attached {
     pub(super) delegate: Delegate,
@@ -31,7 +34,7 @@ pub(super) struct Attached {
 pub(super) fn add(call: &Call<'_>) -> Result<Value, PluginError> {
     wait_until_ready(call)?;
     let networks = resolve::networks(call)?;
-    let asks = 1 < networks.delegates.len() || networks.annotation.is_some();
+    let asks = networks.is_asked_for;
     let mut sandbox = sandbox(call, &networks)?;
     remember(call, &sandbox, asks)?;
     let mut attached = Vec::new();
@@ -111,8 +114,10 @@ fn publish(call: &Call<'_>, attached: &[Attached], statuses: &[NetworkStatus]) -
 
 /// Ends everything that has been begun, and reports what cannot be ended. `count` networks were attached in full.
 fn take_back(call: &Call<'_>, delegates: &[Delegate], count: usize, failed: PluginError) -> PluginError {
-    // The one that failed may have done a part of its work.
+    // The one that failed may have done a part of its work, and may have used up the time.
     let begun = &delegates[..delegates.len().min(count + 1)];
+    let deadline = Instant::now() + UNDO;
+    let call = &Call { path: call.path.clone(), source: call.source.clone(), deadline, ..*call };
     let errors = del::end(call, begun, None);
     if errors.is_empty() {
         let forgotten = call.attachment().and_then(|(container_id, _)| {

@@ -26,6 +26,8 @@ pub(super) struct Networks {
     pub(super) delegates: Vec<Delegate>,
     /// The annotation by which they were chosen.
     pub(super) annotation: Option<String>,
+    /// Whether they are other than the cluster network alone: then DEL needs a record.
+    pub(super) is_asked_for: bool,
 }
 
 /// A configuration with what it is called.
@@ -50,6 +52,7 @@ pub(super) fn networks(call: &Call<'_>) -> Result<Networks, PluginError> {
         Some(text) => lenient(call, parse_default_network(text, multus_namespace), None)?,
     };
 
+    let is_replaced = replaced.is_some();
     // (the network, what the pod asks of it, whether the pod chose it)
     let mut found: Vec<(Found, Selection, bool)> = Vec::new();
     match (replaced, &call.meta.cluster) {
@@ -82,7 +85,8 @@ pub(super) fn networks(call: &Call<'_>) -> Result<Networks, PluginError> {
     let delegates = assign(call, found)?;
     plan::check_gateways(delegates.iter().filter_map(|it| it.selection.default_route.as_deref()))
         .map_err(MetaError::from)?;
-    Ok(Networks { delegates, annotation: text })
+    let is_asked_for = is_replaced || 1 < delegates.len();
+    Ok(Networks { delegates, annotation: text, is_asked_for })
 }
 
 /// Names the interfaces, and holds each network against what it may be.
@@ -98,6 +102,7 @@ fn assign(call: &Call<'_>, found: Vec<(Found, Selection, bool)>) -> Result<Vec<D
         if found.nad_namespace.is_some() {
             for plugin in &found.conf.plugins {
                 let checked = call.meta.check_type("type", &plugin.kind);
+                let checked = checked.and_then(|()| call.meta.check_data_dir(plugin));
                 checked.map_err(|source| MetaError::Conf { network: found.label.clone(), source })?;
             }
         }
