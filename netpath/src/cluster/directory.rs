@@ -93,7 +93,7 @@ impl Directory {
         let write = || -> std::io::Result<()> {
             let mut file =
                 File::options().write(true).create(true).truncate(true).mode(0o600).open(&draft)?;
-            writeln!(file, "{value:#}")?;
+            file.write_all(format!("{value:#}\n").as_bytes())?;
             fs::rename(&draft, &path)
         };
         write().map_err(ClusterError::io("write", &path))

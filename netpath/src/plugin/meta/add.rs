@@ -7,10 +7,8 @@ use serde_json::{Map, Value};
 use super::{Call, MetaError, PluginError, chain, del, resolve, routes};
 use crate::{
     cluster::{Cluster, Severity},
-    kernel::{
-        netlink::Netlink,
-        netns::{self, Netns},
-    },
+    exec::Effects,
+    kernel::netns::Netns,
     plugin::add::full,
     spec::{CniResult, Command, Delegate, NetworkStatus, meta::POD_ANNOTATIONS, network_status::annotation},
     state::{self, CachedResult, Phase, Pod, Sandbox},
@@ -35,10 +33,14 @@ pub(super) fn add(call: &Call<'_>) -> Result<Value, PluginError> {
     wait_until_ready(call)?;
     let networks = resolve::networks(call)?;
     let asks = networks.is_asked_for;
-    let mut sandbox = sandbox(call, &networks)?;
+    // One look into the pod for all that is to be seen there: entering it costs more than most of the rest.
+    let mut pod = open(call);
+    let mut sandbox = sandbox(call, &networks, pod.as_ref())?;
     remember(call, &sandbox, asks)?;
     let mut attached = Vec::new();
-    match attach(call, &networks.delegates, &mut attached).and_then(|()| finish(call, &mut attached, asks)) {
+    let result = attach(call, &networks.delegates, pod.as_mut(), &mut attached)
+        .and_then(|()| finish(call, pod.as_mut(), &mut attached, asks));
+    match result {
         Ok(result) => {
             sandbox.phase = Phase::Ready;
             if let Err(error) = call.sandboxes().write(&sandbox, call.attachment()?.0) {
@@ -51,11 +53,30 @@ pub(super) fn add(call: &Call<'_>) -> Result<Value, PluginError> {
     }
 }
 
+/// The pod's namespace. A runtime of virtual machines may pass what is none; the plugins know best what to make of it.
+fn open(call: &Call<'_>) -> Option<Effects> {
+    let netns = Netns::open(call.env.netns.as_deref()?).ok()?;
+    match Effects::open(netns) {
+        Ok(effects) => Some(effects),
+        Err(error) => {
+            tracing::debug!(error = full(&error), "the sandbox is no network namespace");
+            None
+        }
+    }
+}
+
 /// The networks in their order; those that were attached are in `attached`, whatever happens.
-fn attach(call: &Call<'_>, delegates: &[Delegate], attached: &mut Vec<Attached>) -> Result<(), PluginError> {
+fn attach(
+    call: &Call<'_>,
+    delegates: &[Delegate],
+    mut pod: Option<&mut Effects>,
+    attached: &mut Vec<Attached>,
+) -> Result<(), PluginError> {
     for delegate in delegates {
         let of_network = |error| chain::of_network(call, delegate, Command::Add, error);
-        refuse_taken_name(call, delegate).map_err(of_network)?;
+        if let Some(pod) = &mut pod {
+            refuse_taken_name(pod, delegate).map_err(of_network)?;
+        }
         let told = call.told(delegate)?;
         let result = chain::add(call, delegate, &told).map_err(of_network)?;
         // One that nobody could read is as good as none.
@@ -66,9 +87,16 @@ fn attach(call: &Call<'_>, delegates: &[Delegate], attached: &mut Vec<Attached>)
 }
 
 /// Default routes, caches, status, events; then the result for the runtime.
-fn finish(call: &Call<'_>, attached: &mut [Attached], asks: bool) -> Result<Value, PluginError> {
-    if 1 < attached.len() {
-        routes::settle(call, attached)?;
+fn finish(
+    call: &Call<'_>,
+    pod: Option<&mut Effects>,
+    attached: &mut [Attached],
+    asks: bool,
+) -> Result<Value, PluginError> {
+    if let Some(pod) = pod
+        && 1 < attached.len()
+    {
+        routes::settle(pod, attached)?;
     }
     for it in attached.iter() {
         cache(call, it, asks)?;
@@ -182,16 +210,19 @@ fn without_annotations(capabilities: &Map<String, Value>) -> Map<String, Value> 
     capabilities
 }
 
-fn sandbox(call: &Call<'_>, networks: &resolve::Networks) -> Result<Sandbox, PluginError> {
+fn sandbox(
+    call: &Call<'_>,
+    networks: &resolve::Networks,
+    pod: Option<&Effects>,
+) -> Result<Sandbox, PluginError> {
     let (container_id, ifname) = call.attachment()?;
     let args = &call.env.args.pairs;
-    let netns = match &call.env.netns {
-        // A runtime of virtual machines may pass what is no namespace.
-        Some(path) => Netns::open(path).ok().and_then(|netns| {
-            let identity = netns.identity().ok()?;
-            let cookie = netns::cookie_of(path).ok().flatten();
-            Some(state::Netns { path: path.clone(), dev: identity.dev, inode: identity.ino, cookie })
-        }),
+    let netns = match pod {
+        Some(pod) => {
+            let identity = pod.netns().identity()?;
+            let path = pod.netns().path().to_owned();
+            Some(state::Netns { path, dev: identity.dev, inode: identity.ino, cookie: pod.cookie() })
+        }
         None => None,
     };
     Ok(Sandbox {
@@ -211,18 +242,11 @@ fn sandbox(call: &Call<'_>, networks: &resolve::Networks) -> Result<Sandbox, Plu
 }
 
 /// A name that is taken would be found by the plugin too, but after it has done other things.
-fn refuse_taken_name(call: &Call<'_>, delegate: &Delegate) -> Result<(), PluginError> {
-    let Some(path) = &call.env.netns else { return Ok(()) };
-    let netns = match Netns::open(path) {
-        Ok(netns) => netns,
-        // The first network's plugin knows best what to make of it.
-        Err(_) if delegate.is_first => return Ok(()),
-        Err(error) => return Err(error.into()),
-    };
-    if Netlink::in_netns(&netns)?.find_link(delegate.ifname.as_str())?.is_some() {
-        return Err(PluginError::Exists { ifname: delegate.ifname.to_string() });
+fn refuse_taken_name(pod: &mut Effects, delegate: &Delegate) -> Result<(), PluginError> {
+    match pod.sandbox().find_link(delegate.ifname.as_str())? {
+        Some(_) => Err(PluginError::Exists { ifname: delegate.ifname.to_string() }),
+        None => Ok(()),
     }
-    Ok(())
 }
 
 fn wait_until_ready(call: &Call<'_>) -> Result<(), PluginError> {

@@ -2,10 +2,10 @@
 
 use serde_json::Value;
 
-use super::{Call, MetaError, PluginError, add};
+use super::{MetaError, PluginError, add};
 use crate::{
     exec::{self, Effects},
-    kernel::{netlink::Route, netns::Netns},
+    kernel::netlink::Route,
     plan::{self, DefaultRoute, Moved, RouteVia},
     spec::{CniVersion, json::View},
 };
@@ -14,9 +14,7 @@ use crate::{
 const OVERRIDES: &str = "overrideDefaultRoute";
 
 /// Makes one default route of each family count, and corrects the results of those that lost theirs.
-pub(super) fn settle(call: &Call<'_>, attached: &mut [add::Attached]) -> Result<(), PluginError> {
-    let Some(path) = &call.env.netns else { return Ok(()) };
-    let mut effects = Effects::open(Netns::open(path)?)?;
+pub(super) fn settle(effects: &mut Effects, attached: &mut [add::Attached]) -> Result<(), PluginError> {
     let links = effects.sandbox().links()?;
     let mut present = Vec::new();
     for route in effects.sandbox().routes(None)? {
@@ -42,7 +40,7 @@ pub(super) fn settle(call: &Call<'_>, attached: &mut [add::Attached]) -> Result<
         .collect::<Result<_, PluginError>>()?;
     let plan = plan::default_routes(&wants, &present).map_err(MetaError::from)?;
     // Nothing of it is undone: when it fails the interfaces go, and their routes with them.
-    exec::run(&mut effects, &plan.steps, &mut exec::UndoStack::default())?;
+    exec::run(effects, &plan.steps, &mut exec::UndoStack::default())?;
     for (index, it) in attached.iter_mut().enumerate() {
         for moved in &plan.moved {
             correct(&mut it.result, moved, index);
