@@ -229,17 +229,41 @@ fn the_standard_macvlan_and_ours_leave_the_same_pod() {
 }
 
 #[test]
-fn a_name_that_is_taken_is_refused() {
+fn a_name_that_is_taken_is_refused_and_what_has_it_stays() {
     let meta = host();
-    meta.nad("priv", cni::conf(json!({})));
+    // The bridge plugin's DEL deletes whatever has the name.
+    meta.nad("bridged", json!({"cniVersion": "1.0.0", "type": "bridge", "bridge": "br2", "ipam": {}}));
     meta.site.pod.ip("link add net1 type veth peer name other");
-    let conf = meta.conf("priv", json!({}));
+    let conf = meta.conf("bridged", json!({}));
     meta.call("ADD", &conf).fails(102, "interface `net1` already exists in the pod");
     assert_eq!(
         meta.links(),
         ["lo", "other", "net1"],
         "what was there before is still there, and nothing else"
     );
+    meta.site.pod.ip("link del net1");
+
+    // An ADD that is asked for again finds the first one's interfaces, and does not forget them.
+    meta.call("ADD", &conf).ok();
+    let remembered = meta.remembered();
+    meta.call("ADD", &conf).fails(102, "interface `eth0` already exists in the pod");
+    assert_eq!(
+        (meta.links(), meta.remembered()),
+        (vec!["lo".into(), "eth0".into(), "net1".into()], remembered)
+    );
+    meta.call("DEL", &conf).ok();
+    assert_eq!(meta.links(), ["lo"]);
+
+    // A plugin that makes more than it was asked for.
+    meta.nad("fake", json!({"cniVersion": "1.0.0", "type": "greedy"}));
+    let greedy = "#!/bin/sh\ncat > /dev/null\n[ \"$CNI_COMMAND\" = ADD ] || exit 0\n\
+                  ip -n \"${CNI_NETNS##*/}\" link add net2 type veth peer name other\necho '{\"cniVersion\": \"1.0.0\"}'\n";
+    let program = meta.site.root.join("fake/bin/greedy");
+    meta.site.write(&program, greedy);
+    common::run(&["chmod", "+x", program.to_str().unwrap()]);
+    meta.call("ADD", &meta.conf("fake,bridged", json!({})))
+        .fails(102, "interface `net2` already exists in the pod");
+    assert_eq!(meta.links(), ["lo", "other", "net2"], "it is not the bridge's to delete");
 }
 
 #[test]

@@ -35,10 +35,16 @@ pub(super) fn add(call: &Call<'_>) -> Result<Value, PluginError> {
     let asks = networks.is_asked_for;
     // One look into the pod for all that is to be seen there: entering it costs more than most of the rest.
     let mut pod = open(call);
+    if let Some(pod) = &mut pod {
+        // Before the record, which may be that of an ADD that was never followed by its DEL.
+        for delegate in &networks.delegates {
+            refuse_taken_name(call, pod, delegate)?;
+        }
+    }
     let mut sandbox = sandbox(call, &networks, pod.as_ref())?;
     remember(call, &sandbox, asks)?;
-    let mut attached = Vec::new();
-    let result = attach(call, &networks.delegates, pod.as_mut(), &mut attached)
+    let (mut begun, mut attached) = (0, Vec::new());
+    let result = attach(call, &networks.delegates, pod.as_mut(), &mut begun, &mut attached)
         .and_then(|()| finish(call, pod.as_mut(), &mut attached, asks));
     match result {
         Ok(result) => {
@@ -49,7 +55,7 @@ pub(super) fn add(call: &Call<'_>) -> Result<Value, PluginError> {
             }
             Ok(result)
         }
-        Err(failed) => Err(take_back(call, &networks.delegates, attached.len(), failed)),
+        Err(failed) => Err(take_back(call, &networks.delegates[..begun], failed)),
     }
 }
 
@@ -65,18 +71,22 @@ fn open(call: &Call<'_>) -> Option<Effects> {
     }
 }
 
-/// The networks in their order; those that were attached are in `attached`, whatever happens.
+/// The networks in their order; those that were attached are in `attached`, whatever happens, and `begun` says how
+/// many may have left something.
 fn attach(
     call: &Call<'_>,
     delegates: &[Delegate],
     mut pod: Option<&mut Effects>,
+    begun: &mut usize,
     attached: &mut Vec<Attached>,
 ) -> Result<(), PluginError> {
     for delegate in delegates {
         let of_network = |error| chain::of_network(call, delegate, Command::Add, error);
         if let Some(pod) = &mut pod {
-            refuse_taken_name(pod, delegate).map_err(of_network)?;
+            // A plugin may make more than it was asked for. What has the name is not this network's to delete.
+            refuse_taken_name(call, pod, delegate)?;
         }
+        *begun += 1;
         let told = call.told(delegate)?;
         let result = chain::add(call, delegate, &told).map_err(of_network)?;
         // One that nobody could read is as good as none.
@@ -140,10 +150,10 @@ fn publish(call: &Call<'_>, attached: &[Attached], statuses: &[NetworkStatus]) -
     Ok(())
 }
 
-/// Ends everything that has been begun, and reports what cannot be ended. `count` networks were attached in full.
-fn take_back(call: &Call<'_>, delegates: &[Delegate], count: usize, failed: PluginError) -> PluginError {
-    // The one that failed may have done a part of its work, and may have used up the time.
-    let begun = &delegates[..delegates.len().min(count + 1)];
+/// Ends everything that has been begun, and reports what cannot be ended.
+///
+/// The last of them may have done a part of its work, and may have used up the time.
+fn take_back(call: &Call<'_>, begun: &[Delegate], failed: PluginError) -> PluginError {
     let deadline = Instant::now() + UNDO;
     let call = &Call { path: call.path.clone(), source: call.source.clone(), deadline, ..*call };
     let errors = del::end(call, begun, None);
@@ -242,9 +252,12 @@ fn sandbox(
 }
 
 /// A name that is taken would be found by the plugin too, but after it has done other things.
-fn refuse_taken_name(pod: &mut Effects, delegate: &Delegate) -> Result<(), PluginError> {
+fn refuse_taken_name(call: &Call<'_>, pod: &mut Effects, delegate: &Delegate) -> Result<(), PluginError> {
     match pod.sandbox().find_link(delegate.ifname.as_str())? {
-        Some(_) => Err(PluginError::Exists { ifname: delegate.ifname.to_string() }),
+        Some(_) => {
+            let taken = PluginError::Exists { ifname: delegate.ifname.to_string() };
+            Err(chain::of_network(call, delegate, Command::Add, taken))
+        }
         None => Ok(()),
     }
 }
