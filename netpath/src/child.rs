@@ -10,6 +10,7 @@ use std::io::{self, ErrorKind, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -84,6 +85,14 @@ pub enum ChildError {
         /// The cause.
         source: io::Error,
     },
+}
+
+/// The executable `name` in the first of the directories that has it; never one outside of them.
+pub fn find(name: &str, directories: &[PathBuf]) -> Option<PathBuf> {
+    if name.is_empty() || name.contains('/') {
+        return None;
+    }
+    directories.iter().map(|directory| directory.join(name)).find(|file| file.is_file())
 }
 
 /// Runs `command` with `stdin`; it has `within` to end, after which its process group is killed.

@@ -369,6 +369,7 @@ fn through(index: u32, via: &RouteVia) -> Route {
         scope: via.scope.unwrap_or(route.scope),
         mtu: via.mtu,
         advmss: via.advmss,
+        protocol: via.protocol.unwrap_or(route.protocol),
         ..route
     }
 }
@@ -383,6 +384,7 @@ impl From<Route> for RouteVia {
             scope: Some(route.scope),
             mtu: route.mtu,
             advmss: route.advmss,
+            protocol: Some(route.protocol),
         }
     }
 }

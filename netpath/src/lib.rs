@@ -6,6 +6,8 @@
 
 pub mod child;
 pub mod cli;
+pub mod cluster;
+pub mod delegate;
 pub mod exec;
 pub mod flock;
 pub mod ipam;

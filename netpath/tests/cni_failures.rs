@@ -211,6 +211,8 @@ fn a_map_that_is_full() {
     site.ours("ADD", &zoned(json!({}))).id("first").netns(&first.path()).ok();
     leaves_nothing(&site, &site.ours("ADD", &zoned(json!({}))), 130, "raise `endpoints`");
     site.ours("DEL", &zoned(json!({}))).id("first").netns(&first.path()).ok();
+    let maps = site.maps().unwrap();
+    assert!(maps.cookie_owners().unwrap().is_empty(), "what told the pod's frames from others' went with it");
     site.ours("ADD", &zoned(json!({}))).ok();
 }
 

@@ -39,6 +39,7 @@ const MODULES: &[(&str, Layer)] = &[
     ("ipam", Layer::Effect),
     ("state", Layer::Effect),
     ("cluster", Layer::Effect),
+    ("delegate", Layer::Effect),
     ("exec", Layer::Exec),
     ("police", Layer::Journey),
     ("plugin", Layer::Journey),

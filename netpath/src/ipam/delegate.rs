@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use super::{IpamResult, Network, Request, code};
 use crate::child::{self, ChildError, Output};
-use crate::spec::{self, CniResult, Command, ConfError, ErrorObject};
+use crate::spec::outcome::{Failure, excerpt};
+use crate::spec::{self, CniResult, Command, ConfError};
 
 /// Executes `command`, for an attachment where it is about one.
 pub(super) fn run(
@@ -60,9 +61,7 @@ fn find(kind: &str, path: &[PathBuf]) -> Result<PathBuf, DelegateError> {
     if kind.is_empty() || kind.contains('/') {
         return Err(DelegateError::Name { plugin: kind.to_owned() });
     }
-    path.iter()
-        .map(|dir| dir.join(kind))
-        .find(|file| file.is_file())
+    child::find(kind, path)
         .ok_or_else(|| DelegateError::NotFound { plugin: kind.to_owned(), path: path.to_vec() })
 }
 
@@ -71,41 +70,22 @@ fn args(network: &Network<'_>) -> String {
     pairs.join(";")
 }
 
-/// What a plugin printed when it failed is an error object, mostly.
 fn failure(network: &Network<'_>, kind: &str, output: &Output) -> DelegateError {
-    let object = serde_json::from_slice(&output.stdout)
-        .ok()
-        .and_then(|value| ErrorObject::parse(network.cni_version, &value));
-    match object {
-        Some(object) => DelegateError::Failed {
-            plugin: kind.to_owned(),
+    let plugin = kind.to_owned();
+    match Failure::read(
+        network.cni_version,
+        (output.status.code(), output.status.signal()),
+        &output.stdout,
+        &output.stderr,
+    ) {
+        Failure::Said(object) => DelegateError::Failed {
+            plugin,
             code: object.code,
             msg: object.msg,
             details: Some(object.details).filter(|details| !details.is_empty()).map(Details),
         },
-        None => DelegateError::Mute {
-            plugin: kind.to_owned(),
-            how: match (output.status.code(), output.status.signal()) {
-                (Some(status), _) => format!("with status {status}"),
-                (None, Some(signal)) => format!("by signal {signal}"),
-                (None, None) => "in an unknown way".to_owned(),
-            },
-            said: if output.stdout.trim_ascii().is_empty() {
-                excerpt(&output.stderr)
-            } else {
-                excerpt(&output.stdout)
-            },
-        },
+        Failure::Mute { how, said } => DelegateError::Mute { plugin, how, said },
     }
-}
-
-/// The end of what a plugin said, short enough for an event.
-fn excerpt(bytes: &[u8]) -> String {
-    const LIMIT: usize = 512;
-    let text = String::from_utf8_lossy(bytes);
-    let text = text.trim();
-    let start = (text.len().saturating_sub(LIMIT)..text.len()).find(|&at| text.is_char_boundary(at));
-    text[start.unwrap_or(0)..].to_owned()
 }
 
 /// `details` of an error object, passed on as they are.
@@ -228,14 +208,5 @@ mod tests {
             assert!(matches!(find(kind, &path), Err(DelegateError::Name { .. })), "{kind}");
         }
         assert!(matches!(find("whereabouts", &path), Err(DelegateError::NotFound { .. })));
-    }
-
-    #[test]
-    fn excerpts_keep_the_end_and_whole_characters() {
-        assert_eq!(excerpt(b" a\n"), "a");
-        let long = format!("{}end", "\u{e4}".repeat(600));
-        let cut = excerpt(long.as_bytes());
-        assert!(cut.len() <= 512 && cut.len() > 500 && cut.ends_with("end"), "{cut}");
-        assert_eq!(excerpt(&[0xff; 2]), "\u{fffd}\u{fffd}");
     }
 }

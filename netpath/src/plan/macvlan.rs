@@ -177,6 +177,7 @@ pub fn routes(ips: &[IpConfig], routes: &[Route], existing: &[RouteVia]) -> Resu
             scope: route.scope,
             mtu: route.mtu,
             advmss: route.advmss,
+            protocol: None,
         };
         // IPAM plugins repeat themselves, and the kernel refuses a second one.
         if !planned.contains(&route) {

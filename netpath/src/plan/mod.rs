@@ -3,6 +3,7 @@
 //! A journey asks for the steps of one stage, has `exec` run them, does what only it can do (IPAM, maps), and asks
 //! for the next. Nothing here looks at the host: what is known of it comes as arguments.
 
+mod default_route;
 mod macvlan;
 
 use std::fmt;
@@ -11,6 +12,9 @@ use std::time::Duration;
 
 use ipnetwork::IpNetwork;
 
+pub use default_route::{
+    Attached, DefaultRoute, DefaultRoutes, Moved, SeveralDefaults, check_gateways, default_routes,
+};
 pub use macvlan::{DAD, Guard, Master, PlanError, activate, create, prepare, routes};
 
 use crate::spec::{Mac, MacvlanMode};
@@ -126,6 +130,8 @@ pub struct RouteVia {
     pub mtu: Option<u32>,
     /// TCP segment size to announce.
     pub advmss: Option<u32>,
+    /// `RTPROT_*`: who made it; boot, as an administrator's, otherwise. The kernel deletes no other's.
+    pub protocol: Option<u8>,
 }
 
 /// A sysctl that each link has.

@@ -159,7 +159,9 @@ fn delete_row_of(call: &Call<'_>, link: &Link, cookie: Option<u64>) -> Result<()
             && row.cookie == cookie
             && !is_anothers(call, &key, &row)?
         {
-            police::leave(&mut maps, key.master, mac, row.id).map_err(|error| failed(ifname, error))?;
+            // With it go the cookie and the claims that were its own.
+            let left = police::leave(&mut maps, key.master, mac, row.id);
+            left.map_err(|error| failed(ifname, error))?;
         }
     }
     Ok(())
@@ -207,6 +209,7 @@ pub(super) fn delete_row(call: &Call<'_>, record: &Record) -> Result<(), PluginE
     }
     // An ADD that was ended half-way has no id yet; the row is its own if nobody else's record names it.
     if record.endpoint.is_some() || !is_anothers(call, &key, &row)? {
+        // With it go the cookie and the claims that were its own.
         police::leave(&mut maps, id, mac, row.id).map_err(|error| failed(&record.ifname, error))?;
     }
     Ok(())

@@ -161,6 +161,17 @@ pub enum PluginError {
         /// As it is.
         found: String,
     },
+    /// A network of the pod, or finding it.
+    #[error(transparent)]
+    Meta(#[from] super::MetaError),
+    /// STATUS: no pod at all could be started.
+    #[error("the cluster network cannot serve any pod")]
+    Unavailable {
+        /// Code of the error object.
+        code: u32,
+        /// Why.
+        source: Box<PluginError>,
+    },
     /// What failed, and what could not be undone after it.
     #[error("{failed}; what was done before it could not all be undone: {}", left.join("; "))]
     Undo {
@@ -199,6 +210,8 @@ impl PluginError {
             Self::Police { source, .. } => source.cni_code(),
             Self::State(error) => error.cni_code(),
             Self::Lock(error) => error.cni_code(),
+            Self::Meta(error) => error.cni_code(),
+            Self::Unavailable { code, .. } => *code,
             Self::Undo { failed, .. } => failed.cni_code(),
         }
     }

@@ -51,6 +51,7 @@ pub(super) fn gc(call: &Call<'_>) -> Result<(), PluginError> {
             stdin: call.stdin,
             ipam: call.ipam.clone(),
             role: call.role,
+            nad_namespace: call.nad_namespace,
         };
         if let Err(error) = del::del(&one) {
             match first {

@@ -1,7 +1,9 @@
 //! The CNI plugin: environment and standard input in, one JSON value out.
 //!
 //! One binary is two plugins for one attachment: type `macvlan` makes the interface, type `netpath` stands
-//! behind another plugin in a list and polices what that one made. Which of the two follows from `type`.
+//! behind another plugin in a list and polices what that one made. A configuration of type `netpath` that names
+//! other networks is that of the meta-plugin, which gives a pod all of its networks. Which of the three is called
+//! follows from the configuration alone.
 
 mod add;
 mod chained;
@@ -9,19 +11,21 @@ mod check;
 mod del;
 mod error;
 mod gc;
+mod meta;
 mod police;
 
 use serde_json::Value;
 
 pub use error::PluginError;
+pub use meta::MetaError;
 
 use crate::{
-    ipam,
+    delegate, ipam,
     kernel::{netns, pdeathsig},
     root::Root,
     spec::{
-        CniEnv, CniVersion, Command, ConfError, ContainerId, ErrorObject, IfName, IpamConf, NetConf,
-        error::supported_versions_json,
+        CniEnv, CniVersion, Command, ConfError, ContainerId, ErrorObject, IfName, IpamConf, MetaConf,
+        NetConf, error::supported_versions_json,
     },
 };
 
@@ -47,6 +51,8 @@ struct Call<'a> {
     stdin: &'a [u8],
     ipam: IpamConf,
     role: Role,
+    /// Namespace of the NAD, where there is one.
+    nad_namespace: Option<&'a str>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,6 +80,7 @@ fn dispatch(
     stdin: &[u8],
 ) -> Result<Option<Value>, PluginError> {
     let as_ipam = get(ipam::AS_IPAM);
+    let depth = get(delegate::DEPTH).and_then(|depth| depth.parse().ok()).unwrap_or_default();
     let env = CniEnv::parse(get)?;
     match (as_ipam, env.command) {
         (None, _) | (_, Command::Version) => {}
@@ -84,14 +91,32 @@ fn dispatch(
     if env.command == Command::Version {
         return Ok(Some(supported_versions_json(NetConf::parse_version(stdin))));
     }
+    serve(root, env, stdin, &Origin { depth, nad_namespace: None })
+}
+
+/// Where a call comes from.
+struct Origin<'a> {
+    /// How many meta-plugins have executed each other already.
+    depth: u32,
+    /// Namespace of the NAD, where there is one.
+    nad_namespace: Option<&'a str>,
+}
+
+/// Serves one call, be it the runtime's or that of the meta-plugin for one of its networks.
+fn serve(root: &Root, env: CniEnv, stdin: &[u8], origin: &Origin<'_>) -> Result<Option<Value>, PluginError> {
     let (conf, ipam) = read(root, &env, stdin)?;
     conf.cni_version.allows(env.command)?;
+    if conf.kind == CHAINED
+        && let Some(meta) = MetaConf::from_conf(&conf)?
+    {
+        return meta::run(root, &env, &conf, &meta, origin);
+    }
     let role = match conf.kind.as_str() {
         MACVLAN => Role::Macvlan,
         CHAINED => Role::Chained,
         other => return Err(PluginError::Type { kind: other.to_owned() }),
     };
-    let call = Call { root, env, conf, stdin, ipam, role };
+    let call = Call { root, env, conf, stdin, ipam, role, nad_namespace: origin.nad_namespace };
     match (call.env.command, call.role) {
         (Command::Add, Role::Macvlan) => call.in_other_netns(|call| add::add(call)).map(Some),
         (Command::Add, Role::Chained) => call.in_other_netns(|call| chained::add(call)).map(Some),

@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 pub use apply::{Applied, Rewritten, Running, apply, recorded_zone, remember, running};
 pub use identity::{bound, unexplained};
 pub use master::{Attached, MasterLink, ahead, attach, refresh_promisc, resolve_master, uninstall};
-pub use neighbours::{Neighbours, is_gone, names};
+pub use neighbours::{Neighbours, is_gone, is_netns_gone, names};
 pub use row::{Wanted, check, content, enter, image, leave, readdress};
 
 use crate::{

@@ -94,11 +94,13 @@ pub fn names(record: &Record, key: &EndpointKey, row: &Endpoint) -> bool {
 
 /// Whether the sandbox is gone: another boot, no such path, or another namespace at it.
 pub fn is_gone(record: &Record, boot: &str) -> bool {
-    if record.boot_id != boot {
-        return true;
-    }
-    match netns::identity(&record.netns.path) {
-        Ok(identity) => (identity.dev, identity.ino) != (record.netns.dev, record.netns.inode),
+    record.boot_id != boot || is_netns_gone(&record.netns)
+}
+
+/// Whether a namespace of this boot is gone: no such path, or another namespace at it.
+pub fn is_netns_gone(netns: &state::Netns) -> bool {
+    match netns::identity(&netns.path) {
+        Ok(identity) => (identity.dev, identity.ino) != (netns.dev, netns.inode),
         Err(error) => error.is_gone(),
     }
 }

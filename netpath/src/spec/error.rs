@@ -90,6 +90,18 @@ pub enum ConfError {
         /// Where and why.
         source: serde_json::Error,
     },
+    /// An annotation that is meant to be JSON and is not; the cause has line and column.
+    #[error(
+        "annotation {key} `{text}` is not valid JSON: write a list such as [{{\"name\": \"mv\"}}], or names with commas between them"
+    )]
+    Annotation {
+        /// Its key.
+        key: &'static str,
+        /// Its text.
+        text: String,
+        /// Where and why.
+        source: serde_json::Error,
+    },
     /// A field that cannot do without a value has none.
     #[error("{field} is missing: {fix}")]
     Missing {
@@ -157,7 +169,7 @@ impl ConfError {
     /// Code of the CNI error object, where the fault lies in the network configuration.
     pub fn cni_code(&self) -> u32 {
         match self {
-            Self::Json { .. } | Self::Type { .. } => code::DECODE,
+            Self::Json { .. } | Self::Annotation { .. } | Self::Type { .. } => code::DECODE,
             Self::Missing { .. } | Self::Field { .. } => code::CONF,
             Self::Version { .. } | Self::Command { .. } | Self::NoAddress { .. } => code::VERSION,
         }

@@ -17,11 +17,15 @@ const EXCERPT: usize = 80;
 
 /// Parses a JSON object. A key that is given twice has its last value, and its last place.
 pub fn parse_object(bytes: &[u8]) -> Result<Map<String, Value>, ConfError> {
-    let LastWins(value) = serde_json::from_slice(bytes).map_err(|source| ConfError::Json { source })?;
-    match value {
+    match parse_value(bytes).map_err(|source| ConfError::Json { source })? {
         Value::Object(map) => Ok(map),
         other => Err(wrong_type("the network configuration", &other, "a JSON object")),
     }
+}
+
+/// Parses any JSON value by the rules of [`parse_object`].
+pub fn parse_value(bytes: &[u8]) -> Result<Value, serde_json::Error> {
+    serde_json::from_slice(bytes).map(|LastWins(value)| value)
 }
 
 /// The text of a result or an error: 4 spaces of indentation, no newline at the end.
@@ -53,6 +57,11 @@ impl<'a> View<'a> {
             Value::Object(map) => Ok(Self { path, map }),
             other => Err(wrong_type(path, other, "a JSON object")),
         }
+    }
+
+    /// The object itself.
+    pub fn map(&self) -> &'a Map<String, Value> {
+        self.map
     }
 
     /// Path of a key of this object.

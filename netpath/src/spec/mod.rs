@@ -4,22 +4,34 @@
 //! its value and what to write instead.
 
 pub mod address;
+pub mod annotation;
 pub mod args;
+pub mod base64;
 pub mod conf;
 pub mod env;
 pub mod error;
 pub mod ipam;
 pub mod json;
+pub mod meta;
+pub mod nad;
 pub mod names;
+pub mod network_status;
+pub mod outcome;
+pub mod request;
 pub mod result;
 pub mod version;
 
 pub use address::RequestedIp;
+pub use annotation::Selection;
 pub use args::CniArgs;
 pub use conf::{ArgsCni, MacvlanConf, MacvlanMode, NetConf, RuntimeConfig, ValidAttachment};
 pub use env::{CniEnv, Command, EnvError};
 pub use error::{ConfError, ErrorObject, code};
 pub use ipam::{HostLocalConf, IpamConf, Range, RangeSet, StaticConf};
+pub use meta::{ClusterNetwork, MetaConf};
+pub use nad::{Nad, NetworkConf};
 pub use names::{ContainerId, IfName, Mac, NetworkName};
+pub use network_status::NetworkStatus;
+pub use request::{Delegate, PodRef};
 pub use result::{CniResult, Dns, Interface, IpConfig, Route};
 pub use version::CniVersion;

@@ -256,7 +256,7 @@ impl Dns {
         })
     }
 
-    fn to_json(&self) -> Value {
+    pub(super) fn to_json(&self) -> Value {
         let mut object = Object::default();
         object.put_list("nameservers", self.nameservers.iter().map(String::as_str));
         object.put("domain", self.domain.as_deref());

@@ -1,9 +1,14 @@
 //! One record per attachment, and the lock that everything that writes shares.
 
+mod caches;
 mod lock;
 mod record;
 mod records;
+mod sandbox;
+mod whole;
 
+pub use caches::{CachedResult, DelegateCache, ResultCache};
 pub use lock::{Lock, LockError, PATIENCE};
 pub use record::{Endpoint, Kind, Master, Netns, Phase, Pod, Record, Zone};
 pub use records::{Listing, Records, StateError, Torn, TornCause, boot_id};
+pub use sandbox::{Sandbox, Sandboxes};

@@ -1,14 +1,13 @@
 //! The records on disk: one file each, written whole or not at all.
 
 use std::ffi::OsStr;
-use std::fs::{self, DirBuilder, File};
-use std::io::{self, ErrorKind, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::fs;
+use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, SystemTime};
 
 use super::record::Record;
+use super::whole;
 use crate::root::Root;
 use crate::spec::{ContainerId, IfName, code};
 
@@ -86,7 +85,7 @@ impl StateError {
         code::IO
     }
 
-    fn io(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
+    pub(super) fn io(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
         move |source| Self::Io { what, path: path.to_owned(), source }
     }
 }
@@ -120,22 +119,7 @@ impl Records {
             source,
         })?;
         bytes.push(b'\n');
-        let path = self.path(&record.container_id, &record.ifname);
-        DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(&self.dir)
-            .map_err(StateError::io("create the directory", &self.dir))?;
-        let (draft, mut file) = self.draft()?;
-        let result =
-            file.write_all(&bytes).map_err(StateError::io("write the draft", &draft)).and_then(|()| {
-                fs::rename(&draft, &path).map_err(StateError::io("put into place the record", &path))
-            });
-        if result.is_err() {
-            // What failed is reported; a draft that stays is swept later.
-            let _ = fs::remove_file(&draft);
-        }
-        result
+        whole::replace(&self.path(&record.container_id, &record.ifname), &bytes)
     }
 
     /// The record of an attachment. An empty or torn one is none, and says so in the log.
@@ -227,20 +211,6 @@ impl Records {
             }
             Err(source) => Err(TornCause::Invalid(source)),
         }))
-    }
-
-    /// A file that no other writer uses. In another container a writer may have the same process id.
-    fn draft(&self) -> Result<(PathBuf, File), StateError> {
-        static COUNT: AtomicU32 = AtomicU32::new(0);
-        loop {
-            let count = COUNT.fetch_add(1, Ordering::Relaxed);
-            let path = self.dir.join(format!(".{}-{count}", std::process::id()));
-            match File::options().write(true).create_new(true).mode(0o600).open(&path) {
-                Ok(file) => return Ok((path, file)),
-                Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
-                Err(error) => return Err(StateError::io("create the draft", &path)(error)),
-            }
-        }
     }
 }
 

@@ -163,7 +163,7 @@ fn a_killed_writer_leaves_a_draft_that_is_swept() {
     let record = record("c1", "net1");
     records.write(&record).unwrap();
     let path = records.path(&record.container_id, &record.ifname);
-    let (draft, _) = records.draft().unwrap();
+    let (draft, _) = super::whole::draft(path.parent().unwrap()).unwrap();
     fs::write(&draft, "{").unwrap();
 
     let listing = records.all().unwrap();
@@ -189,7 +189,7 @@ fn a_failed_write_keeps_the_earlier_record() {
     let path = records.path(&other.container_id, &other.ifname);
     fs::create_dir(&path).unwrap();
     let error = records.write(&other).expect_err("a directory is in the way");
-    assert!(error.to_string().contains("cannot put into place the record"), "{error}");
+    assert!(error.to_string().contains("cannot put into place"), "{error}");
     fs::remove_dir(&path).unwrap();
     assert_eq!(
         records.names().unwrap(),

@@ -36,7 +36,7 @@ fn route(dst: &str) -> Route {
 
 fn existing(dst: &str, priority: Option<u32>, table: Option<u32>) -> RouteVia {
     let (dst, gateway) = (dst.parse().unwrap(), None);
-    RouteVia { dst, gateway, priority, table, scope: None, mtu: None, advmss: None }
+    RouteVia { dst, gateway, priority, table, scope: None, mtu: None, advmss: None, protocol: None }
 }
 
 /// Compares steps with their text, one a line.

@@ -1,0 +1,250 @@
+//! A directory of manifests, for runtimes without Kubernetes: NetworkAttachmentDefinitions, and pods if need be.
+
+use std::collections::BTreeMap;
+use std::fs::{self, DirBuilder, File};
+use std::io::{ErrorKind, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use serde_json::{Value, json};
+
+use super::{Cluster, ClusterError, Event, Pod};
+use crate::root::Root;
+use crate::spec::network_status::NETWORK_STATUS;
+use crate::spec::{ContainerId, Nad, PodRef};
+
+/// Manifests in one directory, and beside the runtime's state what became of the sandboxes.
+#[derive(Clone, Debug)]
+pub struct Directory {
+    manifests: PathBuf,
+    sandboxes: PathBuf,
+}
+
+impl Directory {
+    /// `manifests` is the directory of `*.yaml`, `*.yml` and `*.json`, as `kubectl get -o yaml` writes them.
+    pub fn new(root: &Root, manifests: PathBuf) -> Self {
+        Self { manifests, sandboxes: root.join("run/netpath/sandboxes") }
+    }
+
+    /// The file that holds status and events of a sandbox.
+    pub fn file(&self, sandbox: &ContainerId) -> PathBuf {
+        self.sandboxes.join(format!("{sandbox}.json"))
+    }
+
+    /// The object of this kind and name, in the file that comes first by name.
+    fn find(
+        &self,
+        kind: &str,
+        namespace: &str,
+        name: &str,
+    ) -> Result<Option<(PathBuf, Value)>, ClusterError> {
+        let mut paths = Vec::new();
+        for entry in fs::read_dir(&self.manifests)
+            .map_err(ClusterError::io("list the networks in", &self.manifests))?
+        {
+            let entry = entry.map_err(ClusterError::io("list the networks in", &self.manifests))?;
+            paths.push(entry.path());
+        }
+        paths.retain(|path| {
+            path.extension().is_some_and(|it| it == "yaml" || it == "yml" || it == "json")
+                && path.file_name().is_some_and(|name| !name.as_encoded_bytes().starts_with(b"."))
+        });
+        paths.sort();
+        for path in paths {
+            let text = match fs::read_to_string(&path) {
+                Ok(text) => text,
+                // Removed meanwhile.
+                Err(error) if error.kind() == ErrorKind::NotFound => continue,
+                Err(error) => return Err(ClusterError::io("read", &path)(error)),
+            };
+            // Most files are about other networks, and parsing takes the longest.
+            if !text.contains(name) || !text.contains(kind) {
+                continue;
+            }
+            let documents = serde_saphyr::from_multiple::<Value>(&text)
+                .map_err(|source| ClusterError::Yaml { path: path.clone(), source: Box::new(source) })?;
+            if let Some(found) = documents.into_iter().find_map(|it| pick(it, kind, namespace, name)) {
+                return Ok(Some((path, found)));
+            }
+        }
+        Ok(None)
+    }
+
+    fn update(
+        &self,
+        pod: &PodRef,
+        sandbox: &ContainerId,
+        change: impl FnOnce(&mut Value),
+    ) -> Result<(), ClusterError> {
+        let path = self.file(sandbox);
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&self.sandboxes)
+            .map_err(ClusterError::io("create the directory", &self.sandboxes))?;
+        let mut value = fs::read(&path)
+            .ok()
+            .and_then(|bytes| serde_json::from_slice(&bytes).ok())
+            .unwrap_or_else(|| {
+                json!({"namespace": pod.namespace, "name": pod.name, "uid": pod.uid, "annotations": {}, "events": []})
+            });
+        change(&mut value);
+        let draft = self.sandboxes.join(format!(".{sandbox}-{}", std::process::id()));
+        let write = || -> std::io::Result<()> {
+            let mut file =
+                File::options().write(true).create(true).truncate(true).mode(0o600).open(&draft)?;
+            file.write_all(format!("{value:#}\n").as_bytes())?;
+            fs::rename(&draft, &path)
+        };
+        write().map_err(ClusterError::io("write", &path))
+    }
+}
+
+/// The object itself, or that in a list.
+fn pick(document: Value, kind: &str, namespace: &str, name: &str) -> Option<Value> {
+    let text = |path: &str| document.pointer(path).and_then(Value::as_str);
+    if text("/kind").is_some_and(|it| it == "List" || it == format!("{kind}List")) {
+        let items = document.get("items").and_then(Value::as_array).cloned().unwrap_or_default();
+        return items.into_iter().find_map(|item| pick(item, kind, namespace, name));
+    }
+    let is_it = text("/kind") == Some(kind)
+        && text("/metadata/name") == Some(name)
+        && text("/metadata/namespace").unwrap_or("default") == namespace;
+    is_it.then_some(document)
+}
+
+impl Cluster for Directory {
+    /// A directory is not the list of all pods: one without a manifest is a pod without annotations.
+    fn pod(&self, pod: &PodRef) -> Result<Option<Pod>, ClusterError> {
+        let Some((_, value)) = self.find("Pod", &pod.namespace, &pod.name)? else {
+            return Ok(Some(Pod::default()));
+        };
+        let annotations = value.pointer("/metadata/annotations").and_then(Value::as_object);
+        let annotations = annotations.into_iter().flatten();
+        let annotations: BTreeMap<String, String> =
+            annotations.filter_map(|(key, value)| Some((key.clone(), value.as_str()?.to_owned()))).collect();
+        let uid = value.pointer("/metadata/uid").and_then(Value::as_str).map(str::to_owned);
+        Ok(Some(Pod { uid, annotations }))
+    }
+
+    fn nad(&self, namespace: &str, name: &str) -> Result<Nad, ClusterError> {
+        match self.find("NetworkAttachmentDefinition", namespace, name)? {
+            Some((path, value)) => {
+                Nad::from_json(&value).map_err(|source| ClusterError::Object { path, source })
+            }
+            None => Err(ClusterError::NoNad { namespace: namespace.to_owned(), name: name.to_owned() }),
+        }
+    }
+
+    fn set_network_status(
+        &self,
+        pod: &PodRef,
+        sandbox: &ContainerId,
+        text: &str,
+    ) -> Result<(), ClusterError> {
+        self.update(pod, sandbox, |value| value["annotations"][NETWORK_STATUS] = text.into())
+    }
+
+    fn post(&self, pod: &PodRef, sandbox: &ContainerId, event: &Event) -> Result<(), ClusterError> {
+        self.update(pod, sandbox, |value| {
+            let event = json!({"type": format!("{:?}", event.severity), "reason": event.reason, "message": event.message});
+            match value["events"].as_array_mut() {
+                Some(events) => events.push(event),
+                None => value["events"] = vec![event].into(),
+            }
+        })
+    }
+
+    fn forget(&self, sandbox: &ContainerId) -> Result<(), ClusterError> {
+        remove(&self.file(sandbox))
+    }
+}
+
+fn remove(path: &Path) -> Result<(), ClusterError> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(ClusterError::io("remove", path)(error)),
+        Ok(()) | Err(_) => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cluster::Severity;
+
+    const NADS: &str = "apiVersion: k8s.cni.cncf.io/v1
+kind: NetworkAttachmentDefinition
+metadata:
+  name: mv
+  namespace: infra
+spec:
+  config: '{\"type\": \"macvlan\"}'
+---
+kind: List
+items:
+- kind: NetworkAttachmentDefinition
+  metadata: {name: mv}
+- kind: Pod
+  metadata: {name: p, namespace: web, uid: u, annotations: {a: b}}
+";
+
+    fn directory() -> (tempfile::TempDir, Directory) {
+        let dir = tempfile::tempdir().unwrap();
+        let manifests = dir.path().join("nads");
+        fs::create_dir(&manifests).unwrap();
+        fs::write(manifests.join("b.yaml"), NADS).unwrap();
+        fs::write(manifests.join("a.json"), r#"{"kind": "Pod", "metadata": {"name": "mv"}}"#).unwrap();
+        fs::write(manifests.join("notes.txt"), "kind: NetworkAttachmentDefinition\nother: [").unwrap();
+        let directory = Directory::new(&Root::new(dir.path()), manifests);
+        (dir, directory)
+    }
+
+    fn pod(name: &str) -> PodRef {
+        PodRef { namespace: "web".into(), name: name.into(), uid: None }
+    }
+
+    #[test]
+    fn networks_are_found_by_namespace_and_name_in_any_file() {
+        let (_dir, directory) = directory();
+        let nad = directory.nad("infra", "mv").unwrap();
+        assert_eq!(nad.config.as_deref(), Some("{\"type\": \"macvlan\"}"));
+        assert_eq!(directory.nad("default", "mv").unwrap().config, None);
+        let error = directory.nad("web", "mv").unwrap_err().to_string();
+        assert_eq!(error, "cannot find a network-attachment-definition (mv) in namespace (web)");
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_read_is_named_if_it_may_matter() {
+        let (dir, directory) = directory();
+        fs::write(dir.path().join("nads/a0.yaml"), "kind: NetworkAttachmentDefinition\nname: mv\nx: [")
+            .unwrap();
+        let error = directory.nad("infra", "mv").unwrap_err().to_string();
+        assert!(error.ends_with("a0.yaml is not valid YAML"), "{error}");
+        assert!(matches!(directory.nad("infra", "other"), Err(ClusterError::NoNad { .. })));
+    }
+
+    #[test]
+    fn a_pod_without_a_manifest_has_no_annotations() {
+        let (_dir, directory) = directory();
+        let known = directory.pod(&pod("p")).unwrap().unwrap();
+        assert_eq!((known.uid.as_deref(), known.annotations["a"].as_str()), (Some("u"), "b"));
+        assert_eq!(directory.pod(&pod("q")).unwrap(), Some(Pod::default()));
+    }
+
+    #[test]
+    fn status_and_events_lie_beside_each_other_until_the_sandbox_is_forgotten() {
+        let (_dir, directory) = directory();
+        let sandbox = ContainerId::parse("x", "c1").unwrap();
+        let event = Event { severity: Severity::Warning, reason: "NoNetworkFound", message: "m".into() };
+        directory.post(&pod("p"), &sandbox, &event).unwrap();
+        directory.set_network_status(&pod("p"), &sandbox, "[]").unwrap();
+        directory.post(&pod("p"), &sandbox, &event).unwrap();
+        let value: Value = serde_json::from_slice(&fs::read(directory.file(&sandbox)).unwrap()).unwrap();
+        assert_eq!((&value["name"], &value["annotations"][NETWORK_STATUS]), (&json!("p"), &json!("[]")));
+        let event = json!({"type": "Warning", "reason": "NoNetworkFound", "message": "m"});
+        assert_eq!(value["events"], json!([event, event]));
+        directory.forget(&sandbox).unwrap();
+        directory.forget(&sandbox).unwrap();
+        assert!(!directory.file(&sandbox).exists());
+    }
+}

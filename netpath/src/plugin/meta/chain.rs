@@ -1,0 +1,211 @@
+//! Runs the plugins of one network, as a runtime would.
+
+use std::time::{Duration, Instant};
+
+use serde_json::{Map, Value};
+
+use super::{Call, MetaError, PLUGIN, PluginError, resolve::is_in_process};
+use crate::{
+    delegate,
+    kernel::{netlink::Netlink, pdeathsig},
+    plugin::{Origin, add::full, police::failed, serve},
+    police::{self, resolve_master},
+    spec::{CniArgs, CniEnv, CniVersion, Command, Delegate, json::View},
+};
+
+/// What the plugins of a network are told besides their configuration.
+pub(super) struct Told {
+    /// CNI_ARGS.
+    pub(super) args: Vec<(String, String)>,
+    /// For capabilities.
+    pub(super) capabilities: Map<String, Value>,
+}
+
+/// ADD: the plugins in their order, each with the result of the one before. Returns the last's.
+pub(super) fn add(call: &Call<'_>, delegate: &Delegate, told: &Told) -> Result<Value, PluginError> {
+    let mut prev: Option<Value> = None;
+    for index in 0..delegate.conf.plugins.len() {
+        let stdin = delegate.conf.stdin(index, &told.capabilities, prev.as_ref());
+        refuse_on_master(call, delegate, index)?;
+        prev = one(call, Command::Add, delegate, index, stdin, told, call.left(1))?;
+    }
+    let mut result = prev.unwrap_or_default();
+    if let Some(map) = result.as_object_mut() {
+        // Some plugins print no version; it is that of the configuration then.
+        map.entry("cniVersion").or_insert_with(|| delegate.conf.version.as_str().into());
+    }
+    Ok(result)
+}
+
+/// DEL: the plugins in reverse, every one of them.
+pub(super) fn del(
+    call: &Call<'_>,
+    delegate: &Delegate,
+    told: &Told,
+    prev: Option<&Value>,
+    share: u32,
+) -> Vec<PluginError> {
+    let prev = prev.filter(|_| CniVersion::V0_4_0 <= delegate.conf.version);
+    let mut errors = Vec::new();
+    let count = u32::try_from(delegate.conf.plugins.len()).unwrap_or(u32::MAX);
+    for index in (0..delegate.conf.plugins.len()).rev() {
+        let stdin = delegate.conf.stdin(index, &told.capabilities, prev);
+        let within = call.left(share.saturating_mul(count));
+        errors.extend(one(call, Command::Del, delegate, index, stdin, told, within).err());
+    }
+    errors
+}
+
+/// CHECK: the plugins in their order, with the result of ADD.
+pub(super) fn check(
+    call: &Call<'_>,
+    delegate: &Delegate,
+    told: &Told,
+    prev: Option<&Value>,
+) -> Result<(), PluginError> {
+    if delegate.conf.disable_check || delegate.conf.version < CniVersion::V0_4_0 {
+        return Ok(());
+    }
+    for index in 0..delegate.conf.plugins.len() {
+        let stdin = delegate.conf.stdin(index, &told.capabilities, prev);
+        one(call, Command::Check, delegate, index, stdin, told, call.left(1))?;
+    }
+    Ok(())
+}
+
+/// Runs one plugin: in this process where it is ours, else as a child.
+pub(super) fn one(
+    call: &Call<'_>,
+    command: Command,
+    delegate: &Delegate,
+    index: usize,
+    stdin: Map<String, Value>,
+    told: &Told,
+    within: Duration,
+) -> Result<Option<Value>, PluginError> {
+    let kind = delegate.conf.plugins[index].kind.as_str();
+    let pairs: Vec<String> = told.args.iter().map(|(key, value)| format!("{key}={value}")).collect();
+    let args = pairs.join(";");
+    let stdin = Value::Object(stdin).to_string();
+    let attachment = call.attachment().ok().map(|(container_id, _)| (container_id, &delegate.ifname));
+    if is_in_process(kind) {
+        let env = CniEnv {
+            command,
+            container_id: attachment.map(|(container_id, _)| container_id.clone()),
+            ifname: attachment.map(|(_, ifname)| ifname.clone()),
+            args: match command {
+                Command::Add | Command::Check => CniArgs::parse(&args)?,
+                _ => CniArgs::parse_leniently(&args),
+            },
+            path: call.path.clone(),
+            ..call.env.clone()
+        };
+        let origin = Origin { depth: call.depth, nad_namespace: delegate.nad_namespace.as_deref() };
+        return serve(call.root, env, stdin.as_bytes(), &origin);
+    }
+    if within.is_zero() {
+        return Err(MetaError::Late { plugin: kind.to_owned() }.into());
+    }
+    let child = delegate::Call {
+        command,
+        path: &call.path,
+        attachment,
+        netns: call.env.netns.as_deref(),
+        args: &args,
+        version: delegate.conf.version,
+        depth: call.depth + 1,
+        within,
+        prepare: pdeathsig::die_with_us,
+    };
+    let stdout = delegate::run(kind, &child, stdin.as_bytes()).map_err(MetaError::from)?;
+    match command {
+        Command::Add => Ok(Some(delegate::result(kind, &stdout).map_err(MetaError::from)?)),
+        _ => Ok(None),
+    }
+}
+
+impl Call<'_> {
+    /// The time for one of `parts` plugins that are still to come.
+    pub(super) fn left(&self, parts: u32) -> Duration {
+        (self.deadline.saturating_duration_since(Instant::now()) / parts.max(1)).min(PLUGIN)
+    }
+
+    /// What a network is told of this pod.
+    pub(super) fn told(&self, delegate: &Delegate) -> Result<Told, PluginError> {
+        let container_id = self.attachment()?.0;
+        Ok(Told {
+            args: delegate.args(&self.env.args),
+            capabilities: delegate.capabilities_in(container_id, &self.meta.runtime),
+        })
+    }
+}
+
+/// Holds an executed plugin against what the administrator says of its master. A plugin of ours does so itself.
+fn refuse_on_master(call: &Call<'_>, delegate: &Delegate, index: usize) -> Result<(), PluginError> {
+    let plugin = &delegate.conf.plugins[index];
+    let view = View::root(plugin.raw());
+    if is_in_process(&plugin.kind) || view.bool("linkInContainer").unwrap_or(false) {
+        return Ok(());
+    }
+    let takes_default = matches!(plugin.kind.as_str(), "ipvlan" | "vlan");
+    let name = match (view.text("master")?, view.text("device")?) {
+        (Some(name), _) | (None, Some(name)) => Some(name),
+        (None, None) if takes_default => None,
+        (None, None) => return Ok(()),
+    };
+    let mut node = Netlink::open()?;
+    // A plugin may find its master by other means; what is not found here is not one of the administrator's.
+    let Some(master) = resolve_master(&mut node, name)? else { return Ok(()) };
+    let unusable = |error| failed(&delegate.ifname, error);
+    let masters = police::masters(call.root).map_err(unusable)?;
+    let names: Vec<&str> =
+        std::iter::once(master.name.as_str()).chain(master.alt_names.iter().map(String::as_str)).collect();
+    let entry = masters.find(&names).map_err(|error| unusable(error.into()))?;
+    if let Some(entry) = entry {
+        entry.check_type(&plugin.kind)?;
+        let pod = call.env.args.k8s_pod_namespace.as_deref();
+        entry.check_namespaces(delegate.nad_namespace.as_deref(), pod)?;
+    }
+    if plugin.kind == "ipvlan" && (entry.is_some() || is_policed(call, master.index)) {
+        return Err(MetaError::SharedAddress { kind: plugin.kind.clone(), master: master.name }.into());
+    }
+    Ok(())
+}
+
+fn is_policed(call: &Call<'_>, index: u32) -> bool {
+    use crate::kernel::{bpf::maps::Maps, netns};
+    let maps = Maps::open(&call.root.pins());
+    let masters = maps.ok().flatten().and_then(|maps| maps.masters().ok()).unwrap_or_default();
+    let cookie = netns::cookie().unwrap_or(0);
+    masters.iter().any(|(_, row)| row.ifindex == index && row.netns_cookie == cookie)
+}
+
+/// An error of one network, with the pod and the network named.
+pub(super) fn of_network(
+    call: &Call<'_>,
+    delegate: &Delegate,
+    command: Command,
+    error: PluginError,
+) -> PluginError {
+    let (doing, preposition) = match command {
+        Command::Add => ("adding", "to"),
+        Command::Del => ("deleting", "from"),
+        _ => ("checking", "in"),
+    };
+    MetaError::Network {
+        pod: call.pod_text(),
+        network: delegate.label.clone(),
+        doing,
+        preposition,
+        source: Box::new(error),
+    }
+    .into()
+}
+
+/// All errors of an ending in one.
+pub(super) fn join(errors: Vec<PluginError>) -> Result<(), PluginError> {
+    let Some(first) = errors.first() else { return Ok(()) };
+    let code = first.cni_code();
+    let failures = errors.iter().map(|error| full(error)).collect();
+    Err(MetaError::Del { failures, code }.into())
+}

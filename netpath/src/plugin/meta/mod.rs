@@ -1,0 +1,165 @@
+//! The meta-plugin: gives a pod its first network, and those that it asks for.
+
+mod add;
+mod chain;
+mod del;
+mod error;
+mod resolve;
+mod routes;
+mod verbs;
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+pub use error::MetaError;
+
+use super::{Origin, PluginError};
+use crate::{
+    cluster::{Cluster, Directory, Event, Severity},
+    kernel::netns,
+    root::Root,
+    spec::{CniEnv, Command, ContainerId, IfName, MetaConf, NetConf, PodRef},
+    state::{DelegateCache, ResultCache, Sandboxes},
+};
+
+/// The time that one ADD may take in all: kubelet gives up on a sandbox after two minutes or more.
+const ADD: Duration = Duration::from_secs(90);
+/// The time of one DEL, CHECK or GC in all.
+const DEL: Duration = Duration::from_secs(60);
+/// The time of one STATUS: runtimes ask every five seconds.
+const STATUS: Duration = Duration::from_secs(5);
+/// The time that one executed plugin may take of it.
+const PLUGIN: Duration = Duration::from_secs(60);
+/// How many meta-plugins may execute each other.
+const DEPTH: u32 = 2;
+
+/// One call of the meta-plugin.
+struct Call<'a> {
+    root: &'a Root,
+    env: &'a CniEnv,
+    conf: &'a NetConf,
+    meta: &'a MetaConf,
+    /// Directories of plugins.
+    path: Vec<PathBuf>,
+    depth: u32,
+    deadline: Instant,
+    source: Option<Directory>,
+}
+
+/// Runs the command on the pod's networks.
+pub(super) fn run(
+    root: &Root,
+    env: &CniEnv,
+    conf: &NetConf,
+    meta: &MetaConf,
+    origin: &Origin<'_>,
+) -> Result<Option<Value>, PluginError> {
+    let within = match env.command {
+        Command::Add => ADD,
+        Command::Status => STATUS,
+        Command::Del | Command::Check | Command::Gc | Command::Version => DEL,
+    };
+    if DEPTH <= origin.depth {
+        return match env.command {
+            // There is nothing of ours to end, and an error would be asked for again for ever.
+            Command::Del | Command::Gc => Ok(None),
+            _ => Err(MetaError::Depth { depth: origin.depth }.into()),
+        };
+    }
+    let call = Call {
+        root,
+        env,
+        conf,
+        meta,
+        path: std::iter::once(root.join(&meta.bin_dir.to_string_lossy())).chain(env.path.clone()).collect(),
+        depth: origin.depth,
+        deadline: Instant::now() + within,
+        source: meta.networks.as_ref().map(|dir| Directory::new(root, root.join(&dir.to_string_lossy()))),
+    };
+    match env.command {
+        Command::Add => {
+            call.refuse_own_netns()?;
+            add::add(&call).map(Some)
+        }
+        Command::Del => del::del(&call).map(|()| None),
+        Command::Check => verbs::check(&call).map(|()| None),
+        Command::Gc => verbs::gc(&call).map(|()| None),
+        Command::Status => verbs::status(&call).map(|()| None),
+        Command::Version => Ok(None),
+    }
+}
+
+impl Call<'_> {
+    fn attachment(&self) -> Result<(&ContainerId, &IfName), PluginError> {
+        match (&self.env.container_id, &self.env.ifname) {
+            (Some(container_id), Some(ifname)) => Ok((container_id, ifname)),
+            _ => Err(PluginError::NoAttachment),
+        }
+    }
+
+    fn refuse_own_netns(&self) -> Result<(), PluginError> {
+        match &self.env.netns {
+            Some(path) if !self.env.netns_override && netns::is_same_as_current(path)? => {
+                Err(PluginError::OwnNetns { path: path.clone() })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn delegate_cache(&self) -> DelegateCache {
+        DelegateCache::new(self.cni_dir())
+    }
+
+    fn result_cache(&self) -> ResultCache {
+        ResultCache::new(&self.cni_dir())
+    }
+
+    fn sandboxes(&self) -> Sandboxes {
+        Sandboxes::new(self.root)
+    }
+
+    fn cni_dir(&self) -> PathBuf {
+        self.root.join(&self.meta.cni_dir.to_string_lossy())
+    }
+
+    /// The pod, if the runtime names one.
+    fn pod(&self) -> Option<PodRef> {
+        let args = &self.env.args;
+        let (namespace, name) = (args.k8s_pod_namespace.clone()?, args.k8s_pod_name.clone()?);
+        Some(PodRef { namespace, name, uid: args.k8s_pod_uid.clone() })
+    }
+
+    /// The pod; where the runtime names none, the sandbox is one of the namespace `default`.
+    fn pod_or_sandbox(&self) -> Result<PodRef, PluginError> {
+        let sandbox = || -> Result<PodRef, PluginError> {
+            let name = self.attachment()?.0.to_string();
+            Ok(PodRef { namespace: "default".to_owned(), name, uid: None })
+        };
+        self.pod().map_or_else(sandbox, Ok)
+    }
+
+    /// `namespace/name/uid`, as it stands in errors.
+    fn pod_text(&self) -> String {
+        let text = |value: &Option<String>| value.clone().unwrap_or_default();
+        let args = &self.env.args;
+        format!("{}/{}/{}", text(&args.k8s_pod_namespace), text(&args.k8s_pod_name), text(&args.k8s_pod_uid))
+    }
+
+    /// Tells the pod's owner. That nobody could be told fails nothing.
+    fn tell(&self, severity: Severity, reason: &'static str, message: String) {
+        match severity {
+            Severity::Normal => tracing::info!(reason, "{message}"),
+            Severity::Warning => tracing::warn!(reason, "{message}"),
+        }
+        let (Some(source), Ok(pod), Ok((sandbox, _))) =
+            (&self.source, self.pod_or_sandbox(), self.attachment())
+        else {
+            return;
+        };
+        if let Err(error) = source.post(&pod, sandbox, &Event { severity, reason, message }) {
+            tracing::warn!(error = super::add::full(&error), "an event is lost");
+        }
+    }
+}

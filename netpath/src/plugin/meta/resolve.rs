@@ -1,0 +1,294 @@
+//! Which networks a pod gets.
+
+use std::collections::HashMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use super::{Call, MetaError, PluginError};
+use crate::{
+    cluster::{Cluster, ClusterError, Severity},
+    plan,
+    plugin::{CHAINED, MACVLAN, add::full},
+    spec::{
+        ClusterNetwork, ConfError, Delegate, Nad, NetworkConf, PodRef, Selection,
+        annotation::{DEFAULT_NETWORK, NETWORKS, parse_default_network, parse_networks, parse_reference},
+        json::View,
+    },
+};
+
+/// Meta-plugins: they execute others, perhaps us.
+const METAS: [&str; 2] = ["multus", "multus-shim"];
+/// Says where a static pod comes from; its UID is not the API's.
+const CONFIG_SOURCE: &str = "kubernetes.io/config.source";
+
+/// The networks of a pod, in the order in which they are attached.
+pub(super) struct Networks {
+    pub(super) delegates: Vec<Delegate>,
+    /// The annotation by which they were chosen.
+    pub(super) annotation: Option<String>,
+    /// Whether they are other than the cluster network alone: then DEL needs a record.
+    pub(super) is_asked_for: bool,
+}
+
+/// A configuration with what it is called.
+struct Found {
+    label: String,
+    nad_namespace: Option<String>,
+    resource: Option<String>,
+    conf: NetworkConf,
+}
+
+/// Finds everything that the pod wants, and refuses what cannot be had, before anything is done.
+pub(super) fn networks(call: &Call<'_>) -> Result<Networks, PluginError> {
+    let pod = call.pod_or_sandbox()?;
+    let annotations = annotations(call, &pod)?;
+    let multus_namespace = &call.meta.multus_namespace;
+    let (text, selections) = match annotations.get(NETWORKS) {
+        None => (None, Vec::new()),
+        Some(text) => (Some(text.clone()), lenient(call, parse_networks(text, &pod.namespace), Vec::new())?),
+    };
+    let replaced = match annotations.get(DEFAULT_NETWORK) {
+        None => None,
+        Some(text) => lenient(call, parse_default_network(text, multus_namespace), None)?,
+    };
+
+    let is_replaced = replaced.is_some();
+    // (the network, what the pod asks of it, whether the pod chose it)
+    let mut found: Vec<(Found, Selection, bool)> = Vec::new();
+    match (replaced, &call.meta.cluster) {
+        (Some(selection), _) => found.push((nad(call, &selection)?, selection, true)),
+        (None, ClusterNetwork::Named(name)) => found.push((named(call, name)?, Selection::default(), false)),
+        (None, ClusterNetwork::Delegates(all)) => {
+            let plain = |conf: &NetworkConf| {
+                let label = conf.name.to_string();
+                (
+                    Found { label, nad_namespace: None, resource: None, conf: conf.clone() },
+                    Selection::default(),
+                    false,
+                )
+            };
+            found.extend(all.iter().map(plain));
+        }
+    }
+    for (conf, _, _) in &found {
+        refuse_meta(conf, true)?;
+    }
+    for name in call.meta.defaults_for(&pod.namespace) {
+        found.push((named(call, name)?, Selection::default(), false));
+    }
+    for selection in selections {
+        if !call.meta.may_use(&pod.namespace, &selection.namespace) {
+            return Err(MetaError::Isolated { pod: pod.namespace, nad: selection.namespace }.into());
+        }
+        found.push((nad(call, &selection)?, selection, true));
+    }
+    let delegates = assign(call, found)?;
+    plan::check_gateways(delegates.iter().filter_map(|it| it.selection.default_route.as_deref()))
+        .map_err(MetaError::from)?;
+    let is_asked_for = is_replaced || 1 < delegates.len();
+    Ok(Networks { delegates, annotation: text, is_asked_for })
+}
+
+/// Names the interfaces, and holds each network against what it may be.
+fn assign(call: &Call<'_>, found: Vec<(Found, Selection, bool)>) -> Result<Vec<Delegate>, PluginError> {
+    let first = call.attachment()?.1;
+    let mut delegates = Vec::new();
+    let mut owners: HashMap<String, String> = HashMap::new();
+    for (index, (found, selection, is_chosen)) in found.into_iter().enumerate() {
+        refuse_meta(&found, false)?;
+        if let (Some(resource), None) = (&found.resource, &selection.device_id) {
+            return Err(MetaError::NoDevice { network: found.label, resource: resource.clone() }.into());
+        }
+        if found.nad_namespace.is_some() {
+            for plugin in &found.conf.plugins {
+                let checked = call.meta.check_type("type", &plugin.kind);
+                let checked = checked.and_then(|()| call.meta.check_data_dir(plugin));
+                checked.map_err(|source| MetaError::Conf { network: found.label.clone(), source })?;
+            }
+        }
+        let Found { label, nad_namespace, conf, .. } = found;
+        let delegate = Delegate::new(index, first, label, nad_namespace, conf, selection)?;
+        if let Some(wish) = delegate.unheard().first().filter(|_| is_chosen) {
+            let unheard = MetaError::Unheard { network: delegate.label.clone(), wish };
+            match call.meta.strict_capabilities {
+                true => return Err(unheard.into()),
+                false => call.tell(Severity::Warning, "CapabilityNotDeclared", unheard.to_string()),
+            }
+        }
+        if let Some(owner) = owners.insert(delegate.ifname.to_string(), delegate.label.clone()) {
+            let ifname = delegate.ifname.to_string();
+            return Err(MetaError::SameName { ifname, first: owner, second: delegate.label }.into());
+        }
+        delegates.push(delegate);
+    }
+    Ok(delegates)
+}
+
+/// The network that every pod gets first, without asking the cluster for anything that a file can say.
+pub(super) fn first(call: &Call<'_>) -> Result<(String, NetworkConf), PluginError> {
+    let found = match &call.meta.cluster {
+        ClusterNetwork::Named(name) => named(call, name)?,
+        ClusterNetwork::Delegates(all) => match all.first() {
+            Some(conf) => return Ok((conf.name.to_string(), conf.clone())),
+            None => return Err(PluginError::NoAttachment),
+        },
+    };
+    refuse_meta(&found, true)?;
+    Ok((found.label, found.conf))
+}
+
+/// Whether a configuration executes others, perhaps us.
+pub(super) fn meta_in(conf: &NetworkConf, is_first: bool) -> Option<&str> {
+    let is_meta = |kind: &str, raw| {
+        let view = View::root(raw);
+        METAS.contains(&kind)
+            || (kind == CHAINED
+                && (is_first || view.get("clusterNetwork").is_some() || view.get("delegates").is_some()))
+    };
+    conf.plugins.iter().find(|plugin| is_meta(&plugin.kind, plugin.raw())).map(|plugin| plugin.kind.as_str())
+}
+
+fn refuse_meta(found: &Found, is_first: bool) -> Result<(), MetaError> {
+    match meta_in(&found.conf, is_first) {
+        Some(kind) => Err(MetaError::MetaInside { network: found.label.clone(), kind: kind.to_owned() }),
+        None => Ok(()),
+    }
+}
+
+/// What the pod's annotations say. The runtime may pass them; asking the source is the second best.
+fn annotations(call: &Call<'_>, pod: &PodRef) -> Result<HashMap<String, String>, PluginError> {
+    if let Some(passed) = &call.meta.annotations {
+        let text =
+            |(key, value): (&String, &serde_json::Value)| Some((key.clone(), value.as_str()?.to_owned()));
+        return Ok(passed.iter().filter_map(text).collect());
+    }
+    let Some(source) = &call.source else {
+        return match call.meta.kubeconfig {
+            // Not knowing what a pod wants is not the same as its wanting nothing.
+            Some(_) => {
+                Err(MetaError::NoSource { what: "the runtime does not pass the pod's annotations".into() }
+                    .into())
+            }
+            None => Ok(HashMap::new()),
+        };
+    };
+    let unknown = || MetaError::UnknownPod { namespace: pod.namespace.clone(), name: pod.name.clone() };
+    let known = source.pod(pod).map_err(MetaError::from)?.ok_or_else(unknown)?;
+    let is_static = known.annotations.get(CONFIG_SOURCE).is_some_and(|it| it != "api");
+    if let (Some(expected), Some(found), false) = (&pod.uid, &known.uid, is_static)
+        && expected != found
+    {
+        let pod = format!("{}/{}", pod.namespace, pod.name);
+        return Err(MetaError::Uid { pod, expected: expected.clone(), found: found.clone() }.into());
+    }
+    Ok(known.annotations.into_iter().collect())
+}
+
+/// An annotation that cannot be read fails the pod: without its interface it would run unpoliced.
+fn lenient<T>(call: &Call<'_>, parsed: Result<T, ConfError>, nothing: T) -> Result<T, PluginError> {
+    match parsed {
+        Err(error) if call.meta.ignore_invalid_annotation => {
+            call.tell(Severity::Warning, "InvalidAnnotation", full(&error));
+            Ok(nothing)
+        }
+        parsed => Ok(parsed?),
+    }
+}
+
+/// The network of a NAD.
+fn nad(call: &Call<'_>, selection: &Selection) -> Result<Found, PluginError> {
+    let (namespace, name) = (&selection.namespace, &selection.name);
+    let Some(source) = &call.source else {
+        return Err(
+            MetaError::NoSource { what: format!("the pod asks for network {namespace}/{name}") }.into()
+        );
+    };
+    match source.nad(namespace, name) {
+        Ok(nad) => of_nad(call, nad),
+        Err(error) => {
+            if matches!(error, ClusterError::NoNad { .. }) {
+                call.tell(Severity::Warning, "NoNetworkFound", error.to_string());
+            }
+            Err(MetaError::from(error).into())
+        }
+    }
+}
+
+fn of_nad(call: &Call<'_>, nad: Nad) -> Result<Found, PluginError> {
+    let label = format!("{}/{}", nad.namespace, nad.name);
+    let conf = match &nad.config {
+        Some(text) => NetworkConf::parse(text.as_bytes(), Some(&nad.name))
+            .map_err(|source| MetaError::Conf { network: label.clone(), source })?,
+        None => by_name(&conf_dir(call), &nad.name)?,
+    };
+    Ok(Found { label, nad_namespace: Some(nad.namespace), resource: nad.resource_name, conf })
+}
+
+/// A network of the administrator: an absolute path, or the name of a NAD, or that of a configuration.
+fn named(call: &Call<'_>, name: &str) -> Result<Found, PluginError> {
+    if name.starts_with('/') {
+        let path = call.root.join(name);
+        let file = match path.is_dir() {
+            true => files(&path)?
+                .into_iter()
+                .next()
+                .ok_or_else(|| MetaError::NoConf { name: "*".to_owned(), directory: path.clone() })?,
+            false => path,
+        };
+        return Ok(plain(read(&file)?));
+    }
+    if let Some(source) = &call.source {
+        let reference = parse_reference("clusterNetwork", name, &call.meta.multus_namespace);
+        // A configuration's name may have characters that no NAD's has.
+        match reference.map(|it| source.nad(&it.namespace, &it.name)) {
+            Ok(Ok(nad)) => return of_nad(call, nad),
+            Ok(Err(ClusterError::NoNad { .. })) | Err(_) => {}
+            Ok(Err(error)) => return Err(MetaError::from(error).into()),
+        }
+    }
+    Ok(plain(by_name(&conf_dir(call), name)?))
+}
+
+fn plain(conf: NetworkConf) -> Found {
+    Found { label: conf.name.to_string(), nad_namespace: None, resource: None, conf }
+}
+
+fn conf_dir(call: &Call<'_>) -> PathBuf {
+    call.root.join(&call.meta.conf_dir.to_string_lossy())
+}
+
+/// The configuration in a directory that has this `name`. One that cannot be read is somebody else's trouble.
+fn by_name(directory: &Path, name: &str) -> Result<NetworkConf, MetaError> {
+    let missing = || MetaError::NoConf { name: name.to_owned(), directory: directory.to_owned() };
+    for file in files(directory)? {
+        match read(&file) {
+            Ok(conf) if conf.name.as_str() == name => return Ok(conf),
+            Ok(_) => {}
+            Err(error) => tracing::warn!(error = full(&error), "a network configuration is passed over"),
+        }
+    }
+    Err(missing())
+}
+
+fn files(directory: &Path) -> Result<Vec<PathBuf>, MetaError> {
+    let io = |source| MetaError::Io { what: "list", path: directory.to_owned(), source };
+    let mut files = Vec::new();
+    for entry in fs::read_dir(directory).map_err(io)? {
+        files.push(entry.map_err(io)?.path());
+    }
+    files.retain(|path| path.extension().is_some_and(|it| it == "conf" || it == "conflist" || it == "json"));
+    files.sort();
+    Ok(files)
+}
+
+fn read(file: &Path) -> Result<NetworkConf, MetaError> {
+    let text =
+        fs::read(file).map_err(|source| MetaError::Io { what: "read", path: file.to_owned(), source })?;
+    NetworkConf::parse(&text, None)
+        .map_err(|source| MetaError::Conf { network: file.display().to_string(), source })
+}
+
+/// Whether we run the plugin ourselves. What it polices is policed the same way, executed or not.
+pub(super) fn is_in_process(kind: &str) -> bool {
+    kind == MACVLAN || kind == CHAINED
+}
