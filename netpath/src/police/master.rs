@@ -12,7 +12,7 @@ use crate::{
             attach::{self, Change, Target},
             maps::{Maps, NAMES, pin_of},
             object::{self, Settings},
-            sys,
+            support, sys,
         },
         netlink::{Link, Netlink, NetlinkError},
         netns,
@@ -72,6 +72,7 @@ pub fn attach(
     if root.disable().exists() {
         return Err(BpfError::Disabled { path: root.disable() }.into());
     }
+    support::check()?;
     let link = &master.link;
     let bpffs = root.bpffs();
     sys::ensure_bpffs(&bpffs).map_err(|source| BpfError::Bpffs { path: bpffs, source })?;

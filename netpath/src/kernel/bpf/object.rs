@@ -11,6 +11,7 @@ use serde::Deserialize;
 use super::{
     BpfError, Hook,
     maps::{Maps, NAMES, pin_of},
+    support,
 };
 
 #[cfg(not(no_bpf_object))]
@@ -119,6 +120,7 @@ pub struct Verified {
 
 /// Loads every program into maps of this process alone and says what the verifier made of it.
 pub fn verify() -> Result<Vec<Verified>, BpfError> {
+    support::check()?;
     let mut object =
         EbpfLoader::new().load(bytes()?).map_err(|source| BpfError::Load { source: Box::new(source) })?;
     let mut found = Vec::new();
