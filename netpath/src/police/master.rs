@@ -237,14 +237,19 @@ fn mac_list(macs: &[Mac]) -> ([[u8; 8]; HOST_MACS], u8) {
     (list, u8::try_from(macs.len()).unwrap_or(u8::MAX))
 }
 
-/// The MACs the host sends with on a master: its own, its permanent one, its controller's (bridge, bond),
-/// and those of its upper devices in this namespace.
+/// The MACs the host sends with on a master: its own, its permanent one, its controller's (bridge, bond), those
+/// of its ports, where it is a bond, which takes them over when it fails over, and those of its upper devices in
+/// this namespace.
 fn host_macs(node: &mut Netlink, link: &Link) -> Result<Vec<Mac>, PoliceError> {
     let own = link.mac.ok_or_else(|| PoliceError::NoMac { master: link.name.clone() })?;
     let mut macs = vec![own];
     macs.extend(link.permanent_mac);
     if let Some(controller) = link.controller {
         macs.extend(node.link_by_index(controller)?.mac);
+    }
+    if link.kind.as_deref() == Some("bond") {
+        let ports = node.links()?.into_iter().filter(|port| port.controller == Some(link.index));
+        macs.extend(ports.flat_map(|port| [port.mac, port.permanent_mac]).flatten());
     }
     macs.extend(node.uppers(link.index)?.into_iter().filter_map(|upper| upper.mac));
     let mut unique: Vec<Mac> = Vec::new();
