@@ -4,8 +4,12 @@
 
 mod common;
 
+use std::collections::BTreeSet;
+use std::io::{BufRead, BufReader};
 use std::net::Ipv4Addr;
 use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{Receiver, channel};
+use std::thread;
 
 use common::node::{GATEWAY, GATEWAY6, INTERNET, MASTER, NODE, NODE_MAC, Node, OUTSIDE_MAC, WIRE, text};
 use common::wire::{
@@ -27,27 +31,50 @@ fn private() -> Value {
 struct Ping {
     child: Child,
     what: String,
+    answers: Receiver<u64>,
 }
 
 impl Ping {
     fn start(from: &NetNs, to: &str) -> Self {
         let mut command = Command::new("ping");
-        command.args(["-q", "-i", "0.005", "-W", "5", to]).stdout(Stdio::piped());
-        let child = from.within(|| command.spawn()).expect("ping");
-        Self { child, what: format!("ping {to}") }
+        command.args(["-i", "0.005", "-W", "5", to]).stdout(Stdio::piped());
+        let mut child = from.within(|| command.spawn()).expect("ping");
+        let lines = BufReader::new(child.stdout.take().expect("piped")).lines();
+        let (sender, answers) = channel();
+        thread::spawn(move || {
+            for line in lines.map_while(Result::ok) {
+                let number =
+                    line.split_once("icmp_seq=").and_then(|(_, rest)| rest.split(' ').next()?.parse().ok());
+                if number.is_some_and(|number| sender.send(number).is_err()) {
+                    return;
+                }
+            }
+        });
+        Self { child, what: format!("ping {to}"), answers }
     }
 
-    /// Ends it as ^C does; it must have lost nothing.
+    /// Ends it; none of the answers may be missing. Where a round trip takes long, some are always on their way:
+    /// it goes on until more have come than can be, and the last of them may come in another order.
     #[track_caller]
     fn end(self) {
-        let pid = nix::unistd::Pid::from_raw(i32::try_from(self.child.id()).expect("a pid"));
-        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGINT).expect("it runs");
-        let output = self.child.wait_with_output().expect("it ends");
-        let said = String::from_utf8_lossy(&output.stdout).into_owned();
-        let line = said.lines().find(|line| line.contains("transmitted")).expect("a summary");
-        let numbers: Vec<u64> = line.split([' ', ',']).filter_map(|word| word.parse().ok()).collect();
-        // The last request may still be without its answer when the signal comes.
-        assert!(numbers[0] > 20 && numbers[0] - numbers[1] <= 1, "{}: {line}", self.what);
+        let mut seen: BTreeSet<u64> = self.answers.try_iter().collect();
+        let enough = seen.last().unwrap_or(&0) + 50;
+        while seen.last().is_none_or(|last| *last < enough) {
+            let answer = self.answers.recv_timeout(PATIENCE);
+            seen.insert(
+                answer.unwrap_or_else(|_| panic!("{}: no answer after {:?}", self.what, seen.last())),
+            );
+        }
+        let lost: Vec<u64> = (1..enough - 20).filter(|number| !seen.contains(number)).collect();
+        assert!(lost.is_empty(), "{}: no answer to {lost:?} of {enough}", self.what);
+    }
+}
+
+impl Drop for Ping {
+    fn drop(&mut self) {
+        // Not asserted: it may have ended by itself, which the answers show.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
     }
 }
 
