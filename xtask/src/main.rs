@@ -60,6 +60,9 @@ enum Command {
         /// Only this kernel; may be given more than once.
         #[arg(long, value_enum)]
         kernel: Vec<vm::Series>,
+        /// Only this file of `netpath/tests`; may be given more than once.
+        #[arg(long)]
+        test: Vec<String>,
         /// Keep the machine's file system, to boot it by hand with the command that is printed.
         #[arg(long)]
         keep: bool,
@@ -101,10 +104,10 @@ fn run() -> anyhow::Result<()> {
             build::run(if release { build::Profile::Release } else { build::Profile::Debug }).map(drop)
         }
         Command::Test { tier, skip_setup } => test::run(tier, skip_setup),
-        Command::VmTest { kernel, keep } => {
+        Command::VmTest { kernel, test, keep } => {
             let kernels = if kernel.is_empty() { &vm::Series::ALL[..] } else { &kernel };
             let kept = if keep { vm::FileSystem::Kept } else { vm::FileSystem::Removed };
-            vm::run(kernels, kept)?.conclude()
+            vm::run(kernels, &test, kept)?.conclude()
         }
         Command::Lint => lint::run(),
         Command::Codegen { check: true, .. } => codegen::check(),

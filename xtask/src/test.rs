@@ -102,7 +102,7 @@ pub(crate) fn run(selection: Selection, skip_setup: bool) -> Result<()> {
     for tier in tiers {
         if tier == Tier::Vm {
             say(format_args!("\n== {tier:?} =="));
-            let outcome = vm::run(&vm::Series::ALL, vm::FileSystem::Removed)?;
+            let outcome = vm::run(&vm::Series::ALL, &[], vm::FileSystem::Removed)?;
             tally = tally.and(outcome.tally);
             broken.extend(outcome.problems);
             notes.extend(outcome.skipped);
