@@ -34,10 +34,8 @@ fn this_is_an_old_kernel() {
 #[test]
 fn a_policed_network_is_refused_and_leaves_nothing() {
     // By its own zone, and by the administrator's.
-    for (entry, zone) in [
-        (json!({}), Some(json!({ "policy": "private" }))),
-        (json!({ "zone": { "policy": "private" } }), None),
-    ] {
+    let private = json!({ "policy": "private", "local": ["10.12.34.0/24"] });
+    for (entry, zone) in [(json!({}), Some(private.clone())), (json!({ "zone": private }), None)] {
         let node = Node::new(&entry);
         let pod = NetNs::new("pod");
         let output = node.call("ADD", &pod, &conf(&["10.12.34.200/24"], zone.as_ref()));
