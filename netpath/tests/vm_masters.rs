@@ -119,6 +119,52 @@ fn native_xdp_on_a_vlan_interface_is_refused_with_what_to_write() {
     assert!(!pod.ip("link").contains("net1"), "a refused ADD leaves nothing behind");
 }
 
+#[test]
+fn a_pod_on_a_vlan_of_a_policed_master_passes_it_and_is_counted_once() {
+    // Whichever is under police first, and with either way of attaching.
+    for (nic_first, tc) in [(true, "auto"), (false, "auto"), (true, "clsact")] {
+        let when = format!("NIC first {nic_first}, {tc}");
+        let node = Node::new(&strict());
+        tagged(&node);
+        let entry = json!({ "unknownSource": "drop", "tc": tc });
+        masters(&node, &json!({ MASTER: entry, VLAN: entry }));
+        let on_nic = || pod_on(&node, MASTER, "10.12.34.200/24");
+        let on_vlan = || pod_on(&node, VLAN, "10.12.35.200/24");
+        let (nic, vlan) = match nic_first {
+            true => {
+                let nic = on_nic();
+                (nic, on_vlan())
+            }
+            false => {
+                let vlan = on_vlan();
+                (on_nic(), vlan)
+            }
+        };
+        assert_ne!(nic.key.master, vlan.key.master, "{when}");
+        let before = (node.counters(&nic), node.counters(&vlan));
+        let far = RawSocket::open(&node.outside, VLAN_WIRE);
+        is_policed(&node, &vlan, VLAN_POD, VLAN_GATEWAY, &far, &format!("{when}, the VLAN's"));
+        assert_eq!(node.counters(&nic), before.0, "{when}: nothing of it is the other pod's");
+        let before = node.counters(&vlan);
+        is_policed(&node, &nic, POD, GATEWAY, &node.far_end(), &format!("{when}, the NIC's"));
+        assert_eq!(node.counters(&vlan), before, "{when}: nothing of it is the other pod's");
+        // The node's own traffic on both.
+        node.netns.exec(&format!("ping -q -c 2 -i 0.01 -W 5 {VLAN_GATEWAY}"));
+        node.netns.exec(&format!("ping -q -c 2 -i 0.01 -W 5 {GATEWAY}"));
+        // A tag that no VLAN interface of the NIC has, and a MAC that nobody has, do not pass for the VLAN's.
+        let inside = nic.socket();
+        for (what, mac, vid) in
+            [("another tag", vlan.mac, 200), ("a stranger's MAC", [2, 0xba, 0xd0, 0, 0, 1], 100_u8)]
+        {
+            let mark = marker();
+            let mut frame = udp_frame((mac, OUTSIDE_MAC), VLAN_POD, VLAN_GATEWAY, (1, 2), &mark);
+            frame.splice(12..12, [0x81, 0, 0, vid]);
+            let fence = |mark: &[u8]| udp_frame((nic.mac, OUTSIDE_MAC), POD, GATEWAY, (9, 9), mark);
+            assert!(!crosses(&inside, &node.far_end(), &frame, &mark, fence), "{when}: {what}");
+        }
+    }
+}
+
 /// A bond of two cables to one switch, which is `outside`: active-backup, with the node's address.
 struct Bonded {
     node: Node,
