@@ -41,7 +41,7 @@ struct Ping {
 impl Ping {
     fn start(from: &NetNs, to: &str) -> Self {
         let mut command = Command::new("ping");
-        command.args(["-i", "0.005", "-W", "5", to]).stdout(Stdio::piped());
+        command.args(["-i", "0.01", "-W", "5", to]).stdout(Stdio::piped());
         let mut child = from.within(|| command.spawn()).expect("ping");
         let lines = BufReader::new(child.stdout.take().expect("piped")).lines();
         let (sender, answers) = channel();
