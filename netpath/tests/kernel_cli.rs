@@ -18,10 +18,12 @@ use aya::{
     Ebpf,
     programs::{LinkOrder, SchedClassifier, TcAttachType, tc::TcAttachOptions},
 };
+use common::node::usual_via;
 use common::{NetNs, PATIENCE, eventually};
 use lab::{ATTENTION, Answer, GATEWAY, Lab, NETWORK, NOTHING_LOADED, OUTSIDE, conf, private};
 use netpath::{
     kernel::bpf::{
+        attach::Via,
         maps::NAMES,
         object::{self, Settings},
     },
@@ -192,7 +194,11 @@ fn status_says_what_needs_attention() {
     assert_eq!(answer.code, 0, "{answer:?}");
     assert!(!answer.stdout.contains("advice"), "{answer:?}");
 
-    fs::remove_file(lab.pins().join("links/1/egress")).expect("the pin of the link");
+    // A TCX link is held by its pin, a filter by its qdisc.
+    match usual_via() {
+        Via::Clsact => drop(lab.node.exec("tc qdisc del dev enp0s8 clsact")),
+        _ => fs::remove_file(lab.pins().join("links/1/egress")).expect("the pin of the link"),
+    }
     let answer = lab.netpath(&["status"]);
     assert_eq!(answer.code, ATTENTION, "{answer:?}");
     answer.says(
@@ -201,18 +207,24 @@ fn status_says_what_needs_attention() {
     assert_eq!(lab.netpath(&["attach", "enp0s8"]).code, 0);
     assert_eq!(lab.netpath(&["status"]).code, 0);
 
+    fs::create_dir_all(lab.root.path().join("etc/netpath")).expect("directory");
+    fs::write(lab.root.path().join("etc/netpath/disable"), "").expect("the file that switches netpath off");
+    let answer = lab.netpath(&["status"]);
+    assert_eq!(answer.code, ATTENTION, "{answer:?}");
+    answer.says("etc/netpath/disable exists, so nothing is attached");
+}
+
+/// TCX is a chain that anybody may put himself at the head of.
+#[test]
+fn status_names_the_program_that_comes_before_ours_at_a_tcx_hook() {
+    let lab = Lab::new(Some(json!({ "enp0s8": {} })));
+    lab.cni("ADD", &conf(&private()));
     let intruder = attach_ahead(&lab);
     let answer = lab.netpath(&["status"]);
     assert_eq!(answer.code, ATTENTION, "{answer:?}");
     answer.says("ALERT: enp0s8: egress runs before netpath at egress and may decide alone");
     drop(intruder);
     assert_eq!(lab.netpath(&["status"]).code, 0);
-
-    fs::create_dir_all(lab.root.path().join("etc/netpath")).expect("directory");
-    fs::write(lab.root.path().join("etc/netpath/disable"), "").expect("the file that switches netpath off");
-    let answer = lab.netpath(&["status"]);
-    assert_eq!(answer.code, ATTENTION, "{answer:?}");
-    answer.says("etc/netpath/disable exists, so nothing is attached");
 }
 
 /// Lines of a process as they come.

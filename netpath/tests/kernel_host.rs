@@ -4,14 +4,22 @@
 
 mod common;
 
+use std::collections::BTreeSet;
+use std::io::{BufRead, BufReader};
 use std::net::Ipv4Addr;
 use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{Receiver, channel};
+use std::thread;
+use std::time::Instant;
 
-use common::node::{GATEWAY, GATEWAY6, INTERNET, MASTER, NODE, NODE_MAC, Node, OUTSIDE_MAC, WIRE, text};
+use common::node::{
+    GATEWAY, GATEWAY6, INTERNET, MASTER, NODE, NODE_MAC, Node, OUTSIDE_MAC, WIRE, text, usual_via,
+};
 use common::wire::{
     BROADCAST, Mac, RawSocket, arp, ethernet, ethertype, ipv4, marker, protocol, udp, udp_frame,
 };
-use common::{NetNs, PATIENCE, eventually, veth};
+use common::{NetNs, PATIENCE, veth};
+use netpath::kernel::bpf::attach::Via;
 use netpath_ebpf::abi::kind;
 use serde_json::{Value, json};
 
@@ -27,27 +35,61 @@ fn private() -> Value {
 struct Ping {
     child: Child,
     what: String,
+    answers: Receiver<u64>,
 }
 
 impl Ping {
     fn start(from: &NetNs, to: &str) -> Self {
         let mut command = Command::new("ping");
-        command.args(["-q", "-i", "0.005", "-W", "5", to]).stdout(Stdio::piped());
-        let child = from.within(|| command.spawn()).expect("ping");
-        Self { child, what: format!("ping {to}") }
+        command.args(["-i", "0.01", "-W", "5", to]).stdout(Stdio::piped());
+        let mut child = from.within(|| command.spawn()).expect("ping");
+        let lines = BufReader::new(child.stdout.take().expect("piped")).lines();
+        let (sender, answers) = channel();
+        thread::spawn(move || {
+            for line in lines.map_while(Result::ok) {
+                let number =
+                    line.split_once("icmp_seq=").and_then(|(_, rest)| rest.split(' ').next()?.parse().ok());
+                if number.is_some_and(|number| sender.send(number).is_err()) {
+                    return;
+                }
+            }
+        });
+        Self { child, what: format!("ping {to}"), answers }
     }
 
-    /// Ends it as ^C does; it must have lost nothing.
+    /// Ends it; none of the answers may be missing. Where a round trip takes long, some are always on their way:
+    /// it goes on until more have come than can be, and the last of them may come in another order.
     #[track_caller]
     fn end(self) {
-        let pid = nix::unistd::Pid::from_raw(i32::try_from(self.child.id()).expect("a pid"));
-        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGINT).expect("it runs");
-        let output = self.child.wait_with_output().expect("it ends");
-        let said = String::from_utf8_lossy(&output.stdout).into_owned();
-        let line = said.lines().find(|line| line.contains("transmitted")).expect("a summary");
-        let numbers: Vec<u64> = line.split([' ', ',']).filter_map(|word| word.parse().ok()).collect();
-        // The last request may still be without its answer when the signal comes.
-        assert!(numbers[0] > 20 && numbers[0] - numbers[1] <= 1, "{}: {line}", self.what);
+        let mut seen: BTreeSet<u64> = self.answers.try_iter().collect();
+        let enough = seen.last().unwrap_or(&0) + 50;
+        while seen.last().is_none_or(|last| *last < enough) {
+            let answer = self.answers.recv_timeout(PATIENCE);
+            seen.insert(
+                answer.unwrap_or_else(|_| panic!("{}: no answer after {:?}", self.what, seen.last())),
+            );
+        }
+        let lost: Vec<u64> = (1..enough - 20).filter(|number| !seen.contains(number)).collect();
+        assert!(lost.is_empty(), "{}: no answer to {lost:?} of {enough}", self.what);
+    }
+}
+
+impl Drop for Ping {
+    fn drop(&mut self) {
+        // Not asserted: it may have ended by itself, which the answers show.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Puts the qdisc in place that filters need, on kernels without TCX.
+///
+/// The kernel stops a device's queues for a moment when a clsact qdisc is added, whoever adds it, and loses what it
+/// is handed meanwhile: 21 of 3,000 pings when it is added and removed 50 times, on 6.18 as well. What is shown
+/// here is that netpath itself loses nothing; the README says how an administrator avoids the kernel's loss.
+fn ready(node: &Node, master: &str) {
+    if usual_via() == Via::Clsact {
+        node.netns.exec(&format!("tc qdisc add dev {master} clsact"));
     }
 }
 
@@ -112,7 +154,11 @@ fn odd_frames_pass(node: &Node, when: &str) {
     for length in [14, 15] {
         let frame = &ethernet(OUTSIDE_MAC, NODE_MAC, 0x88b5, &[7])[..length];
         host.send(frame).unwrap_or_else(|error| panic!("{when}: {length} bytes: {error}"));
-        eventually(PATIENCE, "the runt arrives", || (far.receive(PATIENCE)? == frame).then_some(()));
+        // Without a pause: where pings run as well there is always one more frame to look at.
+        let deadline = Instant::now() + PATIENCE;
+        while far.receive(PATIENCE).expect("the runt arrives") != frame {
+            assert!(Instant::now() < deadline, "{when}: {length} bytes did not arrive");
+        }
     }
 }
 
@@ -120,6 +166,7 @@ fn odd_frames_pass(node: &Node, when: &str) {
 fn the_host_loses_nothing_through_attach_upgrade_and_uninstall() {
     let node = Node::dual(&strict());
     node.netns.ip(&format!("addr add fd00:34::65/64 dev {MASTER} nodad"));
+    ready(&node, MASTER);
     let pings = [
         Ping::start(&node.netns, &GATEWAY.to_string()),
         Ping::start(&node.netns, &GATEWAY6.to_string()),
@@ -226,6 +273,7 @@ fn who_was_there_before_goes_on_and_is_counted_apart() {
         netns.ip(&format!("link set {name} up"));
         netns.ip(&format!("addr add {address}/24 dev {name}"));
     }
+    ready(&node, MASTER);
     let ping = Ping::start(&other, &GATEWAY.to_string());
     let pod = node.pod(&["10.12.34.200/24"], Some(&private()));
     node.netpath(&["attach"]);
@@ -269,6 +317,7 @@ fn a_guest_on_a_bridge_that_is_the_master_goes_on() {
     // The bridge's ports listen before they forward, unless spanning tree is off, which is the default.
     let reach = |from: &NetNs, to: &str| from.exec(&format!("ping -q -c 3 -i 0.01 -W 5 {to}"));
     reach(&guest, "10.12.34.254");
+    ready(&node, "br0");
     let pings = [
         Ping::start(&guest, "10.12.34.254"),
         Ping::start(&node.netns, "10.12.34.254"),

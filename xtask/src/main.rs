@@ -57,11 +57,14 @@ enum Command {
         #[arg(long)]
         skip_setup: bool,
     },
-    /// Run the programs and the tests that need a kernel on Debian's kernels, in emulated machines.
+    /// The tier `vm` of the tests, or a part of it: Debian's kernels in emulated machines.
     VmTest {
         /// Only this kernel; may be given more than once.
         #[arg(long, value_enum)]
         kernel: Vec<vm::Series>,
+        /// Only this file of `netpath/tests`; may be given more than once.
+        #[arg(long)]
+        test: Vec<String>,
         /// Keep the machine's file system, to boot it by hand with the command that is printed.
         #[arg(long)]
         keep: bool,
@@ -115,8 +118,11 @@ fn run() -> anyhow::Result<()> {
             build::run(if release { build::Profile::Release } else { build::Profile::Debug }).map(drop)
         }
         Command::Test { tier, skip_setup } => test::run(tier, skip_setup),
-        Command::VmTest { kernel, keep } if kernel.is_empty() => vm::run(&vm::Series::ALL, keep),
-        Command::VmTest { kernel, keep } => vm::run(&kernel, keep),
+        Command::VmTest { kernel, test, keep } => {
+            let kernels = if kernel.is_empty() { &vm::Series::ALL[..] } else { &kernel };
+            let kept = if keep { vm::FileSystem::Kept } else { vm::FileSystem::Removed };
+            vm::run(kernels, &test, kept)?.conclude()
+        }
         Command::Lint => lint::run(),
         Command::Codegen { check: true, .. } => codegen::check(),
         Command::Codegen { check: false, abi_compatible } => codegen::write(abi_compatible),

@@ -19,7 +19,7 @@ use crate::{
     build::{self, Profile},
     ebpf, fuzz, lint,
     process::{self, say},
-    setup, workspace,
+    setup, vm, workspace,
 };
 
 /// What is asked for on the command line.
@@ -41,6 +41,9 @@ pub(crate) enum Selection {
     Fuzz,
     /// Every case of the benchmark, briefly: verdicts and counters must be right, times may be any.
     Bench,
+    /// The programs, the tests of tiers `programs` and `kernel`, and the masters that the ordinary kernel may lack,
+    /// on Debian's kernels in emulated machines.
+    Vm,
 }
 
 /// Tests that need the same things.
@@ -51,6 +54,7 @@ enum Tier {
     Kernel,
     Cni,
     Lab,
+    Vm,
 }
 
 /// Which files of `netpath/tests` belong to which tier; `*` at the end stands for anything.
@@ -60,6 +64,7 @@ const TIERS: &[(Tier, &[&str])] = &[
     (Tier::Kernel, &["kernel_*", "netns_*", "exec_*", "datapath_*"]),
     (Tier::Cni, &["cni_*", "plugin_*", "ipam*", "dhcp*", "state_*"]),
     (Tier::Lab, &["lab*"]),
+    (Tier::Vm, &["vm_*"]),
 ];
 
 /// What is run whole instead of by `cargo test`; it counts as one test.
@@ -113,8 +118,16 @@ pub(crate) fn run(selection: Selection, skip_setup: bool) -> Result<()> {
         _ => ebpf::run()?,
     }
     let mut tally = Tally::default();
-    let mut broken = Vec::new();
+    let (mut broken, mut notes) = (Vec::new(), Vec::new());
     for tier in tiers {
+        if tier == Tier::Vm {
+            say(format_args!("\n== {tier:?} =="));
+            let outcome = vm::run(&vm::Series::ALL, &[], vm::FileSystem::Removed)?;
+            tally = tally.and(outcome.tally);
+            broken.extend(outcome.problems);
+            notes.extend(outcome.skipped);
+            continue;
+        }
         let targets = files.get(&tier).map(Vec::as_slice).unwrap_or_default();
         for args in arguments(tier, targets) {
             say(format_args!("\n== {tier:?} =="));
@@ -132,7 +145,7 @@ pub(crate) fn run(selection: Selection, skip_setup: bool) -> Result<()> {
             }
         }
     }
-    conclude(tally, &broken)
+    conclude(tally, &broken, &notes)
 }
 
 impl Selection {
@@ -144,7 +157,19 @@ impl Selection {
             Self::Kernel => tier == Tier::Kernel,
             Self::Cni => tier == Tier::Cni,
             Self::Lab => tier == Tier::Lab,
+            Self::Vm => tier == Tier::Vm,
             Self::Fuzz | Self::Bench => false,
+        }
+    }
+}
+
+impl Tally {
+    /// The sum of two.
+    pub(crate) fn and(self, other: Self) -> Self {
+        Self {
+            passed: self.passed + other.passed,
+            failed: self.failed + other.failed,
+            ignored: self.ignored + other.ignored,
         }
     }
 }
@@ -152,7 +177,7 @@ impl Selection {
 /// The test targets that need a kernel and the programs in it, and nothing else.
 pub(crate) fn kernel_targets() -> Result<Vec<String>> {
     let mut files = by_tier(&test_targets(&workspace::root()?.join("netpath/tests"))?)?;
-    Ok([Tier::Programs, Tier::Kernel]
+    Ok([Tier::Programs, Tier::Kernel, Tier::Vm]
         .into_iter()
         .flat_map(|tier| files.remove(&tier).unwrap_or_default())
         .collect())
@@ -231,9 +256,7 @@ fn cargo_test(args: &[String], tally: &mut Tally) -> Result<Option<String>> {
         let text = String::from_utf8_lossy(&text);
         say(&text);
         if let Some(result) = parse_result(&text) {
-            tally.passed += result.passed;
-            tally.failed += result.failed;
-            tally.ignored += result.ignored;
+            *tally = tally.and(result);
         }
     }
     let status = child.wait().with_context(|| format!("cannot wait for: {line}"))?;
@@ -250,7 +273,8 @@ pub(crate) fn parse_result(line: &str) -> Option<Tally> {
     Some(Tally { passed: count("passed")?, failed: count("failed")?, ignored: count("ignored")? })
 }
 
-fn conclude(tally: Tally, broken: &[String]) -> Result<()> {
+/// Ends a run: what failed, what was not tried, the sum.
+fn conclude(tally: Tally, broken: &[String], notes: &[String]) -> Result<()> {
     let Tally { passed, failed, ignored } = tally;
     let verdict = match (broken, passed, ignored) {
         ([], 0, _) => Err("no test ran".to_owned()),
@@ -261,6 +285,7 @@ fn conclude(tally: Tally, broken: &[String]) -> Result<()> {
     if let Err(reason) = &verdict {
         say(format_args!("\n{reason}"));
     }
+    notes.iter().for_each(|note| say(format_args!("\n{note}")));
     say(format_args!("\n{passed} passed, {failed} failed"));
     match verdict {
         Ok(()) => Ok(()),
@@ -279,9 +304,11 @@ mod tests {
 
     #[test]
     fn every_file_belongs_to_one_tier() {
-        let files = by_tier(&names(&["bpf_egress", "kernel_netns", "lab", "layering"])).unwrap();
+        let files =
+            by_tier(&names(&["bpf_egress", "kernel_netns", "lab", "layering", "vm_masters"])).unwrap();
         assert_eq!(files[&Tier::Programs], ["bpf_egress"]);
         assert_eq!(files[&Tier::Unit], ["layering"]);
+        assert_eq!(files[&Tier::Vm], ["vm_masters"]);
         let forgotten = by_tier(&names(&["kernel_netns", "somewhere"])).unwrap_err().to_string();
         assert!(forgotten.starts_with("netpath/tests/somewhere.rs belongs to no tier"), "{forgotten}");
     }

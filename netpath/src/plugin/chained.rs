@@ -17,6 +17,7 @@ use crate::{
     plan::{self, Guard, Place},
     spec::{CniResult, IfName, IpConfig},
     state::{self, Kind, Phase, Record, Records},
+    zone::{Ipvlan, Refusal, ZoneConf},
 };
 
 /// Polices the interface and passes `prevResult` on as it came.
@@ -28,8 +29,14 @@ pub(super) fn add(call: &Call<'_>) -> Result<Value, PluginError> {
     let prev = call.conf.prev_result.as_ref().ok_or(PluginError::NoPrevResult)?;
     let path = call.env.netns.as_deref().ok_or(PluginError::NoAttachment)?;
     let mut effects = Effects::open(Netns::open(path)?)?;
-    let link = policed_link(&mut effects, ifname)?;
+    let link = effects.link(ifname.as_str())?;
     let ips = ips_of(prev, ifname)?;
+    if is_ipvlan(&link) {
+        let rules = exempt(call, &mut effects, &link)?;
+        rules.check_addresses(call, &ips)?;
+        return Ok(prev.to_json(call.version())?);
+    }
+    must_be_macvlan(&link)?;
     let master = master_of(&mut effects, &link)?;
     let rules = Rules::read(call, master, Place::Node)?;
     rules.check_addresses(call, &ips)?;
@@ -130,14 +137,32 @@ fn raise(effects: &mut Effects, index: u32, routes: &[Route], ips: &[IpConfig]) 
     Ok(())
 }
 
-fn policed_link(effects: &mut Effects, ifname: &IfName) -> Result<Link, PluginError> {
-    let link = effects.link(ifname.as_str())?;
+fn must_be_macvlan(link: &Link) -> Result<(), PluginError> {
     match link.kind.as_deref() {
-        Some("macvlan") => Ok(link),
+        Some("macvlan") => Ok(()),
         kind => Err(PluginError::NotMacvlan {
-            ifname: ifname.to_string(),
+            ifname: link.name.clone(),
             kind: kind.map_or_else(|| "a device".to_owned(), |kind| format!("of kind {kind}")),
         }),
+    }
+}
+
+pub(super) fn is_ipvlan(link: &Link) -> bool {
+    link.kind.as_deref() == Some("ipvlan")
+}
+
+/// The rules of a master that an ipvlan may use unpoliced; else why it may not. It gets no row and no record:
+/// there is nothing of ours to end.
+pub(super) fn exempt(call: &Call<'_>, effects: &mut Effects, link: &Link) -> Result<Rules, PluginError> {
+    let master = master_of(effects, link)?;
+    let rules = Rules::read(call, master, Place::Node)?;
+    let (master, ifname) = (rules.master.link.name.clone(), link.name.clone());
+    match &rules.master.entry {
+        Some(entry) if entry.ipvlan() == Ipvlan::Unpoliced => match ZoneConf::from_conf(&call.conf.raw)? {
+            None => Ok(rules),
+            Some(_) => Err(Refusal::IpvlanZone { master, ifname }.into()),
+        },
+        _ => Err(Refusal::Ipvlan { master, ifname }.into()),
     }
 }
 

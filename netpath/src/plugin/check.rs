@@ -5,6 +5,7 @@ use std::fmt::Display;
 use super::{
     Call, PluginError, Role,
     add::locate,
+    chained,
     police::{Rules, failed},
 };
 use crate::{
@@ -28,6 +29,9 @@ pub(super) fn check(call: &Call<'_>) -> Result<(), PluginError> {
         ipam::check(&ipam::Request { network: call.network(), container_id, ifname }, Some(prev))?;
         check_link(call, &mut effects, &link, prev)?;
         check_addresses(&mut effects, &link, ifname, prev)?;
+    }
+    if call.role == Role::Chained && chained::is_ipvlan(&link) {
+        return chained::exempt(call, &mut effects, &link).map(drop);
     }
     match Records::new(call.root).read(container_id, ifname)? {
         Some(record) => check_policed(call, &record, &effects),
@@ -162,7 +166,7 @@ fn check_settings(effects: &Effects, ifname: &IfName) -> Result<(), PluginError>
 fn check_unrecorded(call: &Call<'_>, effects: &mut Effects, link: &Link) -> Result<(), PluginError> {
     let (master, place) = match call.role {
         Role::Macvlan => locate(effects, &MacvlanConf::from_conf(&call.conf, &call.env.args)?)?,
-        Role::Chained => (super::chained::master_of(effects, link)?, Place::Node),
+        Role::Chained => (chained::master_of(effects, link)?, Place::Node),
     };
     match Rules::read(call, master, place)?.zone {
         None => Ok(()),

@@ -14,7 +14,7 @@ use crate::{
             attach::{self, Change, Target},
             maps::{Maps, NAMES, pin_of},
             object::{self, Settings},
-            sys,
+            support, sys,
         },
         netlink::{Link, Netlink, NetlinkError},
         netns,
@@ -74,6 +74,7 @@ pub fn attach(
     if root.disable().exists() {
         return Err(BpfError::Disabled { path: root.disable() }.into());
     }
+    support::check()?;
     let link = &master.link;
     let bpffs = root.bpffs();
     sys::ensure_bpffs(&bpffs).map_err(|source| BpfError::Bpffs { path: bpffs, source })?;
@@ -255,14 +256,19 @@ fn mac_list(macs: &[Mac]) -> ([[u8; 8]; HOST_MACS], u8) {
     (list, u8::try_from(macs.len()).unwrap_or(u8::MAX))
 }
 
-/// The MACs the host sends with on a master: its own, its permanent one, its controller's (bridge, bond),
-/// and those of its upper devices in this namespace.
+/// The MACs the host sends with on a master: its own, its permanent one, its controller's (bridge, bond), those
+/// of its ports, where it is a bond, which takes them over when it fails over, and those of its upper devices in
+/// this namespace.
 fn host_macs(link: &Link, links: &[Link]) -> Result<Vec<Mac>, PoliceError> {
     let own = link.mac.ok_or_else(|| PoliceError::NoMac { master: link.name.clone() })?;
     let mut macs = vec![own];
     macs.extend(link.permanent_mac);
     if let Some(controller) = link.controller {
         macs.extend(links.iter().find(|link| link.index == controller).and_then(|link| link.mac));
+    }
+    if link.kind.as_deref() == Some("bond") {
+        let ports = links.iter().filter(|port| port.controller == Some(link.index));
+        macs.extend(ports.flat_map(|port| [port.mac, port.permanent_mac]).flatten());
     }
     macs.extend(links.iter().filter(|upper| upper.is_upper_of(link.index)).filter_map(|upper| upper.mac));
     let mut unique: Vec<Mac> = Vec::new();

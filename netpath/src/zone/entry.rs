@@ -50,6 +50,15 @@ pub enum Tc {
     Clsact,
 }
 
+/// What becomes of ipvlans on a master. Their frames carry the master's own MAC: no zone can hold for them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ipvlan {
+    /// They are not attached.
+    Refused,
+    /// They are attached, and pass as the node's own frames do.
+    Unpoliced,
+}
+
 /// Why an attachment may not use a master.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
@@ -62,6 +71,29 @@ pub enum Refusal {
         kind: String,
         /// The types that are allowed.
         types: Vec<String>,
+    },
+    /// An ipvlan without leave.
+    #[error(
+        "`{ifname}` is an ipvlan and sends with the MAC of `{master}`, so that its frames cannot be told from the \
+         node's and no zone can hold for them: use macvlan, or let the administrator write \
+         `\"ipvlan\": \"unpoliced\"` for `{master}` in masters.json"
+    )]
+    Ipvlan {
+        /// Name of the master.
+        master: String,
+        /// The interface.
+        ifname: String,
+    },
+    /// An ipvlan whose network asks for a zone.
+    #[error(
+        "`{ifname}` is an ipvlan and sends with the MAC of `{master}`, so that no zone can hold for it: remove `zone` \
+         from the network, or use macvlan"
+    )]
+    IpvlanZone {
+        /// Name of the master.
+        master: String,
+        /// The interface.
+        ifname: String,
     },
     /// The network's namespace is not listed.
     #[error(
@@ -125,6 +157,7 @@ pub struct MasterEntry {
     xdp: Xdp,
     promisc: Promisc,
     tc: Tc,
+    ipvlan: Ipvlan,
     wide_prefixes: bool,
 }
 
@@ -167,6 +200,11 @@ impl MasterEntry {
     /// How the TC programs are attached.
     pub fn tc(&self) -> Tc {
         self.tc
+    }
+
+    /// What becomes of ipvlans.
+    pub fn ipvlan(&self) -> Ipvlan {
+        self.ipvlan
     }
 
     /// Whether prefixes shorter than /8 (IPv4) or /32 (IPv6) may be in a zone.
@@ -233,6 +271,7 @@ impl MasterEntry {
             "xdp",
             "promisc",
             "tc",
+            "ipvlan",
             "widePrefixes",
         ];
         let Value::Object(object) = value else {
@@ -273,6 +312,9 @@ impl MasterEntry {
             tc: fields
                 .choice("tc", &[("auto", Tc::Auto), ("tcx", Tc::Tcx), ("clsact", Tc::Clsact)])?
                 .unwrap_or(Tc::Auto),
+            ipvlan: fields
+                .choice("ipvlan", &[("refused", Ipvlan::Refused), ("unpoliced", Ipvlan::Unpoliced)])?
+                .unwrap_or(Ipvlan::Refused),
             wide_prefixes: fields.flag("widePrefixes")?.unwrap_or(false),
         };
         if let Some((_, zone)) = fields.get("zone") {
@@ -322,6 +364,7 @@ pub(super) mod tests {
         let entry = entry(&json!({}));
         assert_eq!(entry.unknown_source(), UnknownSource::Auto);
         assert_eq!((entry.xdp(), entry.promisc(), entry.tc()), (Xdp::Off, Promisc::Auto, Tc::Auto));
+        assert_eq!(entry.ipvlan(), Ipvlan::Refused);
         assert_eq!((entry.zone(), entry.subnets(), entry.wide_prefixes()), (None, None, false));
         assert!(!entry.dedicated());
     }

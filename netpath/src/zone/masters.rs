@@ -183,7 +183,7 @@ mod tests {
         refused(
             json!({ "unknown_source": "drop" }),
             "`unknown_source` is not a known key: remove it, or write one of `zone`, `subnets`, `nadNamespaces`, \
-             `podNamespaces`, `types`, `unknownSource`, `xdp`, `promisc`, `tc`, `widePrefixes`",
+             `podNamespaces`, `types`, `unknownSource`, `xdp`, `promisc`, `tc`, `ipvlan`, `widePrefixes`",
         );
         refused(
             json!({ "zone": { "denny": [] } }),
@@ -191,6 +191,7 @@ mod tests {
              `policy`, `mode`, `local`, `allow`, `deny`, `ingress`, `onDeny`",
         );
         refused(json!({ "xdp": "generic" }), "`xdp` is `generic`: write one of `off`, `native`");
+        refused(json!({ "ipvlan": "off" }), "`ipvlan` is `off`: write one of `refused`, `unpoliced`");
         refused(json!({ "promisc": true }), "`promisc` is true: write a string");
         refused(json!({ "tc": "bpf" }), "`tc` is `bpf`: write one of `auto`, `tcx`, `clsact`");
         refused(

@@ -21,7 +21,7 @@ mod properties;
 
 pub use compile::compile;
 pub use conf::{Ingress, Mode, OnDeny, ZoneConf};
-pub use entry::{MasterEntry, Promisc, Refusal, Tc, UnknownSource, Xdp};
+pub use entry::{Ipvlan, MasterEntry, Promisc, Refusal, Tc, UnknownSource, Xdp};
 pub use error::{BoundError, ValueError, ZoneError};
 pub use image::{Difference, ZoneImage};
 pub use masters::{Masters, MastersError};

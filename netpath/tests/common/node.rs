@@ -6,6 +6,7 @@ use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use netpath::kernel::bpf::attach::Via;
 use netpath::kernel::bpf::maps::Maps;
 use netpath::kernel::netlink::Netlink;
 use netpath::police;
@@ -89,8 +90,12 @@ impl Node {
         self.outside.ip(&format!("addr add {INTERNET}/32 dev {WIRE}"));
     }
 
-    /// Writes the master's entry in `masters.json`.
+    /// Writes the master's entry in `masters.json`; an entry that does not say how to attach gets [`asked_via`].
     pub(crate) fn set_master(&self, entry: &Value) {
+        let mut entry = entry.clone();
+        if let (Some(word), true) = (asked_via(), entry["tc"].is_null()) {
+            entry["tc"] = json!(word);
+        }
         self.write(&self.root.masters(), &json!({ MASTER: entry }));
     }
 
@@ -258,6 +263,31 @@ impl Pod {
         [("rx", "packets"), ("rx", "bytes"), ("tx", "packets"), ("tx", "bytes")]
             .map(|(way, what)| stats[way][what].as_u64().expect("a number"))
     }
+}
+
+/// How the whole run is to be attached, if it is asked: the same tests are to hold for TCX and for clsact.
+fn asked_via() -> Option<String> {
+    std::env::var("NETPATH_TEST_TC").ok().filter(|word| !word.is_empty())
+}
+
+/// How TC programs come to be attached where a test does not say it.
+///
+/// By the kernel's release, not by trying: a kernel that ought to have TCX and gets clsact is a failure.
+pub(crate) fn usual_via() -> Via {
+    match asked_via().as_deref() {
+        Some("clsact") => Via::Clsact,
+        Some("tcx") => Via::Tcx,
+        Some("auto") | None if (6, 6) <= kernel_release() => Via::Tcx,
+        Some("auto") | None => Via::Clsact,
+        Some(word) => panic!("NETPATH_TEST_TC is `{word}`, not a word for `tc` in masters.json"),
+    }
+}
+
+/// Version and patch level of the running kernel.
+pub(crate) fn kernel_release() -> (u32, u32) {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").expect("procfs");
+    let mut numbers = release.split(['.', '-']).map(|number| number.trim().parse().expect("a number"));
+    (numbers.next().expect("a version"), numbers.next().expect("a patch level"))
 }
 
 /// A network configuration with fixed addresses.

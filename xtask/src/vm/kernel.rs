@@ -17,6 +17,9 @@ use crate::{
 /// A line of kernels that Debian keeps up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Series {
+    /// Debian 11: older than what netpath polices on; what is tried there is the refusal.
+    #[value(name = "5.10")]
+    V5_10,
     /// Debian 12: attaches by clsact, has no TCX.
     #[value(name = "6.1")]
     V6_1,
@@ -45,45 +48,83 @@ pub(super) struct Module {
 
 impl Series {
     /// Every kernel that is tested.
-    pub(crate) const ALL: [Self; 2] = [Self::V6_1, Self::V6_12];
+    pub(crate) const ALL: [Self; 3] = [Self::V5_10, Self::V6_1, Self::V6_12];
 
-    fn number(self) -> &'static str {
+    pub(super) fn number(self) -> &'static str {
         match self {
+            Self::V5_10 => "5.10",
             Self::V6_1 => "6.1",
             Self::V6_12 => "6.12",
         }
     }
 
-    /// Where Debian has it, for a machine whose own sources have not.
-    fn suite(self) -> &'static str {
+    /// Where Debian has it, for a machine whose own sources have not: which of its archives, and which suite.
+    fn suite(self) -> (&'static str, &'static str) {
         match self {
-            Self::V6_1 => "bookworm",
-            Self::V6_12 => "bookworm-backports",
+            Self::V5_10 => ("Debian-Security", "bullseye-security"),
+            Self::V6_1 => ("Debian", "bookworm"),
+            Self::V6_12 => ("Debian", "bookworm-backports"),
         }
+    }
+
+    /// Whether netpath polices masters on it.
+    pub(super) fn is_supported(self) -> bool {
+        match self {
+            Self::V5_10 => false,
+            Self::V6_1 | Self::V6_12 => true,
+        }
+    }
+
+    /// Whether TC programs are attached by TCX where masters.json does not say otherwise.
+    pub(super) fn has_tcx(self) -> bool {
+        match self {
+            Self::V5_10 | Self::V6_1 => false,
+            Self::V6_12 => true,
+        }
+    }
+
+    /// Whether a run may do without it where its suite cannot be reached: Debian ends what it was made for.
+    fn may_be_out_of_reach(self) -> bool {
+        !self.is_supported()
     }
 }
 
+/// What became of the search for a kernel.
+pub(super) enum Found {
+    Kernel(Kernel),
+    /// Its suite cannot be reached from here, and the run may go on without it.
+    OutOfReach(anyhow::Error),
+}
+
 /// The newest kernel of a series: the one in the cache, else the one that apt has.
-pub(super) fn get(series: Series) -> Result<Kernel> {
+pub(super) fn get(series: Series) -> Result<Found> {
     let cache = cache()?;
     if let Some(package) = newest(series, cached(&cache)) {
         say(format_args!("{package}: from {}; remove it for a newer one", cache.display()));
-        return unpacked(&cache, &package);
+        return unpacked(&cache, &package).map(Found::Kernel);
     }
     fs::create_dir_all(&cache).with_context(|| format!("cannot create {}", cache.display()))?;
-    let own = Apt { options: Vec::new() };
-    let (apt, package) = match newest(series, own.kernels()?) {
-        Some(package) => (own, package),
-        None => {
-            let apt = Apt::with_suite(series.suite(), &cache)?;
-            let package = newest(series, apt.kernels()?).with_context(|| {
-                format!("apt has no Linux {} in suite {}", series.number(), series.suite())
-            })?;
-            (apt, package)
+    match offered(series, &cache) {
+        Ok((apt, package)) => {
+            apt.unpack(&package, &cache)?;
+            unpacked(&cache, &package).map(Found::Kernel)
         }
-    };
-    apt.unpack(&package, &cache)?;
-    unpacked(&cache, &package)
+        Err(error) if series.may_be_out_of_reach() => Ok(Found::OutOfReach(error)),
+        Err(error) => Err(error),
+    }
+}
+
+/// The newest kernel of a series that can be downloaded, and by which apt.
+fn offered(series: Series, cache: &Path) -> Result<(Apt, String)> {
+    let own = Apt { options: Vec::new() };
+    if let Some(package) = newest(series, own.kernels()?) {
+        return Ok((own, package));
+    }
+    let (archive, suite) = series.suite();
+    let apt = Apt::with_suite(archive, suite, cache)?;
+    let package = newest(series, apt.kernels()?)
+        .with_context(|| format!("apt has no Linux {} in suite {suite}", series.number()))?;
+    Ok((apt, package))
 }
 
 /// busybox, which must be static: the machine has its libraries for other programs only by chance.
@@ -148,17 +189,20 @@ struct Apt {
 
 impl Apt {
     /// With another suite of the mirror that this machine uses for Debian, and lists of its own.
-    fn with_suite(suite: &str, cache: &Path) -> Result<Self> {
+    fn with_suite(archive: &str, suite: &str, cache: &Path) -> Result<Self> {
         let targets = process::output(Command::new("apt-get").args([
             "indextargets",
             "--format",
-            "$(REPO_URI) $(SIGNED_BY)",
+            "$(REPO_URI)",
             "Created-By: Packages",
             "Origin: Debian",
-            "Label: Debian",
+            &format!("Label: {archive}"),
         ]))?;
-        let source = source(&targets, suite)
-            .context("no source of apt on this machine is Debian's: kernels cannot be downloaded here")?;
+        let source = source(&targets, Path::new(KEYRING).exists(), suite).with_context(|| {
+            format!(
+                "no source of apt on this machine is labelled {archive}: this kernel cannot be downloaded"
+            )
+        })?;
         let dir = cache.join("apt").join(suite);
         for part in ["lists/partial", "archives/partial"] {
             let part = dir.join(part);
@@ -224,13 +268,13 @@ impl Apt {
     }
 }
 
+/// Debian's keys; apt does not tell which one a source names, and without any it takes those it trusts for all.
+const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
+
 /// A line for a list of sources, from what apt says of the sources there are.
-fn source(targets: &str, suite: &str) -> Option<String> {
-    let (uri, signed_by) = targets.lines().find_map(|line| line.split_once(' '))?;
-    let options = match signed_by.trim() {
-        "" => String::new(),
-        key => format!("[signed-by={key}] "),
-    };
+fn source(targets: &str, keyring: bool, suite: &str) -> Option<String> {
+    let uri = targets.lines().find(|line| !line.is_empty())?;
+    let options = if keyring { format!("[signed-by={KEYRING}] ") } else { String::new() };
     Some(format!("deb {options}{uri} {suite} main\n"))
 }
 
@@ -305,11 +349,14 @@ mod tests {
             "linux-image-6.1.0-47-cloud-amd64",
             "linux-image-6.1.0-9-cloud-amd64",
             "linux-image-6.1.0-9-amd64",
+            "linux-image-5.10.0-46-cloud-amd64",
+            "linux-image-5.10.0-46-cloud-amd64-unsigned",
         ]
         .map(str::to_owned);
         let found = |series| newest(series, packages.to_vec());
         assert_eq!(found(Series::V6_12).as_deref(), Some("linux-image-6.12.101+deb12-cloud-amd64"));
         assert_eq!(found(Series::V6_1).as_deref(), Some("linux-image-6.1.0-47-cloud-amd64"));
+        assert_eq!(found(Series::V5_10).as_deref(), Some("linux-image-5.10.0-46-cloud-amd64"));
         assert_eq!(newest(Series::V6_1, Vec::new()), None);
     }
 
@@ -327,15 +374,15 @@ mod tests {
     }
 
     #[test]
-    fn a_private_source_keeps_mirror_and_key() {
-        let targets =
-            "http://mirror.example/debian/ /usr/share/keyrings/key.gpg\nhttp://other.example/debian/ \n";
-        let line = "deb [signed-by=/usr/share/keyrings/key.gpg] http://mirror.example/debian/ bookworm-backports main\n";
-        assert_eq!(source(targets, "bookworm-backports").as_deref(), Some(line));
+    fn a_private_source_keeps_the_mirror() {
+        let targets = "http://mirror.example/debian/\nhttp://other.example/debian/\n";
+        let line =
+            format!("deb [signed-by={KEYRING}] http://mirror.example/debian/ bookworm-backports main\n");
+        assert_eq!(source(targets, true, "bookworm-backports"), Some(line));
         assert_eq!(
-            source("http://m.example/debian/ \n", "x").as_deref(),
+            source("http://m.example/debian/\n", false, "x").as_deref(),
             Some("deb http://m.example/debian/ x main\n")
         );
-        assert_eq!(source("", "x"), None);
+        assert_eq!(source("", true, "x"), None);
     }
 }

@@ -7,6 +7,7 @@ pub mod identity;
 pub mod maps;
 pub mod object;
 pub mod selftest;
+pub mod support;
 pub mod sys;
 pub mod zones;
 
@@ -67,6 +68,25 @@ pub enum BpfError {
     Disabled {
         /// The file.
         path: PathBuf,
+    },
+    /// The kernel is older than what the programs are tested on.
+    #[error(
+        "this node runs Linux {found} and masters are policed on {} or newer: {missing}",
+        support::OLDEST
+    )]
+    Kernel {
+        /// What it says of itself.
+        found: String,
+        /// What netpath needs and it has not.
+        missing: String,
+    },
+    /// The kernel does not say which it is.
+    #[error("cannot read which kernel this is from {}", path.display())]
+    Release {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
     },
     /// No BPF file system, and none could be mounted.
     #[error("cannot mount the BPF file system at {}", path.display())]

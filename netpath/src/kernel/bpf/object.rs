@@ -16,6 +16,7 @@ use serde::Deserialize;
 use super::{
     BpfError, Hook,
     maps::{self, Maps, NAMES, pin_of},
+    support,
 };
 
 #[cfg(not(no_bpf_object))]
@@ -164,6 +165,7 @@ pub struct Verified {
 
 /// Loads every program into maps of this process alone and says what the verifier made of it.
 pub fn verify() -> Result<Vec<Verified>, BpfError> {
+    support::check()?;
     let have_cookie = u32::from(has_netns_cookie()?);
     let mut loader = EbpfLoader::new();
     // Any mark: with none the verifier would not look at what answers denied packets.

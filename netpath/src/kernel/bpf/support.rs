@@ -1,0 +1,96 @@
+//! Which kernels masters are policed on.
+//!
+//! The programs are tested from [`OLDEST`] on. Below it the first thing that is missing would be an errno of a
+//! system call, behind half of the work: the release is asked before anything is made.
+
+use std::{fmt, fs, path::PathBuf};
+
+use super::BpfError;
+
+/// The oldest kernel that masters are policed on.
+pub const OLDEST: Release = Release(6, 1);
+
+/// What netpath needs of a kernel, and since when Linux has it. Kernels with none of it missing and older than
+/// [`OLDEST`] are refused all the same: nobody has tried the programs there.
+const NEEDS: &[(Release, &str)] = &[
+    (Release(5, 8), "ring buffers, which tell of drops"),
+    (Release(5, 14), "SO_NETNS_COOKIE, which tells namespaces apart"),
+    (Release(5, 18), "XDP programs for packets in fragments"),
+];
+
+/// Where the kernel says which it is.
+const OSRELEASE: &str = "/proc/sys/kernel/osrelease";
+
+/// Version and patch level of a kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Release(u32, u32);
+
+impl Release {
+    /// Reads what `uname -r` prints; none for what is not Linux's way to number.
+    pub fn parse(text: &str) -> Option<Self> {
+        let mut numbers = text.trim().split(|c: char| !c.is_ascii_digit());
+        Some(Self(numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
+    }
+}
+
+impl fmt::Display for Release {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.0, self.1)
+    }
+}
+
+/// Refuses a kernel that is too old.
+pub fn check() -> Result<(), BpfError> {
+    let text = fs::read_to_string(OSRELEASE)
+        .map_err(|source| BpfError::Release { path: PathBuf::from(OSRELEASE), source })?;
+    refuse_older(text.trim())
+}
+
+/// A release that cannot be read is let through: the kernel itself refuses what it cannot do.
+fn refuse_older(text: &str) -> Result<(), BpfError> {
+    match Release::parse(text) {
+        Some(release) if release < OLDEST => {
+            let missing = NEEDS.iter().filter(|(since, _)| release < *since);
+            let missing: Vec<_> = missing.map(|(since, what)| format!("{what} (Linux {since})")).collect();
+            Err(BpfError::Kernel {
+                found: text.to_owned(),
+                missing: match &missing[..] {
+                    [] => "it is not tested there".to_owned(),
+                    missing => format!("it lacks {}", missing.join(", ")),
+                },
+            })
+        }
+        Some(_) | None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn releases_compare_by_their_numbers() {
+        assert_eq!(Release::parse("6.12.117+deb12-cloud-amd64\n"), Some(Release(6, 12)));
+        assert_eq!(Release::parse("6.1-rc3"), Some(Release(6, 1)));
+        assert_eq!(Release::parse("Linux"), None);
+        assert!(Release(5, 18) < OLDEST && OLDEST < Release(6, 12));
+    }
+
+    #[test]
+    fn an_old_kernel_is_told_what_it_lacks() {
+        let said = |text| refuse_older(text).expect_err("too old").to_string();
+        assert_eq!(
+            said("5.10.0-46-cloud-amd64"),
+            "this node runs Linux 5.10.0-46-cloud-amd64 and masters are policed on 6.1 or newer: it lacks \
+             SO_NETNS_COOKIE, which tells namespaces apart (Linux 5.14), XDP programs for packets in fragments \
+             (Linux 5.18)"
+        );
+        assert_eq!(
+            said("5.19.17"),
+            "this node runs Linux 5.19.17 and masters are policed on 6.1 or newer: it is not tested there"
+        );
+        for good in ["6.1.0-56-cloud-amd64", "6.18.44", "7.0", "a kernel of somebody's own"] {
+            assert!(refuse_older(good).is_ok(), "{good}");
+        }
+    }
+}
