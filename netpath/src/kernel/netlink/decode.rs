@@ -17,6 +17,8 @@ const INFO_KIND: u16 = 1;
 const INFO_DATA: u16 = 2;
 /// `IFLA_MACVLAN_MODE` inside the data of a macvlan.
 const MACVLAN_MODE: u16 = 1;
+/// `IFLA_XDP_SKB_PROG_ID` inside `IFLA_XDP`.
+const XDP_GENERIC_PROGRAM: u16 = 6;
 /// `NLMSGERR_ATTR_MSG`.
 const ERROR_TEXT: u16 = 1;
 /// `NETNSA_NSID`.
@@ -72,6 +74,7 @@ pub(super) fn link(kind: u16, payload: &[u8]) -> Option<Link> {
         controller: None,
         promiscuity: 0,
         macvlan_mode: None,
+        generic_xdp: None,
     };
     for nla in attributes(&payload[LINK_HEADER.min(payload.len())..]) {
         let value = nla.value();
@@ -87,6 +90,10 @@ pub(super) fn link(kind: u16, payload: &[u8]) -> Option<Link> {
             libc::IFLA_PROP_LIST => {
                 let names = attributes(value).filter(|nla| nla.kind() == libc::IFLA_ALT_IFNAME);
                 link.alt_names = names.map(|nla| text(nla.value())).collect();
+            }
+            libc::IFLA_XDP => {
+                let program = attributes(value).find(|nla| nla.kind() == XDP_GENERIC_PROGRAM);
+                link.generic_xdp = program.and_then(|nla| u32_at(nla.value(), 0));
             }
             libc::IFLA_LINKINFO => link_info(value, &mut link),
             _ => {}

@@ -45,6 +45,8 @@ pub struct Link {
     pub promiscuity: u32,
     /// Mode of a macvlan or macvtap.
     pub macvlan_mode: Option<MacVlanMode>,
+    /// Id of the XDP program that runs on it in generic mode.
+    pub generic_xdp: Option<u32>,
 }
 
 impl Link {
