@@ -167,25 +167,43 @@ pub fn ensure(target: &Target<'_>, states: &[HookState], replace: bool) -> Resul
     if todo.is_empty() {
         return Ok(changes);
     }
-    let mut object = object::load(target.pins, target.settings, target.id, target.cpus)?;
-    for hook in &todo {
-        load_and_test(&mut object, *hook, target.host_macs)?;
-    }
+    let mut programs = Programs::load(target, &todo)?;
     for hook in todo {
         let change = match live(hook) {
             Some(state) => {
-                replace_program(target, &mut object, state)?;
+                programs.replace(target, state)?;
                 Change::Replaced(hook, state.via)
             }
             None => {
                 // A pin that is still there belongs to a NIC that is gone; its link cannot be updated.
                 unpin(target.pins, target.id, hook)?;
-                Change::Attached(hook, attach(target, &mut object, hook)?)
+                Change::Attached(hook, attach(target, &mut programs.object, hook)?)
             }
         };
         changes.push(change);
     }
     Ok(changes)
+}
+
+/// Programs of this build for one master: in the kernel, tried on the host's frames, and not attached yet.
+pub struct Programs {
+    object: Ebpf,
+}
+
+impl Programs {
+    /// Loads the programs of these hooks.
+    pub fn load(target: &Target<'_>, hooks: &[Hook]) -> Result<Self, BpfError> {
+        let mut object = object::load(target.pins, target.settings, target.id, target.cpus)?;
+        for hook in hooks {
+            load_and_test(&mut object, *hook, target.host_macs)?;
+        }
+        Ok(Self { object })
+    }
+
+    /// Puts the program of a hook in the place of the one that is there: each packet meets one of the two.
+    pub fn replace(&mut self, target: &Target<'_>, state: &HookState) -> Result<(), BpfError> {
+        replace_program(target, &mut self.object, state)
+    }
 }
 
 fn load_and_test(object: &mut Ebpf, hook: Hook, host_macs: &[[u8; 6]]) -> Result<(), BpfError> {
@@ -331,7 +349,9 @@ fn replace_program(target: &Target<'_>, object: &mut Ebpf, state: &HookState) ->
             let link = opened()?.try_into();
             let link =
                 link.map_err(|source| BpfError::Link { path: path.clone(), source: Box::new(source) })?;
-            xdp(object)?.attach_to_link(link).map_err(failed)?;
+            let program = xdp(object)?;
+            let link = program.attach_to_link(link).map_err(failed)?;
+            drop(program.take_link(link).map_err(failed)?);
         }
         (Via::Clsact, Some(attach_type)) => {
             let program = classifier(object, hook)?;
@@ -342,8 +362,10 @@ fn replace_program(target: &Target<'_>, object: &mut Ebpf, state: &HookState) ->
             let link = opened()?.try_into();
             let link =
                 link.map_err(|source| BpfError::Link { path: path.clone(), source: Box::new(source) })?;
+            let program = classifier(object, hook)?;
+            let link = program.attach_to_link(link).map_err(failed)?;
             // The pin follows the update: nothing is pinned again.
-            classifier(object, hook)?.attach_to_link(link).map_err(failed)?;
+            drop(program.take_link(link).map_err(failed)?);
         }
     }
     Ok(())
