@@ -58,12 +58,10 @@ fn lengths(node: &Node, pod: &Pod, lengths: &[usize]) {
         let before = node.counters(pod);
         let mark = marker();
         let payload = [mark.clone(), vec![0x55; length - 42 - mark.len()]].concat();
-        for (denied, allowed) in [(INTERNET, GATEWAY)] {
-            let _ = inner.send(&udp_frame((pod.mac, OUTSIDE_MAC), POD, denied, (1, 2), &payload));
-            outer.send(&udp_frame((OUTSIDE_MAC, pod.mac), denied, POD, (1, 2), &payload)).expect("sent");
-            inner.send(&udp_frame((pod.mac, OUTSIDE_MAC), POD, allowed, (3, 4), &payload)).expect("allowed");
-            outer.send(&udp_frame((OUTSIDE_MAC, pod.mac), allowed, POD, (3, 4), &payload)).expect("sent");
-        }
+        let _ = inner.send(&udp_frame((pod.mac, OUTSIDE_MAC), POD, INTERNET, (1, 2), &payload));
+        outer.send(&udp_frame((OUTSIDE_MAC, pod.mac), INTERNET, POD, (1, 2), &payload)).expect("sent");
+        inner.send(&udp_frame((pod.mac, OUTSIDE_MAC), POD, GATEWAY, (3, 4), &payload)).expect("allowed");
+        outer.send(&udp_frame((OUTSIDE_MAC, pod.mac), GATEWAY, POD, (3, 4), &payload)).expect("sent");
         for (what, socket) in [("out", &outer), ("in", &inner)] {
             loop {
                 let frame =
@@ -130,7 +128,7 @@ fn an_mtu_that_changes_under_the_programs_changes_no_verdict_and_no_count() {
     }
 }
 
-/// The number in the kernel's ring of a NIC's far end is of no interest here: the mark of another build is.
+/// Marks the master as one whose programs another build attached.
 fn as_if_by_another_build(node: &Node) {
     let mut maps = node.maps();
     let [(id, master)] = maps.masters().expect("readable")[..] else { panic!("one master") };

@@ -120,7 +120,7 @@ fn a_tcx_program_before_our_clsact_filter_is_named() {
         Ok(_) => alerts(&node, &format!("{MASTER}: egress runs before netpath at egress")),
         // Before Linux 6.6 there is no such chain that anybody could stand in.
         Err(error) => {
-            assert!(common::chain(&error).contains("Invalid argument"), "{}", common::chain(&error))
+            assert!(common::chain(&error).contains("Invalid argument"), "{}", common::chain(&error));
         }
     }
     assert!(is_enforced(&node, &pod));

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use common::NetNs;
 use common::enforce::{all_live, by_clsact, hooks, ifindex, is_well, private, ways};
-use common::flood::{Tally, under_flood};
+use common::flood::under_flood;
 use common::node::{MASTER, NODE_MAC, Node, Pod, conf};
 use netpath::kernel::bpf::TcHook;
 use netpath::kernel::bpf::attach::{Programs, Target};
@@ -31,19 +31,11 @@ fn refs(pods: &[(Pod, Ipv4Addr)]) -> Vec<(&Pod, Ipv4Addr)> {
     pods.iter().map(|(pod, address)| (pod, *address)).collect()
 }
 
-#[track_caller]
-fn shown<T>((result, tally): (T, Tally)) -> T {
-    println!("{tally:?}");
-    result
-}
-
 #[test]
 fn an_undisturbed_flood_loses_nothing_either() {
     let node = Node::new(&json!({ "unknownSource": "drop" }));
     let pods = pods(&node);
-    shown(under_flood(&node, &refs(&pods), || {
-        common::eventually(common::PATIENCE, "a while", while_of(300))
-    }));
+    under_flood(&node, &refs(&pods), || common::eventually(common::PATIENCE, "a while", while_of(300)));
 }
 
 /// Ready once it was asked that often.
@@ -93,9 +85,7 @@ fn programs_are_replaced_a_thousand_times_under_a_flood() {
         let node = Node::new(&entry);
         let pods = pods(&node);
         let before = hooks(&node);
-        let start = Instant::now();
-        shown(under_flood(&node, &refs(&pods), || swap(&node, times)));
-        println!("{times} replacements by {entry}: {:?}", start.elapsed());
+        under_flood(&node, &refs(&pods), || swap(&node, times));
         for (old, new) in before.iter().zip(hooks(&node)) {
             assert!(new.live && new.program != old.program, "{old:?} {new:?}");
         }
@@ -108,12 +98,12 @@ fn the_tool_replaces_programs_under_a_flood() {
     for entry in ways() {
         let node = Node::new(&entry);
         let pods = pods(&node);
-        shown(under_flood(&node, &refs(&pods), || {
+        under_flood(&node, &refs(&pods), || {
             for _ in 0..6 {
                 let said = node.netpath(&["attach"]);
                 assert!(said.contains("replaced") && !said.contains("attached"), "{said}");
             }
-        }));
+        });
         all_live(&node, &entry);
     }
 }
@@ -141,8 +131,7 @@ fn zones_are_replaced_a_thousand_times_under_a_flood() {
     let zones = zones();
     let mut maps = node.maps();
     let row = maps.zones().expect("readable")[0].id;
-    let start = Instant::now();
-    shown(under_flood(&node, &refs(&pods), || {
+    under_flood(&node, &refs(&pods), || {
         let running = police::running(&node.root, &maps, 1, "privatezone").expect("readable");
         assert_eq!(running.len(), 3);
         for round in 0..1000u32 {
@@ -156,8 +145,52 @@ fn zones_are_replaced_a_thousand_times_under_a_flood() {
                 "{round}"
             );
         }
-    }));
-    println!("1000 zones: {:?}", start.elapsed());
+    });
+}
+
+/// Makes the kernel refuse `membarrier(2)` to this thread, as it does with `nohz_full` CPUs.
+fn refuse_membarrier() {
+    const LOAD: u16 = 0x20;
+    const JUMP_EQUAL: u16 = 0x15;
+    const RETURN: u16 = 0x06;
+    let number = u32::try_from(libc::SYS_membarrier).expect("small");
+    let errno = libc::SECCOMP_RET_ERRNO | u32::try_from(libc::EINVAL).expect("small");
+    let step = |code, jt, k| libc::sock_filter { code, jt, jf: 1 - jt, k };
+    let mut filter = [
+        // The number of the system call is the first word.
+        libc::sock_filter { code: LOAD, jt: 0, jf: 0, k: 0 },
+        step(JUMP_EQUAL, 0, number),
+        libc::sock_filter { code: RETURN, jt: 0, jf: 0, k: errno },
+        libc::sock_filter { code: RETURN, jt: 0, jf: 0, k: libc::SECCOMP_RET_ALLOW },
+    ];
+    let program = libc::sock_fprog { len: 4, filter: filter.as_mut_ptr() };
+    // SAFETY: `program` and the filter it points to live through the call, and the filter has four steps.
+    let set = unsafe { libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const program) };
+    assert_eq!(set, 0, "{}", std::io::Error::last_os_error());
+    // SAFETY: No memory is passed.
+    let refused = unsafe { libc::syscall(libc::SYS_membarrier, 1, 0, 0) };
+    assert_eq!((refused, std::io::Error::last_os_error().raw_os_error()), (-1, Some(libc::EINVAL)));
+}
+
+#[test]
+fn zones_are_replaced_where_membarrier_is_refused() {
+    let node = Node::new(&json!({ "unknownSource": "drop" }));
+    let pods = pods(&node);
+    let zones = zones();
+    under_flood(&node, &refs(&pods), || {
+        let replace = || {
+            // The filter stays with the thread.
+            refuse_membarrier();
+            let mut maps = node.maps();
+            let running = police::running(&node.root, &maps, 1, "privatezone").expect("readable");
+            for round in 0..100u32 {
+                let zone = &zones[(round % 2) as usize].1;
+                let applied = police::apply(&mut maps, &running, "privatezone", Some(zone)).expect("applied");
+                assert_eq!(applied.generation, Some(u64::from(round) + 2), "{round}");
+            }
+        };
+        std::thread::scope(|scope| scope.spawn(replace).join()).expect("each replacement waits and goes on");
+    });
 }
 
 /// The network as `netpath apply` reads it.
@@ -202,7 +235,7 @@ fn whoever_is_killed_at_whatever_moment_opens_nothing_and_loses_nothing() {
         let zones = zones();
         let mut count = [0; 3];
         let rounds: u32 = 10;
-        shown(under_flood(&node, &refs(&pods), || {
+        under_flood(&node, &refs(&pods), || {
             let timed = |run: &dyn Fn() -> bool| {
                 let start = Instant::now();
                 assert!(!run(), "it has all the time it wants");
@@ -225,7 +258,7 @@ fn whoever_is_killed_at_whatever_moment_opens_nothing_and_loses_nothing() {
             }
             node.netpath(&["attach"]);
             node.netpath(&["apply", &manifest(&node, &zones[0].0)]);
-        }));
+        });
         assert!(count.iter().all(|count| 0 < *count), "{count:?} of {rounds} each were killed in time");
         all_live(&node, &entry);
         is_well(&node);
