@@ -341,12 +341,12 @@ fn ours_comes_first_and_others_still_see_what_may_pass() {
 
     // The one that stands behind us is told so: who comes first may decide alone.
     let states = node.netns.within(|| inspect(&second.root().pins(), 1, ifindex(&node))).expect("readable");
-    let ahead = node.netns.within(|| police::ahead(MASTER, &states));
+    let ahead = node.netns.within(|| police::ahead(MASTER, ifindex(&node), &states));
     assert_eq!(
         ahead,
         [(Hook::Ingress, vec!["ingress".to_owned()]), (Hook::Egress, vec!["egress".to_owned()])]
     );
-    assert_eq!(node.netns.within(|| police::ahead(MASTER, &hooks(&node))), []);
+    assert_eq!(node.netns.within(|| police::ahead(MASTER, ifindex(&node), &hooks(&node))), []);
 }
 
 #[test]

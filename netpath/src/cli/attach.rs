@@ -4,9 +4,15 @@ use std::process::ExitCode;
 
 use anyhow::{Context, bail};
 
-use super::{say, view};
+use super::{
+    say,
+    view::{self, ATTENTION},
+};
 use crate::{
-    kernel::{bpf::attach::Change, netlink::Netlink},
+    kernel::{
+        bpf::attach::{Change, inspect},
+        netlink::Netlink,
+    },
     police::{self, MasterLink},
     root::Root,
     state::Lock,
@@ -31,6 +37,7 @@ pub(super) fn run(root: &Root, args: &Args) -> anyhow::Result<ExitCode> {
     if names.is_empty() {
         bail!("no master to attach to: name one, or write {}", root.masters().display());
     }
+    let mut alerts = Vec::new();
     for name in names {
         let Some(link) = node.find_link(&name)? else {
             if args.masters.is_empty() {
@@ -42,6 +49,7 @@ pub(super) fn run(root: &Root, args: &Args) -> anyhow::Result<ExitCode> {
         let all: Vec<&str> =
             std::iter::once(link.name.as_str()).chain(link.alt_names.iter().map(String::as_str)).collect();
         let entry = masters.find(&all)?.cloned();
+        let (index, current) = (link.index, link.name.clone());
         let _lock = Lock::acquire(root)?;
         let attached = police::attach(root, &mut node, &MasterLink { link, entry }, true)
             .with_context(|| format!("cannot attach to `{name}`"))?;
@@ -52,6 +60,13 @@ pub(super) fn run(root: &Root, args: &Args) -> anyhow::Result<ExitCode> {
                 Change::Detached(hook) => format!("{name}: {} detached", hook.name()),
             });
         }
+        // Who stands before us there was attached after us, and stays: only its owner can move it.
+        let states = inspect(&root.pins(), attached.id, index)?;
+        let ahead = police::ahead(&current, index, &states);
+        alerts.extend(ahead.iter().map(|(hook, programs)| view::ahead(&name, *hook, programs)));
     }
-    Ok(ExitCode::SUCCESS)
+    for alert in &alerts {
+        say(format_args!("ALERT: {alert}"));
+    }
+    Ok(if alerts.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(ATTENTION) })
 }

@@ -43,7 +43,14 @@ pub(super) fn run(root: &Root, args: &Args) -> anyhow::Result<ExitCode> {
         if root.disable().exists() && args.output.output == Format::Table {
             say(disabled(root));
         }
-        return Ok(view::nothing_loaded(root, args.output, &head(root, None)));
+        let mut answer = head(root, None);
+        let alerts = view::unenforced(root)?;
+        answer["alerts"] = json!(alerts);
+        let code = view::nothing_loaded(root, args.output, &answer);
+        if args.output.output == Format::Table {
+            alerts.iter().for_each(|alert| say(format_args!("ALERT: {alert}")));
+        }
+        return Ok(code);
     };
     let status = Status::read(root, &maps)?;
     match args.output.output {
@@ -107,7 +114,7 @@ impl Status {
             let link = links.iter().find(|link| here && link.index == row.ifindex).cloned();
             let name = link.as_ref().map_or_else(|| text(&row.name), |link| link.name.clone());
             let states = attach::inspect(maps.pins(), id, row.ifindex)?;
-            let ahead = if link.is_some() { police::ahead(&name, &states) } else { Vec::new() };
+            let ahead = if link.is_some() { police::ahead(&name, row.ifindex, &states) } else { Vec::new() };
             let hooks: Vec<_> = states
                 .into_iter()
                 .map(|state| {
@@ -293,7 +300,14 @@ impl Shown {
         } else if here {
             let wanted = Hook::ALL.into_iter().filter(|hook| *hook != Hook::Xdp || wants_xdp);
             for hook in wanted {
-                if !self.hooks.iter().any(|(state, _)| state.hook == hook && state.live) {
+                let found = self.hooks.iter().find(|(state, _)| state.hook == hook && state.live);
+                if found.is_some_and(|(state, _)| !state.bound) {
+                    let hook = hook.name();
+                    alerts.push(format!(
+                        "{name}: the program at {hook} works on maps that are not pinned any more: run `netpath attach {name}`"
+                    ));
+                }
+                if found.is_none() {
                     let hook = hook.name();
                     alerts.push(format!(
                         "{name}: {hook} is not attached, so nothing is enforced there: run `netpath attach {name}`"
@@ -301,10 +315,10 @@ impl Shown {
                 }
             }
         }
-        for (state, ahead) in self.hooks.iter().filter(|(_, ahead)| !ahead.is_empty()) {
-            let (hook, programs) = (state.hook.name(), ahead.join(", "));
+        if let Some(program) = self.link.as_ref().and_then(|link| link.generic_xdp) {
             alerts.push(format!(
-                "{name}: {programs} runs before netpath at {hook} and may decide alone: attach it after netpath"
+                "{name}: XDP program {program} of somebody else runs in generic mode: TC may not see what it should judge \
+                 on the way in, and no policed pod can start; `ip link set {name} xdpgeneric off` removes it"
             ));
         }
         if here && self.link.is_some() && offloads_forwarding(name) {
@@ -312,6 +326,9 @@ impl Shown {
                 "{name}: `{FORWARDING}` is on, so the card hands frames to pods past the programs: run `ethtool -K {name} \
                  {FORWARDING} off`"
             ));
+        }
+        for (state, ahead) in self.hooks.iter().filter(|(_, ahead)| !ahead.is_empty()) {
+            alerts.push(view::ahead(name, state.hook, ahead));
         }
         if self.counters.host_dropped != 0 {
             alerts.push(format!(

@@ -14,7 +14,10 @@ use super::{
     view::{self, text},
 };
 use crate::{
-    kernel::{bpf::maps::Maps, netlink::Netlink},
+    kernel::{
+        bpf::{attach::strays, maps::Maps},
+        netlink::Netlink,
+    },
     police,
     root::Root,
     state::{self, Lock, Record, Records},
@@ -73,7 +76,19 @@ pub(super) fn run(root: &Root, args: &Args) -> anyhow::Result<ExitCode> {
             "detached{from}, {count} pins removed; nothing of netpath is in the kernel any more"
         ));
     }
-    Ok(ExitCode::SUCCESS)
+    // Nothing tells such a filter from that of a netpath with another root: it is named, not removed.
+    let mut left = false;
+    for link in node.links()? {
+        for hook in strays(link.index).with_context(|| format!("cannot list the filters of {}", link.name))? {
+            left = true;
+            let (name, hook) = (&link.name, hook.name());
+            eprintln!(
+                "netpath: {name} has a filter of a netpath whose pins are gone, or of one with another root, at {hook}: \
+                 `netpath attach {name}` takes it over, `tc filter del dev {name} {hook} prio 1` removes it"
+            );
+        }
+    }
+    Ok(if left { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
 /// Attachments of this boot. Records that cannot be read are no reason to stay installed.

@@ -13,7 +13,7 @@ use serde_json::Value;
 
 use super::say;
 use crate::{
-    kernel::bpf::{maps::Maps, zones::ZoneRow},
+    kernel::bpf::{Hook, maps::Maps, zones::ZoneRow},
     root::Root,
     spec::Mac,
     state::{self, Record, Records, Torn},
@@ -38,7 +38,7 @@ pub(super) struct Output {
 
 /// Exit code of commands that show something, where there is nothing loaded to show.
 pub(super) const NOTHING_LOADED: u8 = 3;
-/// Exit code of `status` where something needs attention.
+/// Exit code of `status` and `attach` where something needs attention.
 pub(super) const ATTENTION: u8 = 4;
 
 /// Says that nothing is loaded: in JSON by `empty`, which has the shape of the answer.
@@ -51,6 +51,29 @@ pub(super) fn nothing_loaded(root: &Root, output: Output, empty: &Value) -> Exit
         )),
     }
     ExitCode::from(NOTHING_LOADED)
+}
+
+/// What `status` and `attach` say of programs that stand before ours.
+pub(super) fn ahead(master: &str, hook: Hook, programs: &[String]) -> String {
+    let (hook, programs) = (hook.name(), programs.join(", "));
+    format!(
+        "{master}: {programs} runs before netpath at {hook} and may decide alone: attach it after netpath"
+    )
+}
+
+/// Attachments of this boot that were made with a zone, where nothing is loaded that could enforce it.
+pub(super) fn unenforced(root: &Root) -> anyhow::Result<Vec<String>> {
+    let boot = state::boot_id()?;
+    let records = Records::new(root).all()?.records;
+    let zoned = records.iter().filter(|record| record.boot_id == boot && record.zone.is_some());
+    let sentence = |record: &Record| {
+        format!(
+            "{} ({}) was attached with a zone and nothing is loaded, so it is not policed: run `netpath attach`",
+            pod_of(record),
+            record.ifname
+        )
+    };
+    Ok(zoned.map(sentence).collect())
 }
 
 /// Opens the maps; `None` if nothing is loaded. Missing rights are an error that says so.

@@ -14,7 +14,7 @@ use crate::{
             attach::{self, Change, Target},
             maps::{Maps, NAMES, pin_of},
             object::{self, Settings},
-            support, sys,
+            pins, support,
         },
         netlink::{Link, Netlink, NetlinkError},
         netns,
@@ -76,11 +76,20 @@ pub fn attach(
     }
     support::check()?;
     let link = &master.link;
+    // Since Linux 6.9 such a program may be handed a copy of the packet that has forgotten how long its link-layer
+    // header is: what TC then reads as Ethernet is the IP header, and nothing can be judged by it.
+    if let Some(program) = link.generic_xdp {
+        return Err(PoliceError::GenericXdp { master: link.name.clone(), program });
+    }
     let bpffs = root.bpffs();
-    sys::ensure_bpffs(&bpffs).map_err(|source| BpfError::Bpffs { path: bpffs, source })?;
+    pins::ensure_bpffs(&bpffs)?;
     let settings = settings(root)?;
     let pins = root.pins();
     let fresh = !pin_of(&pins, NAMES[0]).exists();
+    // A map that lost its pin is still with the programs; without it nothing below could be opened.
+    if !fresh {
+        pins::recover_maps(&pins)?;
+    }
     let mut maps = object::maps(&pins, &settings)?;
     let cookie = netns::cookie().unwrap_or(0);
     let found =
@@ -121,7 +130,7 @@ fn take_back(pins: &Path, link: &Link, attached: &mut Attached, fresh: bool) -> 
     }
     // Nobody else can have used them: the lock is held since they were made.
     if fresh {
-        attach::remove_pins(pins)?;
+        pins::remove_pins(pins)?;
     }
     Ok(())
 }
@@ -176,8 +185,15 @@ fn put_in_place(
         tc: tc(entry),
         host_macs: &host_macs,
     };
+    // Programs of two builds are not mixed on one master: where one of this build is attached, all are.
+    let complete = Hook::ALL
+        .into_iter()
+        .filter(|hook| *hook != Hook::Xdp || target.xdp)
+        .all(|hook| states.iter().any(|state| state.hook == hook && state.live));
+    let stale = row.object != object::digest();
+    let replace = replace || stale && (!complete || row.object == 0);
     *changes = attach::ensure(&target, &states, replace)?;
-    if row.object == 0 || replace {
+    if stale && (replace || row.object == 0) {
         row.object = object::digest();
         maps.set_master(id, &row)?;
     }
@@ -382,7 +398,7 @@ pub fn uninstall(root: &Root, node: &mut Netlink) -> Result<Vec<String>, PoliceE
         attach::detach(&pins, id, name, row.ifindex)?;
         names.extend(name.map(str::to_owned));
     }
-    attach::remove_pins(&pins)?;
+    pins::remove_pins(&pins)?;
     for link in &links {
         let mark = promisc_mark(root, &link.name);
         if mark.exists() {
@@ -393,11 +409,11 @@ pub fn uninstall(root: &Root, node: &mut Netlink) -> Result<Vec<String>, PoliceE
     Ok(names)
 }
 
-/// What stands before our programs on the TCX hooks of a master: such a program may decide alone.
-pub fn ahead(name: &str, states: &[attach::HookState]) -> Vec<(Hook, Vec<String>)> {
+/// What stands before our programs on the TC hooks of a master: such a program may decide alone.
+pub fn ahead(name: &str, ifindex: u32, states: &[attach::HookState]) -> Vec<(Hook, Vec<String>)> {
     let mut found = Vec::new();
-    for state in states.iter().filter(|state| state.via == attach::Via::Tcx && state.live) {
-        let programs = attach::programs_before(name, state.hook, state.program);
+    for state in states.iter().filter(|state| state.live) {
+        let programs = attach::programs_before(name, ifindex, state);
         if !programs.is_empty() {
             found.push((state.hook, programs));
         }

@@ -119,6 +119,18 @@ pub enum PoliceError {
         /// Name of the master.
         master: String,
     },
+    /// Somebody's XDP in generic mode blinds TC.
+    #[error(
+        "XDP program {program} runs on `{master}` in generic mode, behind which TC at ingress may not see the Ethernet \
+         header: attach it in native mode (`ip link set {master} xdpdrv …`), or take it off (`ip link set {master} \
+         xdpgeneric off`)"
+    )]
+    GenericXdp {
+        /// Name of the master.
+        master: String,
+        /// Id of the program.
+        program: u32,
+    },
     /// A master that could not be brought under police, nor left as it was.
     #[error("{failed}; what was done before it could not be undone")]
     Undo {
@@ -149,9 +161,12 @@ impl PoliceError {
             Self::AddressTaken { .. } => crate::ipam::code::REFUSED,
             Self::Addresses { .. } | Self::MacTaken { .. } => 131,
             Self::Unpoliced { .. } => 132,
-            Self::Bpf(_) | Self::Maps(_) | Self::Netlink(_) | Self::HostMacs { .. } | Self::NoMac { .. } => {
-                130
-            }
+            Self::Bpf(_)
+            | Self::Maps(_)
+            | Self::Netlink(_)
+            | Self::HostMacs { .. }
+            | Self::NoMac { .. }
+            | Self::GenericXdp { .. } => 130,
         }
     }
 }

@@ -4,6 +4,8 @@
 
 #![allow(dead_code, reason = "each test binary uses a part of it")]
 
+pub(crate) mod enforce;
+pub(crate) mod flood;
 pub(crate) mod node;
 pub(crate) mod ring;
 pub(crate) mod traffic;

@@ -4,10 +4,7 @@
 //! when nothing of netpath runs. A clsact filter stays by itself; its program is pinned below
 //! `progs/<master id>/` to be recognized again. The caller holds the lock and is in the master's namespace.
 
-use std::{
-    fs, io,
-    path::{Path, PathBuf},
-};
+use std::{fs, io, path::Path};
 
 use aya::{
     Ebpf,
@@ -22,6 +19,7 @@ use super::{
     BpfError, Hook, TcHook,
     clsact::{self, HANDLE, PRIORITY},
     object::{self, Settings},
+    pins::{self, link_pin, make_parent, pin_link, program_pin, remove_file, unpin},
     selftest, sys,
 };
 
@@ -81,6 +79,8 @@ pub struct HookState {
     pub program: u32,
     /// It is attached to the master that stands there now: a NIC that was deleted leaves a dead pin.
     pub live: bool,
+    /// It works on the maps that are pinned: one whose pin was lost may have been made again.
+    pub bound: bool,
 }
 
 /// What [`ensure`] did to a hook.
@@ -94,23 +94,18 @@ pub enum Change {
     Detached(Hook),
 }
 
-fn link_pin(pins: &Path, id: u16, hook: Hook) -> PathBuf {
-    pins.join("links").join(id.to_string()).join(hook.name())
-}
-
-fn program_pin(pins: &Path, id: u16, hook: Hook) -> PathBuf {
-    pins.join("progs").join(id.to_string()).join(hook.name())
-}
-
 /// What is attached to master `id`, whose interface index is now `ifindex`.
 pub fn inspect(pins: &Path, id: u16, ifindex: u32) -> Result<Vec<HookState>, BpfError> {
     let mut found = Vec::new();
+    let maps = pins::map_ids(pins)?;
     for hook in Hook::ALL {
         let path = link_pin(pins, id, hook);
         match sys::pinned_link(&path) {
             Ok(link) => {
                 let via = if hook == Hook::Xdp { Via::XdpNative } else { Via::Tcx };
-                found.push(HookState { hook, via, program: link.program, live: link.ifindex == ifindex });
+                let bound = pins::is_bound(link.program, &maps);
+                let live = link.ifindex == ifindex;
+                found.push(HookState { hook, via, program: link.program, live, bound });
                 continue;
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
@@ -123,23 +118,33 @@ pub fn inspect(pins: &Path, id: u16, ifindex: u32) -> Result<Vec<HookState>, Bpf
         let program = ProgramInfo::from_pin(&path)
             .map_err(|source| BpfError::Pin { op: "read", path: path.clone(), source: source.into() })?
             .id();
+        let bound = pins::is_bound(program, &maps);
         let filters = clsact::filters(ifindex, hook).map_err(|source| BpfError::Pin {
             op: "compare filters with",
             path,
             source: source.into(),
         })?;
         let live = filters.iter().any(|filter| filter.program == program);
-        found.push(HookState { hook, via: Via::Clsact, program, live });
+        found.push(HookState { hook, via: Via::Clsact, program, live, bound });
     }
     Ok(found)
 }
 
-/// Names of programs that run before ours on a TCX hook: with any verdict but "next" they decide alone.
-pub fn programs_before(name: &str, hook: Hook, ours: u32) -> Vec<String> {
-    let Some(attach_type) = tc_type(hook) else { return Vec::new() };
-    let Ok((_, programs)) = SchedClassifier::query_tcx(name, attach_type) else { return Vec::new() };
-    let before = programs.iter().take_while(|program| program.id() != ours);
-    before.map(|program| program.name_as_str().unwrap_or("unnamed").to_owned()).collect()
+/// Names of programs that run before ours on a TC hook: with any verdict but "next" they decide alone.
+///
+/// All of TCX runs before clsact, and of the filters of one priority the youngest runs first.
+pub fn programs_before(name: &str, ifindex: u32, state: &HookState) -> Vec<String> {
+    let Some(attach_type) = tc_type(state.hook) else { return Vec::new() };
+    let tcx = SchedClassifier::query_tcx(name, attach_type).map(|(_, programs)| programs).unwrap_or_default();
+    let tcx = tcx.iter().take_while(|program| program.id() != state.program);
+    let mut before: Vec<String> =
+        tcx.map(|program| program.name_as_str().unwrap_or("unnamed").to_owned()).collect();
+    if state.via == Via::Clsact {
+        let filters = clsact::filters(ifindex, state.hook).unwrap_or_default();
+        let filters = filters.into_iter().take_while(|filter| filter.program != state.program);
+        before.extend(filters.map(|filter| filter.name));
+    }
+    before
 }
 
 /// Brings the hooks of a master from `states`, which is what [`inspect`] found, to what `target` says; with
@@ -157,29 +162,48 @@ pub fn ensure(target: &Target<'_>, states: &[HookState], replace: bool) -> Resul
     }
     let live = |hook| states.iter().find(|state| state.hook == hook && state.live);
     let wanted = Hook::ALL.into_iter().filter(|hook| *hook != Hook::Xdp || target.xdp);
-    let todo: Vec<Hook> = wanted.filter(|hook| replace || live(*hook).is_none()).collect();
+    let todo: Vec<Hook> =
+        wanted.filter(|hook| replace || live(*hook).is_none_or(|state| !state.bound)).collect();
     if todo.is_empty() {
         return Ok(changes);
     }
-    let mut object = object::load(target.pins, target.settings, target.id, target.cpus)?;
-    for hook in &todo {
-        load_and_test(&mut object, *hook, target.host_macs)?;
-    }
+    let mut programs = Programs::load(target, &todo)?;
     for hook in todo {
         let change = match live(hook) {
             Some(state) => {
-                replace_program(target, &mut object, state)?;
+                programs.replace(target, state)?;
                 Change::Replaced(hook, state.via)
             }
             None => {
                 // A pin that is still there belongs to a NIC that is gone; its link cannot be updated.
                 unpin(target.pins, target.id, hook)?;
-                Change::Attached(hook, attach(target, &mut object, hook)?)
+                Change::Attached(hook, attach(target, &mut programs.object, hook)?)
             }
         };
         changes.push(change);
     }
     Ok(changes)
+}
+
+/// Programs of this build for one master: in the kernel, tried on the host's frames, and not attached yet.
+pub struct Programs {
+    object: Ebpf,
+}
+
+impl Programs {
+    /// Loads the programs of these hooks.
+    pub fn load(target: &Target<'_>, hooks: &[Hook]) -> Result<Self, BpfError> {
+        let mut object = object::load(target.pins, target.settings, target.id, target.cpus)?;
+        for hook in hooks {
+            load_and_test(&mut object, *hook, target.host_macs)?;
+        }
+        Ok(Self { object })
+    }
+
+    /// Puts the program of a hook in the place of the one that is there: each packet meets one of the two.
+    pub fn replace(&mut self, target: &Target<'_>, state: &HookState) -> Result<(), BpfError> {
+        replace_program(target, &mut self.object, state)
+    }
 }
 
 fn load_and_test(object: &mut Ebpf, hook: Hook, host_macs: &[[u8; 6]]) -> Result<(), BpfError> {
@@ -252,8 +276,11 @@ fn attach(target: &Target<'_>, object: &mut Ebpf, hook: Hook) -> Result<Via, Bpf
         Err(error) if is_errno(&error, libc::EEXIST) => {}
         Err(error) => return Err(failed("", error.into())),
     }
-    attach_clsact(target, program, hook, attach_type).map_err(|error| failed("", error.into()))?;
+    // Pinned first: whoever is ended between the two leaves a pin without a filter, which the next attach
+    // finds, never a filter that nobody knows.
     pin_program(target, program, hook)?;
+    let note = " (`tc filter show` says who has priority 1, which netpath needs: whoever runs first may decide alone)";
+    attach_clsact(target, program, hook, attach_type).map_err(|error| failed(note, error.into()))?;
     Ok(Via::Clsact)
 }
 
@@ -268,7 +295,7 @@ fn attach_clsact(
     let present = clsact::filters(target.ifindex, hook)
         .map_err(TcError::IoError)?
         .iter()
-        .any(|filter| filter.priority == PRIORITY && filter.handle == HANDLE);
+        .any(clsact::Filter::is_at_our_place);
     let id = if present {
         let old = SchedClassifierLink::attached(target.name, attach_type, PRIORITY, handle, None)
             .map_err(TcError::IoError)?;
@@ -322,7 +349,9 @@ fn replace_program(target: &Target<'_>, object: &mut Ebpf, state: &HookState) ->
             let link = opened()?.try_into();
             let link =
                 link.map_err(|source| BpfError::Link { path: path.clone(), source: Box::new(source) })?;
-            xdp(object)?.attach_to_link(link).map_err(failed)?;
+            let program = xdp(object)?;
+            let link = program.attach_to_link(link).map_err(failed)?;
+            drop(program.take_link(link).map_err(failed)?);
         }
         (Via::Clsact, Some(attach_type)) => {
             let program = classifier(object, hook)?;
@@ -333,20 +362,13 @@ fn replace_program(target: &Target<'_>, object: &mut Ebpf, state: &HookState) ->
             let link = opened()?.try_into();
             let link =
                 link.map_err(|source| BpfError::Link { path: path.clone(), source: Box::new(source) })?;
+            let program = classifier(object, hook)?;
+            let link = program.attach_to_link(link).map_err(failed)?;
             // The pin follows the update: nothing is pinned again.
-            classifier(object, hook)?.attach_to_link(link).map_err(failed)?;
+            drop(program.take_link(link).map_err(failed)?);
         }
     }
     Ok(())
-}
-
-fn pin_link(link: FdLink, path: &Path) -> Result<(), BpfError> {
-    make_parent(path)?;
-    link.pin(path).map(drop).map_err(|source| BpfError::Pin {
-        op: "make",
-        path: path.to_owned(),
-        source: source.into(),
-    })
 }
 
 /// Pins the program under its final name in one step, over what was pinned there.
@@ -364,28 +386,6 @@ fn pin_program(target: &Target<'_>, program: &mut SchedClassifier, hook: Hook) -
     fs::rename(&fresh, &path).map_err(|source| failed(source.into()))
 }
 
-fn make_parent(path: &Path) -> Result<(), BpfError> {
-    let Some(parent) = path.parent() else { return Ok(()) };
-    fs::create_dir_all(parent).map_err(|source| BpfError::Pin {
-        op: "make the directory of",
-        path: path.to_owned(),
-        source: source.into(),
-    })
-}
-
-fn remove_file(path: &Path) -> Result<(), BpfError> {
-    match fs::remove_file(path) {
-        Ok(()) => Ok(()),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        Err(source) => Err(BpfError::Pin { op: "remove", path: path.to_owned(), source: source.into() }),
-    }
-}
-
-fn unpin(pins: &Path, id: u16, hook: Hook) -> Result<(), BpfError> {
-    remove_file(&link_pin(pins, id, hook))?;
-    remove_file(&program_pin(pins, id, hook))
-}
-
 /// Takes the program of a link off its hook; a filter has none, and a dead link has no hook.
 fn let_go(pins: &Path, id: u16, state: &HookState) -> Result<(), BpfError> {
     if !state.live || state.via == Via::Clsact {
@@ -397,25 +397,17 @@ fn let_go(pins: &Path, id: u16, state: &HookState) -> Result<(), BpfError> {
 
 /// Detaches everything from master `id`. `name` is its name if it still exists.
 pub fn detach(pins: &Path, id: u16, name: Option<&str>, ifindex: u32) -> Result<(), BpfError> {
-    for state in inspect(pins, id, ifindex)? {
-        let attach_type = tc_type(state.hook);
-        if let (Via::Clsact, true, Some(name), Some(attach_type)) = (state.via, state.live, name, attach_type)
-        {
-            let link = SchedClassifierLink::attached(name, attach_type, PRIORITY, handle(), None);
-            let gone = link.map_err(TcError::IoError).map_err(ProgramError::from);
-            gone.and_then(aya::programs::links::Link::detach).map_err(|source| BpfError::Attach {
-                hook: state.hook,
-                master: name.to_owned(),
-                note: " (while detaching)",
-                source: source.into(),
-            })?;
-        }
+    let states = inspect(pins, id, ifindex)?;
+    if let Some(name) = name {
+        remove_filters(pins, &states, name, ifindex)?;
+    }
+    for state in states {
         let_go(pins, id, &state)?;
         unpin(pins, id, state.hook)?;
     }
     for directory in ["links", "progs"] {
         let path = pins.join(directory).join(id.to_string());
-        match fs::remove_dir(&path) {
+        match fs::remove_dir_all(&path) {
             Ok(()) => {}
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(source) => return Err(BpfError::Pin { op: "remove", path, source: source.into() }),
@@ -424,22 +416,43 @@ pub fn detach(pins: &Path, id: u16, name: Option<&str>, ifindex: u32) -> Result<
     Ok(())
 }
 
-/// Removes every pin below `pins`, maps last. Programs that are still attached by link are detached.
-pub fn remove_pins(pins: &Path) -> Result<(), BpfError> {
-    let failed = |path: &Path, source: io::Error| BpfError::Pin {
-        op: "remove",
-        path: path.to_owned(),
-        source: source.into(),
-    };
-    for part in ["links", "progs", "maps", ""] {
-        let path = pins.join(part);
-        match fs::remove_dir_all(&path) {
-            Ok(()) => {}
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(source) => return Err(failed(&path, source)),
-        }
+/// Removes our filters: those of pinned programs, and any on our handle that works on our maps, whose pin was
+/// lost or had not been made when whoever attached it was ended.
+fn remove_filters(pins: &Path, states: &[HookState], name: &str, ifindex: u32) -> Result<(), BpfError> {
+    let maps = pins::map_ids(pins)?;
+    for hook in [Hook::Ingress, Hook::Egress] {
+        let failed = |source: ProgramError| BpfError::Attach {
+            hook,
+            master: name.to_owned(),
+            note: " (while detaching)",
+            source: source.into(),
+        };
+        let filters =
+            clsact::filters(ifindex, hook).map_err(|error| failed(TcError::IoError(error).into()))?;
+        let is_ours = |filter: &clsact::Filter| {
+            filter.is_at_our_place()
+                && (states.iter().any(|state| state.program == filter.program)
+                    || pins::uses_any(filter.program, &maps))
+        };
+        let Some(attach_type) = tc_type(hook).filter(|_| filters.iter().any(is_ours)) else { continue };
+        let link = SchedClassifierLink::attached(name, attach_type, PRIORITY, handle(), None)
+            .map_err(|error| failed(TcError::IoError(error).into()))?;
+        aya::programs::links::Link::detach(link).map_err(failed)?;
     }
     Ok(())
+}
+
+/// Hooks of a link where a filter with our priority, handle and name is left: of a netpath that lost its pins,
+/// or of one with another root.
+pub fn strays(ifindex: u32) -> io::Result<Vec<Hook>> {
+    let mut found = Vec::new();
+    for hook in [Hook::Ingress, Hook::Egress] {
+        let filters = clsact::filters(ifindex, hook)?;
+        if filters.iter().any(|filter| filter.is_at_our_place() && filter.name == hook.name()) {
+            found.push(hook);
+        }
+    }
+    Ok(found)
 }
 
 fn errno_of(error: &(dyn std::error::Error + 'static)) -> Option<i32> {

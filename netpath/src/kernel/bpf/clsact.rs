@@ -16,7 +16,7 @@ pub const PRIORITY: u16 = 1;
 pub const HANDLE: u32 = 0x6e70;
 
 /// A BPF filter on a clsact qdisc.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Filter {
     /// Its priority.
     pub priority: u16,
@@ -24,9 +24,18 @@ pub struct Filter {
     pub handle: u32,
     /// Id of the program it runs.
     pub program: u32,
+    /// Name that whoever attached it gave it.
+    pub name: String,
 }
 
-/// The BPF filters of `ifindex` in the current network namespace; none if there is no clsact qdisc.
+impl Filter {
+    /// Whether it has the priority and the handle of ours.
+    pub fn is_at_our_place(&self) -> bool {
+        (self.priority, self.handle) == (PRIORITY, HANDLE)
+    }
+}
+
+/// The BPF filters of `ifindex` in the current network namespace, in the order they run; none if there is no clsact qdisc.
 pub fn filters(ifindex: u32, hook: Hook) -> io::Result<Vec<Filter>> {
     let index = i32::try_from(ifindex).map_err(io::Error::other)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
@@ -45,19 +54,22 @@ pub fn filters(ifindex: u32, hook: Hook) -> io::Result<Vec<Filter>> {
         let mut found = Vec::new();
         for message in messages {
             let mut program = None;
+            let mut name = None;
             let mut is_bpf = false;
             for attribute in &message.attributes {
                 match attribute {
                     TcAttribute::Kind(kind) => is_bpf = kind == "bpf",
                     TcAttribute::Options(options) => {
                         program = program.or_else(|| program_id(options));
+                        name = name.or_else(|| program_name(options));
                     }
                     _ => {}
                 }
             }
             if let (true, Some(program)) = (is_bpf, program) {
                 let priority = u16::try_from(message.header.info >> 16).unwrap_or_default();
-                found.push(Filter { priority, handle: message.header.handle.into(), program });
+                let name = name.unwrap_or_else(|| "unnamed".to_owned());
+                found.push(Filter { priority, handle: message.header.handle.into(), program, name });
             }
         }
         Ok(found)
@@ -67,6 +79,13 @@ pub fn filters(ifindex: u32, hook: Hook) -> io::Result<Vec<Filter>> {
 fn program_id(options: &[TcOption]) -> Option<u32> {
     options.iter().find_map(|option| match option {
         TcOption::Bpf(TcFilterBpfOption::ProgId(id)) => Some(*id),
+        _ => None,
+    })
+}
+
+fn program_name(options: &[TcOption]) -> Option<String> {
+    options.iter().find_map(|option| match option {
+        TcOption::Bpf(TcFilterBpfOption::ProgName(name)) => Some(name.clone()),
         _ => None,
     })
 }

@@ -25,7 +25,7 @@ pub const EVENT_BURST: i32 = 8;
 #[derive(Debug, thiserror::Error)]
 pub enum MapsError {
     /// The pin is there and cannot be opened.
-    #[error("cannot open map {}", path.display())]
+    #[error("cannot open map {} (`netpath attach` makes a lost pin again)", path.display())]
     Open {
         /// The pin.
         path: PathBuf,

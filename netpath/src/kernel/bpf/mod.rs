@@ -6,6 +6,7 @@ pub mod events;
 pub mod identity;
 pub mod maps;
 pub mod object;
+pub mod pins;
 pub mod selftest;
 pub mod support;
 pub mod sys;
@@ -95,6 +96,17 @@ pub enum BpfError {
         path: PathBuf,
         /// Why.
         source: io::Error,
+    },
+    /// Something else is where the BPF file system should be.
+    #[error(
+        "{} is no BPF file system and {what}: move that away, or mount one there (`mount -t bpf bpf {}`)",
+        path.display(), path.display()
+    )]
+    NotBpffs {
+        /// Where.
+        path: PathBuf,
+        /// What is there.
+        what: &'static str,
     },
     /// The object could not be loaded.
     #[error("cannot load the eBPF object")]

@@ -10,9 +10,44 @@ use std::{
     path::Path,
 };
 
-const BPF_OBJ_GET: libc::c_long = 7;
-const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
-const BPF_LINK_DETACH: libc::c_long = 34;
+/// Commands of `bpf(2)` (`enum bpf_cmd`, `include/uapi/linux/bpf.h`).
+mod command {
+    pub(super) const MAP_CREATE: libc::c_long = 0;
+    pub(super) const MAP_UPDATE_ELEM: libc::c_long = 2;
+    pub(super) const OBJ_GET: libc::c_long = 7;
+    pub(super) const PROG_GET_FD_BY_ID: libc::c_long = 13;
+    pub(super) const OBJ_GET_INFO_BY_FD: libc::c_long = 15;
+    pub(super) const LINK_DETACH: libc::c_long = 34;
+}
+
+/// `bpf(2)`.
+///
+/// # Safety
+///
+/// `attr` has the layout that the command takes, and what it points to is as long as the command assumes.
+unsafe fn bpf<T>(command: libc::c_long, attr: &T) -> io::Result<i32> {
+    // SAFETY: `attr` lives through the call; the caller vouches for the rest.
+    let ret = unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_ref(attr), size_of::<T>()) };
+    match i32::try_from(ret) {
+        Ok(ret) if 0 <= ret => Ok(ret),
+        Ok(_) => Err(io::Error::last_os_error()),
+        Err(error) => Err(io::Error::other(error)),
+    }
+}
+
+/// The same for commands that return a descriptor.
+///
+/// # Safety
+///
+/// As for [`bpf`], and the command returns a descriptor of its own.
+unsafe fn bpf_open<T>(command: libc::c_long, attr: &T) -> io::Result<OwnedFd> {
+    // SAFETY: The caller vouches for it; the kernel has just given us this descriptor.
+    unsafe { bpf(command, attr).map(|fd| OwnedFd::from_raw_fd(fd)) }
+}
+
+fn raw(fd: &OwnedFd) -> io::Result<u32> {
+    u32::try_from(fd.as_raw_fd()).map_err(io::Error::other)
+}
 
 /// What the kernel says of a `bpf_link` on a network device (`struct bpf_link_info`, `include/uapi/linux/bpf.h`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,24 +68,31 @@ fn obj_get(path: &Path) -> io::Result<OwnedFd> {
     }
     let name = CString::new(path.as_os_str().as_bytes())?;
     let attr = Attr { pathname: name.as_ptr() as u64, bpf_fd: 0, file_flags: 0 };
-    // SAFETY: `attr` has the layout of the anonymous struct of BPF_OBJ_GET and lives through the call.
-    let fd = unsafe { libc::syscall(libc::SYS_bpf, BPF_OBJ_GET, &raw const attr, size_of::<Attr>()) };
-    let fd = i32::try_from(fd).map_err(io::Error::other)?;
-    if fd < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: The kernel just gave us this descriptor.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+    // SAFETY: The layout of the anonymous struct of BPF_OBJ_GET; `name` lives through the call.
+    unsafe { bpf_open(command::OBJ_GET, &attr) }
 }
 
-/// Reads what the link pinned at `path` is attached to.
-pub fn pinned_link(path: &Path) -> io::Result<LinkInfo> {
+/// `BPF_OBJ_GET_INFO_BY_FD` into `info`.
+///
+/// # Safety
+///
+/// `I` is the beginning of what the kernel tells of such an object, and pointers in it lead to as much memory as it
+/// says.
+unsafe fn object_info<I>(fd: &OwnedFd, info: &mut I) -> io::Result<()> {
     #[repr(C)]
     struct Attr {
         bpf_fd: u32,
         info_len: u32,
         info: u64,
     }
+    let info_len = u32::try_from(size_of::<I>()).map_err(io::Error::other)?;
+    let attr = Attr { bpf_fd: raw(fd)?, info_len, info: std::ptr::from_mut(info) as u64 };
+    // SAFETY: The layout of that command's struct; `info` is as long as it says; the caller vouches for the rest.
+    unsafe { bpf(command::OBJ_GET_INFO_BY_FD, &attr) }.map(drop)
+}
+
+/// Reads what the link pinned at `path` is attached to.
+pub fn pinned_link(path: &Path) -> io::Result<LinkInfo> {
     /// The first words of `struct bpf_link_info`: XDP and TCX have the interface at the same place.
     #[repr(C)]
     #[derive(Default)]
@@ -65,19 +107,45 @@ pub fn pinned_link(path: &Path) -> io::Result<LinkInfo> {
     }
     let fd = obj_get(path)?;
     let mut info = Info::default();
-    let length = u32::try_from(size_of::<Info>()).map_err(io::Error::other)?;
-    let attr = Attr {
-        bpf_fd: u32::try_from(fd.as_raw_fd()).map_err(io::Error::other)?,
-        info_len: length,
-        info: (&raw mut info) as u64,
-    };
-    // SAFETY: `attr` has the layout of BPF_OBJ_GET_INFO_BY_FD's struct; `info` is as long as it says.
-    let ret =
-        unsafe { libc::syscall(libc::SYS_bpf, BPF_OBJ_GET_INFO_BY_FD, &raw const attr, size_of::<Attr>()) };
-    if ret < 0 {
-        return Err(io::Error::last_os_error());
-    }
+    // SAFETY: The beginning of `struct bpf_link_info`, without pointers.
+    unsafe { object_info(&fd, &mut info) }?;
     Ok(LinkInfo { program: info.program, ifindex: info.ifindex })
+}
+
+/// Ids of the maps that the program with this id works on.
+pub fn program_maps(id: u32) -> io::Result<Vec<u32>> {
+    #[repr(C)]
+    struct Attr {
+        id: u32,
+        next_id: u32,
+        open_flags: u32,
+    }
+    /// The beginning of `struct bpf_prog_info`. Zero where a length stands: the kernel is asked for nothing else.
+    #[repr(C)]
+    #[derive(Default)]
+    struct Info {
+        kind: u32,
+        id: u32,
+        tag: [u8; 8],
+        jited_length: u32,
+        translated_length: u32,
+        jited: u64,
+        translated: u64,
+        load_time: u64,
+        uid: u32,
+        map_count: u32,
+        maps: u64,
+    }
+    // More than the object has.
+    let mut maps = [0u32; 64];
+    let attr = Attr { id, next_id: 0, open_flags: 0 };
+    // SAFETY: The layout of that command's struct.
+    let fd = unsafe { bpf_open(command::PROG_GET_FD_BY_ID, &attr) }?;
+    let map_count = u32::try_from(maps.len()).map_err(io::Error::other)?;
+    let mut info = Info { map_count, maps: maps.as_mut_ptr() as u64, ..Info::default() };
+    // SAFETY: The beginning of `struct bpf_prog_info`; `maps` has room for as many ids as it says.
+    unsafe { object_info(&fd, &mut info) }?;
+    Ok(maps.into_iter().take(info.map_count as usize).collect())
 }
 
 /// Takes the program of the link pinned at `path` off its hook, at once: a link whose pin is removed lets go
@@ -88,29 +156,76 @@ pub fn detach_link(path: &Path) -> io::Result<()> {
         link_fd: u32,
     }
     let fd = obj_get(path)?;
-    let attr = Attr { link_fd: u32::try_from(fd.as_raw_fd()).map_err(io::Error::other)? };
-    // SAFETY: `attr` has the layout of BPF_LINK_DETACH's struct and lives through the call.
-    let ret = unsafe { libc::syscall(libc::SYS_bpf, BPF_LINK_DETACH, &raw const attr, size_of::<Attr>()) };
-    if ret < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    let attr = Attr { link_fd: raw(&fd)? };
+    // SAFETY: The layout of BPF_LINK_DETACH's struct.
+    unsafe { bpf(command::LINK_DETACH, &attr) }.map(drop)
 }
 
-/// Waits until every program that runs now has ended (an RCU grace period, `membarrier(2)` GLOBAL).
+/// Waits until every program that runs now has ended (an RCU grace period).
+///
+/// `membarrier(2)` GLOBAL is one; a kernel with `nohz_full` CPUs refuses it, and so may a seccomp filter. Then the
+/// kernel is made to wait by what makes it wait: replacing an entry of an array of maps.
 pub fn grace_period() -> io::Result<()> {
     const MEMBARRIER_CMD_GLOBAL: libc::c_long = 1;
     // SAFETY: No memory is passed.
     let ret = unsafe { libc::syscall(libc::SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0) };
-    if ret == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    if ret == 0 { Ok(()) } else { wait_for_programs() }
 }
 
-/// Makes sure that a BPF file system is mounted at `path`, and mounts one if `path` has none.
-///
-/// Each mount is a file system of its own: pins made in a second one would be a second set of maps, so a
-/// directory that holds anything else is an error.
-pub fn ensure_bpffs(path: &Path) -> io::Result<()> {
-    if is_bpffs(path)? {
-        return Ok(());
+/// Replaces an entry of an array of maps that nobody else has: the system call returns when no program can have
+/// the old one any more (`maybe_wait_bpf_programs`, Linux 4.19).
+fn wait_for_programs() -> io::Result<()> {
+    const BPF_MAP_TYPE_ARRAY: u32 = 2;
+    const BPF_MAP_TYPE_ARRAY_OF_MAPS: u32 = 12;
+    let inner = map_create(BPF_MAP_TYPE_ARRAY, None)?;
+    let outer = map_create(BPF_MAP_TYPE_ARRAY_OF_MAPS, Some(&inner))?;
+    // The first write fills an empty entry, the second replaces one.
+    map_update(&outer, &inner)?;
+    map_update(&outer, &inner)
+}
+
+/// A map with one entry of four bytes.
+fn map_create(kind: u32, inner: Option<&OwnedFd>) -> io::Result<OwnedFd> {
+    #[repr(C)]
+    struct Attr {
+        map_type: u32,
+        key_size: u32,
+        value_size: u32,
+        max_entries: u32,
+        map_flags: u32,
+        inner_map_fd: u32,
     }
-    std::fs::create_dir_all(path)?;
+    let inner_map_fd = inner.map_or(Ok(0), raw)?;
+    let attr =
+        Attr { map_type: kind, key_size: 4, value_size: 4, max_entries: 1, map_flags: 0, inner_map_fd };
+    // SAFETY: The beginning of BPF_MAP_CREATE's struct.
+    unsafe { bpf_open(command::MAP_CREATE, &attr) }
+}
+
+/// Puts `inner` into the one entry of an array of maps.
+fn map_update(outer: &OwnedFd, inner: &OwnedFd) -> io::Result<()> {
+    #[repr(C)]
+    struct Attr {
+        map_fd: u32,
+        pad: u32,
+        key: u64,
+        value: u64,
+        flags: u64,
+    }
+    let (key, value) = (0u32, raw(inner)?);
+    let attr = Attr {
+        map_fd: raw(outer)?,
+        pad: 0,
+        key: (&raw const key) as u64,
+        value: (&raw const value) as u64,
+        flags: 0,
+    };
+    // SAFETY: The layout of BPF_MAP_UPDATE_ELEM's struct; key and value are four bytes each, as the map has them.
+    unsafe { bpf(command::MAP_UPDATE_ELEM, &attr) }.map(drop)
+}
+
+/// Mounts a BPF file system at `path`.
+pub fn mount_bpffs(path: &Path) -> io::Result<()> {
     nix::mount::mount(Some("bpf"), path, Some("bpf"), nix::mount::MsFlags::empty(), Some("mode=0700"))?;
     Ok(())
 }

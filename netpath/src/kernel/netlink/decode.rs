@@ -19,6 +19,8 @@ const INFO_DATA: u16 = 2;
 const MACVLAN_MODE: u16 = 1;
 /// `IFLA_VLAN_ID` inside the data of a VLAN.
 const VLAN_ID: u16 = 1;
+/// `IFLA_XDP_SKB_PROG_ID` inside `IFLA_XDP`.
+const XDP_GENERIC_PROGRAM: u16 = 6;
 /// `NLMSGERR_ATTR_MSG`.
 const ERROR_TEXT: u16 = 1;
 /// `NETNSA_NSID`.
@@ -75,6 +77,7 @@ pub(super) fn link(kind: u16, payload: &[u8]) -> Option<Link> {
         promiscuity: 0,
         macvlan_mode: None,
         vlan_id: None,
+        generic_xdp: None,
     };
     for nla in attributes(&payload[LINK_HEADER.min(payload.len())..]) {
         let value = nla.value();
@@ -90,6 +93,10 @@ pub(super) fn link(kind: u16, payload: &[u8]) -> Option<Link> {
             libc::IFLA_PROP_LIST => {
                 let names = attributes(value).filter(|nla| nla.kind() == libc::IFLA_ALT_IFNAME);
                 link.alt_names = names.map(|nla| text(nla.value())).collect();
+            }
+            libc::IFLA_XDP => {
+                let program = attributes(value).find(|nla| nla.kind() == XDP_GENERIC_PROGRAM);
+                link.generic_xdp = program.and_then(|nla| u32_at(nla.value(), 0));
             }
             libc::IFLA_LINKINFO => link_info(value, &mut link),
             _ => {}

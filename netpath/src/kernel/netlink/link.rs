@@ -47,6 +47,8 @@ pub struct Link {
     pub macvlan_mode: Option<MacVlanMode>,
     /// VLAN id of a VLAN interface.
     pub vlan_id: Option<u16>,
+    /// Id of the XDP program that runs on it in generic mode.
+    pub generic_xdp: Option<u32>,
 }
 
 impl Link {

@@ -1,0 +1,195 @@
+//! Pins: where they lie, how they are made and removed, and how one that was lost is found again.
+
+use std::{
+    fs, io,
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+};
+
+use aya::{
+    maps::MapInfo,
+    programs::{ProgramInfo, links::FdLink},
+};
+
+use super::{
+    BpfError, Hook,
+    maps::{NAMES, pin_of},
+    sys,
+};
+
+/// Makes sure that a BPF file system is mounted at `path`, and mounts one if `path` has none.
+///
+/// Each mount is a file system of its own, and pins made in a second one would be a second set of maps. So
+/// nothing is mounted over another file system, nor over files.
+pub fn ensure_bpffs(path: &Path) -> Result<(), BpfError> {
+    let failed = |source: io::Error| BpfError::Bpffs { path: path.to_owned(), source };
+    if sys::is_bpffs(path).map_err(failed)? {
+        return Ok(());
+    }
+    fs::create_dir_all(path).map_err(failed)?;
+    let device = |path: &Path| fs::metadata(path).map(|found| found.dev());
+    let is_mounted = match path.parent() {
+        Some(parent) => device(path).map_err(failed)? != device(parent).map_err(failed)?,
+        None => true,
+    };
+    if is_mounted || fs::read_dir(path).map_err(failed)?.next().is_some() {
+        let what = if is_mounted { "another file system is mounted there" } else { "there are files in it" };
+        return Err(BpfError::NotBpffs { path: path.to_owned(), what });
+    }
+    sys::mount_bpffs(path).map_err(failed)
+}
+
+pub(super) fn link_pin(pins: &Path, id: u16, hook: Hook) -> PathBuf {
+    pins.join("links").join(id.to_string()).join(hook.name())
+}
+
+pub(super) fn program_pin(pins: &Path, id: u16, hook: Hook) -> PathBuf {
+    pins.join("progs").join(id.to_string()).join(hook.name())
+}
+
+pub(super) fn pin_link(link: FdLink, path: &Path) -> Result<(), BpfError> {
+    make_parent(path)?;
+    link.pin(path).map(drop).map_err(|source| BpfError::Pin {
+        op: "make",
+        path: path.to_owned(),
+        source: source.into(),
+    })
+}
+
+pub(super) fn make_parent(path: &Path) -> Result<(), BpfError> {
+    let Some(parent) = path.parent() else { return Ok(()) };
+    fs::create_dir_all(parent).map_err(|source| BpfError::Pin {
+        op: "make the directory of",
+        path: path.to_owned(),
+        source: source.into(),
+    })
+}
+
+pub(super) fn remove_file(path: &Path) -> Result<(), BpfError> {
+    match fs::remove_file(path) {
+        Ok(()) => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(source) => Err(BpfError::Pin { op: "remove", path: path.to_owned(), source: source.into() }),
+    }
+}
+
+pub(super) fn unpin(pins: &Path, id: u16, hook: Hook) -> Result<(), BpfError> {
+    remove_file(&link_pin(pins, id, hook))?;
+    remove_file(&program_pin(pins, id, hook))
+}
+
+/// Removes every pin below `pins`, maps last. Programs that are still attached by link are detached.
+pub fn remove_pins(pins: &Path) -> Result<(), BpfError> {
+    let failed = |path: &Path, source: io::Error| BpfError::Pin {
+        op: "remove",
+        path: path.to_owned(),
+        source: source.into(),
+    };
+    for part in ["links", "progs", "maps", ""] {
+        let path = pins.join(part);
+        match fs::remove_dir_all(&path) {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(source) => return Err(failed(&path, source)),
+        }
+    }
+    Ok(())
+}
+
+/// Ids of the pinned maps by name; one whose pin is missing is left out.
+pub(super) fn map_ids(pins: &Path) -> Result<Vec<(&'static str, u32)>, BpfError> {
+    let mut found = Vec::new();
+    for name in NAMES {
+        let path = pin_of(pins, name);
+        if !path.exists() {
+            continue;
+        }
+        let info = MapInfo::from_pin(&path).map_err(|source| BpfError::Pin {
+            op: "read",
+            path,
+            source: source.into(),
+        })?;
+        found.push((*name, info.id()));
+    }
+    Ok(found)
+}
+
+/// Whether a program works on the maps with these ids: one may have lost its pin, and been made again since.
+pub(super) fn is_bound(program: u32, pinned: &[(&str, u32)]) -> bool {
+    let used = sys::program_maps(program).unwrap_or_default();
+    let is_private = |id: u32| {
+        MapInfo::from_id(id).is_ok_and(|map| map.name_as_str().is_some_and(|name| !NAMES.contains(&name)))
+    };
+    used.iter().all(|used| pinned.iter().any(|(_, id)| id == used) || is_private(*used))
+}
+
+/// Whether a program works on any of these maps.
+pub(super) fn uses_any(program: u32, pinned: &[(&str, u32)]) -> bool {
+    let used = sys::program_maps(program).unwrap_or_default();
+    used.iter().any(|used| pinned.iter().any(|(_, id)| id == used))
+}
+
+/// Pins maps again whose pins were removed while programs use them; returns the names of those that stay lost.
+///
+/// A program that is attached keeps its maps, so nothing of what they hold is lost with a pin.
+pub fn recover_maps(pins: &Path) -> Result<Vec<&'static str>, BpfError> {
+    let lost = |name: &&&str| !pin_of(pins, name).exists();
+    let mut missing: Vec<&'static str> = NAMES.iter().filter(lost).copied().collect();
+    if missing.is_empty() {
+        return Ok(missing);
+    }
+    for id in programs(pins)?.into_iter().flat_map(|program| sys::program_maps(program).unwrap_or_default()) {
+        let Ok(info) = MapInfo::from_id(id) else { continue };
+        let Some(at) = missing.iter().position(|name| info.name_as_str() == Some(*name)) else { continue };
+        let path = pin_of(pins, missing[at]);
+        let failed = |source: Box<dyn std::error::Error + Send + Sync>| BpfError::Pin {
+            op: "make again",
+            path: path.clone(),
+            source,
+        };
+        make_parent(&path)?;
+        let map = aya::maps::MapData::from_id(id).map_err(|source| failed(source.into()))?;
+        map.pin(&path).map_err(|source| failed(source.into()))?;
+        missing.swap_remove(at);
+    }
+    Ok(missing)
+}
+
+/// Ids of the programs that pinned links run and of those that are pinned themselves.
+fn programs(pins: &Path) -> Result<Vec<u32>, BpfError> {
+    let failed = |path: &Path, source: Box<dyn std::error::Error + Send + Sync>| BpfError::Pin {
+        op: "read",
+        path: path.to_owned(),
+        source,
+    };
+    let mut found = Vec::new();
+    for path in files(&pins.join("links"))? {
+        found.push(sys::pinned_link(&path).map_err(|source| failed(&path, source.into()))?.program);
+    }
+    for path in files(&pins.join("progs"))? {
+        found.push(ProgramInfo::from_pin(&path).map_err(|source| failed(&path, source.into()))?.id());
+    }
+    Ok(found)
+}
+
+/// The files of the directories below `directory`.
+fn files(directory: &Path) -> Result<Vec<PathBuf>, BpfError> {
+    let list = |path: &Path| -> Result<Vec<PathBuf>, BpfError> {
+        let entries = match fs::read_dir(path) {
+            Ok(entries) => entries.collect::<io::Result<Vec<_>>>(),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) => Err(error),
+        };
+        let entries = entries.map_err(|source| BpfError::Pin {
+            op: "list",
+            path: path.to_owned(),
+            source: source.into(),
+        })?;
+        Ok(entries.into_iter().map(|entry| entry.path()).collect())
+    };
+    let mut found = Vec::new();
+    for master in list(directory)? {
+        found.extend(list(&master)?);
+    }
+    Ok(found)
+}

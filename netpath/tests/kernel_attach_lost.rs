@@ -1,0 +1,237 @@
+//! What is lost of the data path, by somebody's hand, a file system or a kill, is found by status and mended by the
+//! next ADD or attach; nothing of it ends in silence.
+
+mod common;
+
+use std::process::{Command, Stdio};
+
+use common::enforce::{
+    POD, alerts, all_live, by_clsact, enters, hooks, is_enforced, is_enforced_for, is_well, leaves, policed,
+    private, status, ways,
+};
+use common::node::{INTERNET, MASTER, Node, conf};
+use common::{NetNs, run};
+use netpath::kernel::bpf::maps::{NAMES, pin_of};
+use netpath_ebpf::abi::{kind, mode};
+use serde_json::json;
+
+/// What brings a master back: the next attach, or the next pod.
+fn mend(node: &Node, by_add: bool) {
+    match by_add {
+        true => drop(node.pod(&["10.12.34.201/24"], Some(&private()))),
+        false => drop(node.netpath(&["attach", MASTER])),
+    }
+}
+
+#[test]
+fn a_deleted_qdisc_or_filter_is_named_and_attached_again() {
+    for by_add in [false, true] {
+        for what in
+            ["qdisc del dev enp0s8 clsact", "filter del dev enp0s8 egress", "filter del dev enp0s8 ingress"]
+        {
+            let entry = json!({ "unknownSource": "drop", "tc": "clsact" });
+            let node = Node::new(&entry);
+            let pod = policed(&node);
+            assert!(by_clsact(&node) && is_enforced(&node, &pod));
+            node.netns.exec(&format!("tc {what}"));
+            let hook = if what.ends_with("ingress") { "ingress" } else { "egress" };
+            let open = if hook == "ingress" {
+                enters(&node, &pod, POD, INTERNET)
+            } else {
+                leaves(&node, &pod, POD, INTERNET)
+            };
+            assert!(open, "{what}: who deletes it ends enforcement");
+            alerts(&node, &format!("{MASTER}: {hook} is not attached, so nothing is enforced there"));
+            mend(&node, by_add);
+            all_live(&node, &entry);
+            assert!(is_enforced(&node, &pod), "{what}");
+            is_well(&node);
+        }
+    }
+}
+
+#[test]
+fn somebody_elses_qdisc_leaves_tcx_alone() {
+    let node = Node::new(&json!({ "unknownSource": "drop" }));
+    let pod = policed(&node);
+    if by_clsact(&node) {
+        return node.uninstall();
+    }
+    node.netns.exec(&format!("tc qdisc add dev {MASTER} clsact"));
+    assert!(is_enforced(&node, &pod));
+    node.netns.exec(&format!("tc qdisc del dev {MASTER} clsact"));
+    assert!(is_enforced(&node, &pod));
+    is_well(&node);
+}
+
+#[test]
+fn a_lost_pin_of_a_program_is_named_and_attached_again() {
+    for by_add in [false, true] {
+        for entry in ways() {
+            let node = Node::new(&entry);
+            let pod = policed(&node);
+            let wanted: Vec<_> = hooks(&node).iter().map(|state| state.hook).collect();
+            for hook in wanted {
+                for directory in ["links", "progs"] {
+                    let pin = node.root.pins().join(directory).join("1").join(hook.name());
+                    if pin.exists() {
+                        std::fs::remove_file(&pin).expect("removed");
+                    }
+                }
+                alerts(&node, &format!("{MASTER}: {} is not attached", hook.name()));
+                if !(by_add && hook != netpath::kernel::bpf::Hook::Egress) {
+                    mend(&node, by_add);
+                } else {
+                    node.netpath(&["attach"]);
+                }
+                all_live(&node, &entry);
+                assert!(is_enforced(&node, &pod));
+                is_well(&node);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_lost_pin_of_a_map_is_made_again_from_the_programs() {
+    // These no program uses, so with the pin the map itself is gone.
+    let unused = ["meta", "owners", "zone_info"];
+    for by_add in [false, true] {
+        let entry = json!({ "unknownSource": "drop", "xdp": "native" });
+        let node = Node::new(&entry);
+        let pod = policed(&node);
+        assert!(is_enforced(&node, &pod));
+        let (row, before, drops) = (node.row(&pod), node.counters(&pod), node.drops(&pod));
+        for name in NAMES.iter().filter(|name| !unused.contains(name)) {
+            std::fs::remove_file(pin_of(&node.root.pins(), name)).expect("removed");
+        }
+        let output = node.try_netpath(&["status"]);
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(
+            !output.status.success() && said.contains("cannot open map") && said.contains("netpath attach"),
+            "{said}"
+        );
+        mend(&node, by_add);
+        all_live(&node, &entry);
+        assert_eq!((node.row(&pod), node.drops(&pod)), (row, drops), "the very maps are back");
+        assert!(is_enforced(&node, &pod));
+        let now = node.counters(&pod);
+        assert!(
+            now.tx_packets > before.tx_packets && now.tx_dropped > before.tx_dropped,
+            "{before:?} {now:?}"
+        );
+        is_well(&node);
+    }
+}
+
+#[test]
+fn all_pins_lost_is_named_and_made_again_from_the_records() {
+    for by_add in [false, true] {
+        for entry in ways() {
+            let node = Node::new(&entry);
+            let pod = policed(&node);
+            let clsact = by_clsact(&node);
+            std::fs::remove_dir_all(node.root.bpffs().join("netpath")).expect("removed");
+            // A filter needs no pin to stay; a link does.
+            common::eventually(common::PATIENCE, "the links let go", || {
+                (leaves(&node, &pod, POD, INTERNET) != clsact).then_some(())
+            });
+            alerts(&node, "container nptest-");
+            let (said, _) = status(&node);
+            assert!(
+                said.contains("was attached with a zone and nothing is loaded, so it is not policed"),
+                "{said}"
+            );
+            mend(&node, by_add);
+            all_live(&node, &entry);
+            let row = node.row(&pod);
+            assert_eq!((row.kind, row.mode), (kind::ENDPOINT, mode::ENFORCE));
+            assert!(is_enforced(&node, &pod));
+            is_well(&node);
+            node.delete(&pod);
+        }
+    }
+}
+
+#[test]
+fn uninstall_names_a_filter_whose_pins_are_gone() {
+    let node = Node::new(&json!({ "unknownSource": "drop", "tc": "clsact" }));
+    let pod = policed(&node);
+    std::fs::remove_dir_all(node.root.bpffs().join("netpath")).expect("removed");
+    let output = node.try_netpath(&["uninstall", "--yes"]);
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(!output.status.success(), "{said}");
+    for hook in ["ingress", "egress"] {
+        assert!(said.contains(&format!("tc filter del dev {MASTER} {hook} prio 1")), "{said}");
+    }
+    // As it says: attach takes them over, and then they can go.
+    node.netpath(&["attach", MASTER]);
+    assert!(is_enforced(&node, &pod));
+    node.netpath(&["uninstall", "--yes"]);
+    for hook in ["ingress", "egress"] {
+        assert_eq!(node.netns.exec(&format!("tc filter show dev {MASTER} {hook}")).trim(), "");
+    }
+}
+
+#[test]
+fn an_unmounted_bpf_file_system_is_mounted_again() {
+    for by_add in [false, true] {
+        let entry = json!({ "unknownSource": "drop", "xdp": "native" });
+        let node = Node::new(&entry);
+        let pod = policed(&node);
+        run(&["umount", node.root.bpffs().to_str().expect("text")]);
+        alerts(&node, "container nptest-");
+        mend(&node, by_add);
+        all_live(&node, &entry);
+        assert!(is_enforced(&node, &pod));
+        assert!(is_enforced_for(&node, &pod, POD));
+        is_well(&node);
+    }
+}
+
+/// A file system other than the one that pins lie on, unmounted when the test ends.
+struct Wrong(String);
+
+impl Drop for Wrong {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg(&self.0).stderr(Stdio::null()).status();
+    }
+}
+
+#[test]
+fn nothing_is_mounted_over_another_file_system_or_over_files() {
+    for mounted in [true, false] {
+        let node = Node::new(&json!({}));
+        let path = node.root.bpffs();
+        std::fs::create_dir_all(&path).expect("a directory");
+        let text = path.to_str().expect("text").to_owned();
+        let (wrong, what) = match mounted {
+            true => {
+                run(&["mount", "-t", "tmpfs", "none", &text]);
+                (Some(Wrong(text.clone())), "another file system is mounted there")
+            }
+            false => {
+                std::fs::write(path.join("file"), "").expect("a file");
+                (None, "there are files in it")
+            }
+        };
+        let netns = NetNs::new("pod");
+        let output = node.call("ADD", &netns, &conf(&["10.12.34.200/24"], Some(&private())));
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(!output.status.success(), "{said}");
+        assert!(
+            said.contains("is no BPF file system") && said.contains(what) && said.contains(&text),
+            "{said}"
+        );
+        assert!(!netns.ip("link").contains("net1"), "a refused ADD leaves nothing behind");
+        let output = node.try_netpath(&["attach", MASTER]);
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(!output.status.success() && said.contains(what), "{said}");
+        drop(wrong);
+        if !mounted {
+            std::fs::remove_file(path.join("file")).expect("removed");
+        }
+        let pod = policed(&node);
+        assert!(is_enforced(&node, &pod));
+    }
+}

@@ -1,0 +1,255 @@
+//! Programs and filters of others on a policed master: ours comes first and lets the others run; where it cannot
+//! come first, or cannot be there at all, that is said by name, and what can be enforced is.
+
+mod common;
+
+use std::process::Command;
+
+use aya::Ebpf;
+use aya::programs::tc::{NlOptions, TcAttachOptions, qdisc_add_clsact};
+use aya::programs::{LinkOrder, SchedClassifier, TcAttachType};
+use common::enforce::{
+    POD, alerts, all_live, by_clsact, is_enforced, is_well, leaves, policed, private, ways,
+};
+use common::node::{INTERNET, MASTER, Node, conf};
+use common::{NetNs, run};
+use netpath::kernel::bpf::maps::Maps;
+use netpath::kernel::bpf::object::{self, Settings};
+use netpath_ebpf::abi::{Master, unknown_source};
+use serde_json::json;
+use tempfile::TempDir;
+
+/// Somebody else's program: ours once more, on maps of its own, under a name of its own in the chain.
+///
+/// It knows nobody, so it lets everything pass with the verdict "next".
+struct Stranger {
+    object: Ebpf,
+    maps: Maps,
+    root: netpath::root::Root,
+    _directory: TempDir,
+}
+
+impl Stranger {
+    fn new() -> Self {
+        let directory = TempDir::with_prefix("netpath-stranger-").expect("a directory");
+        let root = netpath::root::Root::new(directory.path());
+        netpath::kernel::bpf::pins::ensure_bpffs(&root.bpffs()).expect("a BPF file system");
+        std::fs::create_dir_all(root.pins().join("maps")).expect("a directory");
+        let maps = object::maps(&root.pins(), &Settings::default()).expect("maps");
+        let object = object::load(&root.pins(), &Settings::default(), 1, object::cpus()).expect("it loads");
+        Self { object, maps, root, _directory: directory }
+    }
+
+    /// Frames of the pods that it has let pass.
+    fn seen(&self) -> u64 {
+        self.maps.counters().expect("mapped").master(1).unknown_passed
+    }
+
+    fn program(&mut self, name: &str) -> &mut SchedClassifier {
+        let program = self.object.program_mut(name).expect("a program");
+        let program: &mut SchedClassifier = program.try_into().expect("a classifier");
+        program.load().expect("it passes the verifier");
+        program
+    }
+
+    /// Puts it at the head of the TCX chain.
+    fn first_by_tcx(&mut self, node: &Node) {
+        let program = self.program("egress");
+        let order = TcAttachOptions::TcxOrder(LinkOrder::first());
+        let attached = node.netns.within(|| program.attach_with_options(MASTER, TcAttachType::Egress, order));
+        attached.expect("it can be attached");
+    }
+
+    /// Puts it into the priority of ours: there the youngest filter runs first.
+    fn first_by_clsact(&mut self, node: &Node) {
+        let program = self.program("egress");
+        let options = NlOptions { priority: 1, ..NlOptions::default() };
+        let attached = node.netns.within(|| {
+            let _ = qdisc_add_clsact(MASTER);
+            program.attach_with_options(MASTER, TcAttachType::Egress, TcAttachOptions::Netlink(options))
+        });
+        attached.expect("it can be attached");
+    }
+}
+
+impl Drop for Stranger {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg(self.root.bpffs()).status();
+    }
+}
+
+#[test]
+fn who_comes_before_us_is_named_by_status_and_by_attach() {
+    for entry in ways() {
+        let node = Node::new(&entry);
+        let pod = policed(&node);
+        is_well(&node);
+        let mut stranger = Stranger::new();
+        match by_clsact(&node) {
+            true => stranger.first_by_clsact(&node),
+            false => stranger.first_by_tcx(&node),
+        }
+        let sentence = format!("{MASTER}: egress runs before netpath at egress and may decide alone");
+        alerts(&node, &sentence);
+        // Ours is still behind it: only a verdict of the other would take a frame out of its hands.
+        assert!(is_enforced(&node, &pod));
+        let output = node.try_netpath(&["attach", MASTER]);
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert_eq!(output.status.code(), Some(4), "{said}");
+        assert!(said.contains(&format!("ALERT: {sentence}")), "{said}");
+        drop(stranger);
+        if by_clsact(&node) {
+            // The kernel gave the youngest filter the first handle of its own.
+            node.netns.exec(&format!("tc filter del dev {MASTER} egress prio 1 handle 0x1 bpf"));
+        }
+        node.netpath(&["attach", MASTER]);
+        is_well(&node);
+    }
+}
+
+#[test]
+fn a_tcx_program_before_our_clsact_filter_is_named() {
+    let node = Node::new(&json!({ "unknownSource": "drop", "tc": "clsact" }));
+    let pod = policed(&node);
+    assert!(by_clsact(&node));
+    let mut stranger = Stranger::new();
+    let program = stranger.program("egress");
+    let order = TcAttachOptions::TcxOrder(LinkOrder::first());
+    let attached = node.netns.within(|| program.attach_with_options(MASTER, TcAttachType::Egress, order));
+    match attached {
+        Ok(_) => alerts(&node, &format!("{MASTER}: egress runs before netpath at egress")),
+        // Before Linux 6.6 there is no such chain that anybody could stand in.
+        Err(error) => {
+            assert!(common::chain(&error).contains("Invalid argument"), "{}", common::chain(&error));
+        }
+    }
+    assert!(is_enforced(&node, &pod));
+}
+
+#[test]
+fn what_we_let_pass_goes_on_to_the_filters_behind_us() {
+    for entry in ways() {
+        let node = Node::new(&entry);
+        let pod = policed(&node);
+        let mut stranger = Stranger::new();
+        let [(id, row)] = node.maps().masters().expect("readable")[..] else { panic!("one master") };
+        let row = Master { unknown_source: unknown_source::AUDIT, ..row };
+        stranger.maps.set_master(id, &row).expect("written");
+        let program = stranger.program("egress");
+        let options = NlOptions { priority: 7, ..NlOptions::default() };
+        let attached = node.netns.within(|| {
+            let _ = qdisc_add_clsact(MASTER);
+            program.attach_with_options(MASTER, TcAttachType::Egress, TcAttachOptions::Netlink(options))
+        });
+        attached.expect("it can be attached");
+        // To the stranger the pod's MAC is nobody's: what it sees is counted, and passes.
+        let before = stranger.seen();
+        assert!(is_enforced(&node, &pod));
+        assert_eq!(
+            stranger.seen() - before,
+            3,
+            "an allowed frame and two fences; the denied one is gone before"
+        );
+        is_well(&node);
+    }
+}
+
+#[test]
+fn a_priority_that_is_taken_is_a_named_error() {
+    let node = Node::new(&json!({ "tc": "clsact" }));
+    node.netns.exec(&format!("tc qdisc add dev {MASTER} clsact"));
+    node.netns
+        .exec(&format!("tc filter add dev {MASTER} egress prio 1 protocol ip u32 match u32 0 0 flowid 1:1"));
+    let netns = NetNs::new("pod");
+    let output = node.call("ADD", &netns, &conf(&["10.12.34.200/24"], Some(&private())));
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(!output.status.success(), "{said}");
+    assert!(said.contains("cannot attach program `egress`") && said.contains("priority 1"), "{said}");
+    assert!(!netns.ip("link").contains("net1"), "a refused ADD leaves nothing behind");
+    let left = node.netns.exec(&format!("tc filter show dev {MASTER} ingress"));
+    assert_eq!(left.trim(), "", "half of the hooks would judge half of the frames");
+    node.netns.exec(&format!("tc filter del dev {MASTER} egress prio 1"));
+    let pod = policed(&node);
+    assert!(is_enforced(&node, &pod));
+}
+
+/// Pins the program `xdp` of a stranger, for `ip` to attach it: without a link, as most do.
+fn foreign_xdp(stranger: &mut Stranger, mode: &str, node: &Node) {
+    let program: &mut aya::programs::Xdp =
+        stranger.object.program_mut("xdp").expect("a program").try_into().expect("XDP");
+    let pin = stranger.root.pins().join("foreign");
+    if !pin.exists() {
+        program.load().expect("it passes the verifier");
+        program.pin(&pin).expect("pinned");
+    }
+    // `ip netns exec` would hide the BPF file system.
+    let namespace = format!("--net={}", node.netns.path().display());
+    run(&["nsenter", &namespace, "ip", "link", "set", MASTER, mode, "pinned", pin.to_str().expect("text")]);
+}
+
+#[test]
+fn somebody_elses_native_xdp_is_a_named_error_and_tc_enforces_without() {
+    let entry = json!({ "unknownSource": "drop", "xdp": "native" });
+    let node = Node::new(&entry);
+    let mut stranger = Stranger::new();
+    foreign_xdp(&mut stranger, "xdpdrv", &node);
+    refused(&node, &["another XDP program is attached", "bpftool net show"]);
+    // As the error says: TC enforces without XDP, and theirs goes on.
+    node.set_master(&json!({ "unknownSource": "drop", "xdp": "off" }));
+    let pod = policed(&node);
+    assert!(is_enforced(&node, &pod));
+    is_well(&node);
+    // Wanted again it fails again, and ends nothing.
+    node.set_master(&entry);
+    let output = node.try_netpath(&["attach"]);
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(!output.status.success() && said.contains("another XDP program is attached"), "{said}");
+    alerts(&node, &format!("{MASTER}: xdp is not attached"));
+    assert!(is_enforced(&node, &pod), "what was attached stays");
+    assert!(node.netns.ip(&format!("link show {MASTER}")).contains("xdp"), "theirs is gone");
+    // Once theirs has gone ours may come, without a gap for the pod that runs.
+    node.netns.ip(&format!("link set {MASTER} xdpdrv off"));
+    node.netpath(&["attach"]);
+    all_live(&node, &entry);
+    assert!(is_enforced(&node, &pod));
+    is_well(&node);
+}
+
+#[test]
+fn generic_xdp_would_blind_tc_and_is_a_named_error() {
+    for xdp in ["off", "native"] {
+        let entry = json!({ "unknownSource": "drop", "xdp": xdp });
+        let node = Node::new(&entry);
+        let mut stranger = Stranger::new();
+        foreign_xdp(&mut stranger, "xdpgeneric", &node);
+        refused(&node, &["in generic mode", "xdpgeneric off"]);
+        node.netns.ip(&format!("link set {MASTER} xdpgeneric off"));
+        let pod = policed(&node);
+        assert!(is_enforced(&node, &pod));
+        is_well(&node);
+        if xdp == "native" {
+            // The kernel lets nobody attach it beside ours.
+            continue;
+        }
+        // One that comes later is named until it goes.
+        foreign_xdp(&mut stranger, "xdpgeneric", &node);
+        alerts(&node, &format!("{MASTER}: XDP program "));
+        assert!(!leaves(&node, &pod, POD, INTERNET), "what leaves is judged all the same");
+        let output = node.try_netpath(&["attach"]);
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(!output.status.success() && said.contains("in generic mode"), "{said}");
+        node.netns.ip(&format!("link set {MASTER} xdpgeneric off"));
+        is_well(&node);
+        assert!(is_enforced(&node, &pod));
+    }
+}
+
+/// An ADD fails with an error that says all of this, and leaves nothing behind.
+#[track_caller]
+fn refused(node: &Node, words: &[&str]) {
+    let netns = NetNs::new("pod");
+    let output = node.call("ADD", &netns, &conf(&["10.12.34.200/24"], Some(&private())));
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(!output.status.success() && words.iter().all(|word| said.contains(word)), "{said}");
+    assert!(!netns.ip("link").contains("net1"), "a refused ADD leaves nothing behind");
+}
