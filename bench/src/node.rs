@@ -12,7 +12,7 @@ use netpath::{
         Hook,
         maps::Maps,
         object::{self, Settings},
-        sys::ensure_bpffs,
+        pins::ensure_bpffs,
     },
     police,
     root::Root,

@@ -138,5 +138,5 @@ fn rule(cursor: &mut Cursor<'_>) -> Rule {
             (IpAddr::from(Ipv6Addr::from(u128::from(v6(cursor)) & mask)), length)
         }
     };
-    Rule { net, length, egress: what & 2 != 0, ingress: what & 4 != 0 }
+    Rule { net, length, egress: what & 2 != 0, ingress: what & 4 != 0, ports: Vec::new() }
 }

@@ -182,6 +182,7 @@ pub struct Facts {
 
 impl Facts {
     /// Starts over for a frame of `length` bytes.
+    #[expect(clippy::cast_possible_truncation, reason = "the only value cast is zero")]
     #[inline(always)]
     pub fn reset(&mut self, ethertype: u16, length: u32) {
         // A zero that the compiler does not know: it would call `memset`, which in BPF is a loop over bytes.

@@ -68,7 +68,7 @@ impl Decision {
     /// Number of the drop reason; 0 = it passes.
     #[inline(always)]
     pub const fn reason(self) -> u8 {
-        self.0 as u8
+        self.0.to_le_bytes()[0]
     }
 
     /// The rule of the zone that decided.

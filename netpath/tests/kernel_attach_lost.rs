@@ -235,3 +235,31 @@ fn nothing_is_mounted_over_another_file_system_or_over_files() {
         assert!(is_enforced(&node, &pod));
     }
 }
+
+/// Older or newer: its programs go on, ours would judge the same frames by other rows.
+#[test]
+fn beside_another_abi_nothing_is_attached_and_what_it_made_is_deleted() {
+    let node = Node::new(&json!({}));
+    let pod = policed(&node);
+    let pins = node.root.pins();
+    for version in ["v1", "v99"] {
+        let other = pins.parent().expect("a parent").join(version);
+        std::fs::rename(&pins, &other).expect("renamed");
+        let netns = NetNs::new("pod");
+        let output = node.call("ADD", &netns, &conf(&["10.12.34.201/24"], Some(&private())));
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(!output.status.success() && said.contains("another ABI") && said.contains(version), "{said}");
+        assert!(!netns.ip("link").contains("net1"), "a refused ADD leaves nothing behind");
+        let output = node.try_netpath(&["attach", MASTER]);
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(!output.status.success() && said.contains("another ABI"), "{said}");
+        assert!(is_enforced(&node, &pod), "the other one goes on");
+        std::fs::rename(&other, &pins).expect("renamed back");
+    }
+    let other = pins.parent().expect("a parent").join("v99");
+    std::fs::rename(&pins, &other).expect("renamed");
+    let output = node.call("DEL", &pod.netns, &conf(&["10.12.34.200/24"], Some(&private())));
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+    assert!(!pod.netns.ip("link").contains("net1"));
+    std::fs::rename(&other, &pins).expect("renamed back");
+}

@@ -148,7 +148,9 @@ pub const fn word_place(index: usize) -> usize {
 /// four other bits, so that finding the place of the lowest set bit takes a multiplication and no branch.
 #[inline(always)]
 pub const fn place_of(bit: u32) -> u32 {
-    bit.wrapping_mul(0x09af) >> 12 & (ZONE_WORDS as u32 - 1)
+    const LAST: u32 = 15;
+    const { assert!(ZONE_WORDS == LAST as usize + 1) };
+    bit.wrapping_mul(0x09af) >> 12 & LAST
 }
 
 /// Bits of a word in `zone_words` (a `u32` per zone; 0 = zone not loaded). It is the one thing that a

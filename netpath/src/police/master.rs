@@ -2,9 +2,7 @@
 
 use std::{fs, path::Path};
 
-use netpath_ebpf::abi::{
-    ABI_VERSION, Endpoint, EndpointKey, HOST_MACS, Master, kind, master_flags, mode, unknown_source,
-};
+use netpath_ebpf::abi::{Endpoint, EndpointKey, HOST_MACS, Master, kind, master_flags, mode, unknown_source};
 
 use super::{PoliceError, adopt, identity, settings};
 use crate::{
@@ -85,6 +83,9 @@ pub fn attach(
     pins::ensure_bpffs(&bpffs)?;
     let settings = settings(root)?;
     let pins = root.pins();
+    if let Some(path) = pins::of_another_abi(&pins)? {
+        return Err(BpfError::OtherAbi { path }.into());
+    }
     let fresh = !pin_of(&pins, NAMES[0]).exists();
     // A map that lost its pin is still with the programs; without it nothing below could be opened.
     if !fresh {
@@ -420,5 +421,3 @@ pub fn ahead(name: &str, ifindex: u32, states: &[attach::HookState]) -> Vec<(Hoo
     }
     found
 }
-
-const _: () = assert!(ABI_VERSION == 2, "uninstall must know how to remove the pins of older versions");

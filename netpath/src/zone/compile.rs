@@ -13,19 +13,21 @@ use super::{Ingress, OnDeny, Zone, ZoneImage};
 /// The mode is not part of it: it stands in the endpoint's row, where it outlives a lost zone.
 pub fn compile(zone: &Zone) -> ZoneImage {
     // One entry a prefix: `deny` is entered last, and so wins a tie.
-    let mut entries: BTreeMap<IpNetwork, bool> = BTreeMap::new();
-    entries.extend(zone.local.iter().chain(&zone.allow).map(|&prefix| (canonical(prefix), true)));
-    entries.extend(zone.deny.iter().map(|&prefix| (canonical(prefix), false)));
+    let mut entries: BTreeMap<IpNetwork, (bool, u32)> = BTreeMap::new();
+    entries.extend(zone.allow.iter().map(|&prefix| (canonical(prefix), (true, 0))));
+    entries.extend(zone.local.iter().map(|&prefix| (canonical(prefix), (true, zone_verdict::LOCAL))));
+    entries.extend(zone.deny.iter().map(|&prefix| (canonical(prefix), (false, 0))));
 
     let (mut v4, mut v6) = (Vec::new(), Vec::new());
-    for (&prefix, &egress) in &entries {
+    for (&prefix, &(egress, local)) in &entries {
         let ingress = match zone.ingress {
             Ingress::Zone => egress,
             Ingress::Any => true,
             Ingress::Local => is_local(zone, prefix),
         };
-        let verdicts =
-            if egress { zone_verdict::EGRESS } else { 0 } | if ingress { zone_verdict::INGRESS } else { 0 };
+        let verdicts = local
+            | if egress { zone_verdict::EGRESS } else { 0 }
+            | if ingress { zone_verdict::INGRESS } else { 0 };
         match prefix {
             IpNetwork::V4(prefix) => v4.push((prefix, verdicts)),
             IpNetwork::V6(prefix) => v6.push((prefix, verdicts)),
@@ -79,14 +81,14 @@ mod tests {
                 "local": ["10.12.34.0/24", "fd00::/64"], "allow": ["172.16.5.0/24", "10.12.34.13", "10.0.0.1"],
                 "deny": ["10.12.34.0/28", "10.12.34.13", "172.16.4.0/24"],
             }),
-            "8 10.12.34.13/32=0 10.0.0.1/32=3 10.12.34.0/28=0 172.16.4.0/24=0 10.12.34.0/24=3 172.16.5.0/24=3 \
-             fd00::/64=3",
+            "8 10.12.34.13/32=0 10.0.0.1/32=3 10.12.34.0/28=0 172.16.4.0/24=0 10.12.34.0/24=11 172.16.5.0/24=3 \
+             fd00::/64=11",
         );
     }
 
     #[test]
     fn duplicates_are_merged() {
-        check(json!({ "local": ["10.0.0.0/8"], "allow": ["10.0.0.0/8", "10.0.0.0/8"] }), "0 10.0.0.0/8=3");
+        check(json!({ "local": ["10.0.0.0/8"], "allow": ["10.0.0.0/8", "10.0.0.0/8"] }), "0 10.0.0.0/8=11");
         check(json!({ "local": ["10.0.0.0/8"], "deny": ["10.0.0.0/8"] }), "0 10.0.0.0/8=0");
     }
 
@@ -99,7 +101,7 @@ mod tests {
                 "deny": ["10.12.34.0/28", "10.12.34.200"],
                 "ingress": "local",
             }),
-            "0 10.12.34.200/32=0 10.12.34.5/32=1 10.12.34.0/28=0 10.12.34.128/25=3 10.12.34.0/24=3 172.16.5.0/24=1",
+            "0 10.12.34.200/32=0 10.12.34.5/32=1 10.12.34.0/28=0 10.12.34.128/25=3 10.12.34.0/24=11 172.16.5.0/24=1",
         );
     }
 
@@ -107,7 +109,7 @@ mod tests {
     fn any_ingress_is_a_flag() {
         check(
             json!({ "local": ["10.0.0.0/8"], "deny": ["10.0.0.1"], "ingress": "any" }),
-            "4 10.0.0.1/32=2 10.0.0.0/8=3",
+            "4 10.0.0.1/32=2 10.0.0.0/8=11",
         );
     }
 
@@ -115,7 +117,7 @@ mod tests {
     fn a_denied_ipv6_prefix_does_not_open_link_local_addresses() {
         check(
             json!({ "local": ["10.0.0.0/8"], "deny": ["fd00::/8"], "ingress": "any" }),
-            "4 10.0.0.0/8=3 fd00::/8=2",
+            "4 10.0.0.0/8=11 fd00::/8=2",
         );
     }
 

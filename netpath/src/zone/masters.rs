@@ -183,7 +183,7 @@ mod tests {
         refused(
             json!({ "unknown_source": "drop" }),
             "`unknown_source` is not a known key: remove it, or write one of `zone`, `subnets`, `nadNamespaces`, \
-             `podNamespaces`, `types`, `unknownSource`, `xdp`, `promisc`, `tc`, `ipvlan`, `widePrefixes`",
+             `podNamespaces`, `types`, `unknownSource`, `dedicatedMaster`, `xdp`, `promisc`, `tc`, `ipvlan`, `widePrefixes`",
         );
         refused(
             json!({ "zone": { "denny": [] } }),

@@ -217,7 +217,7 @@ mod tests {
         let words = |words: [u32; 16], count: usize| -> Vec<u32> {
             (0..count).map(|index| words[word_place(index)]).collect()
         };
-        assert_eq!(words(slot.words_v4, 9), [0, 3, 1, 0, 0, 0, 0, 0, 0]);
+        assert_eq!(words(slot.words_v4, 9), [0, 11, 1, 0, 0, 0, 0, 0, 0]);
         // The local /24 has a longer prefix in it.
         assert_eq!((slot.near_v4, slot.near_word_v4), (slot.v4[2], 1));
         let (mut net, mut mask) = ([0; 16], [0; 16]);

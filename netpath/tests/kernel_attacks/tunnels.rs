@@ -3,12 +3,12 @@
 use std::net::UdpSocket;
 use std::thread;
 
-use netpath_ebpf::drop_reason::DropReason::{Fragment, ZoneDeny};
+use netpath_ebpf::drop_reason::DropReason::ZoneDeny;
 
 use crate::arena::{A, A6, Arena, HONEST, attempt, strict};
 use crate::common::PATIENCE;
 use crate::common::node::{GATEWAY, GATEWAY6, INTERNET, INTERNET6, WIRE, text};
-use crate::common::wire::{ethertype, ipv4, ipv6, marker, protocol, udp};
+use crate::common::wire::{ipv4, ipv6, marker, protocol, udp};
 
 const IPIP: u8 = 4;
 const IPV6_IN_IPV4: u8 = 41;
@@ -67,35 +67,4 @@ fn row_15_out_of_reach_a_proxy_inside_the_zone_carries_anything_out() {
     assert_eq!(&buffer[..length], secret);
     let totals = node.drops(&arena.a);
     assert_eq!(totals.tx_dropped.iter().sum::<u64>(), 0, "nothing of it can be seen on the master");
-}
-
-#[test]
-fn row_14_a_list_of_ports_leaves_tunnels_and_proxies_no_way() {
-    let zone = serde_json::json!({
-        "policy": "private", "local": [],
-        "allow": [{ "cidr": "10.12.34.254/32", "ports": ["tcp/443", "udp/53"] }, "fd00:34::fe/128"],
-    });
-    let arena = Arena::zones(&strict(), &zone, &zone);
-    let datagram = |port: u16, mark: &[u8]| arena.v4(GATEWAY, protocol::UDP, &udp(1000, port, mark));
-    let inner = |mark: &[u8]| ipv4(A, INTERNET, protocol::UDP, &udp(1, 2, mark));
-    arena.table(vec![
-        attempt("a port of the list", HONEST, |mark| datagram(53, mark)),
-        attempt("VXLAN", ZoneDeny, |mark| datagram(4789, mark)),
-        attempt("WireGuard", ZoneDeny, |mark| datagram(51820, mark)),
-        attempt("a web proxy", ZoneDeny, |mark| datagram(3128, mark)),
-        attempt("IPv4 in IPv4", ZoneDeny, |mark| arena.v4(GATEWAY, IPIP, &inner(mark))),
-        attempt("GRE", ZoneDeny, |mark| arena.v4(GATEWAY, GRE, &inner(mark))),
-        attempt("ESP", ZoneDeny, |mark| arena.v4(GATEWAY, ESP, &[&[0; 8], mark].concat())),
-        // Ports stand in the first fragment alone.
-        attempt("a later fragment", Fragment, |mark| {
-            let mut packet = ipv4(A, GATEWAY, protocol::UDP, &udp(1000, 53, mark));
-            packet[6..8].copy_from_slice(&185_u16.to_be_bytes());
-            arena.frame(ethertype::IPV4, &packet)
-        }),
-        attempt("the first fragment", HONEST, |mark| {
-            let mut packet = ipv4(A, GATEWAY, protocol::UDP, &udp(1000, 53, mark));
-            packet[6] = 0x20;
-            arena.frame(ethertype::IPV4, &packet)
-        }),
-    ]);
 }

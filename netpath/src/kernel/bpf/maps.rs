@@ -13,7 +13,8 @@ use aya::{
 };
 use netpath_ebpf::abi::{
     ABI_VERSION, Base, Budget, CookieKey, CookieOwner, Counters, DropCounters, Endpoint, EndpointKey, Master,
-    MasterCounters, Meta, Owner, PortSet, REASON_SLOTS, Reject, TrieKey4, TrieKey6, VlanKey, ZoneInfo, ZoneSlot,
+    MasterCounters, Meta, Owner, PortSet, REASON_SLOTS, Reject, TrieKey4, TrieKey6, VlanKey, ZoneInfo,
+    ZoneSlot,
 };
 
 use super::sys::Mapped;

@@ -18,6 +18,7 @@ use aya::{
     EbpfError,
     programs::{ProgramError, links::LinkError},
 };
+use netpath_ebpf::abi::ABI_VERSION;
 
 /// The points of a master that programs are attached to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -107,6 +108,16 @@ pub enum BpfError {
         path: PathBuf,
         /// What is there.
         what: &'static str,
+    },
+    /// Another version's programs are on the node: two sets would judge each frame, each by its own rows.
+    #[error(
+        "{} is the data path of a netpath with another ABI, and goes on enforcing; this one is of ABI {ABI_VERSION}: run \
+         `netpath uninstall` with the version it belongs to, or go back to that version",
+        path.display()
+    )]
+    OtherAbi {
+        /// Its pins.
+        path: PathBuf,
     },
     /// The object could not be loaded.
     #[error("cannot load the eBPF object")]
