@@ -204,6 +204,8 @@ pub mod claim {
     pub const BOUND: u32 = 1;
     /// It lies in the local prefixes of a zone that an endpoint of the master has.
     pub const LOCAL: u32 = 1 << 1;
+    /// The node has it on the master: its frames pass even with a MAC that it took on since.
+    pub const HOST: u32 = 1 << 2;
 }
 
 /// Key of `vlans`: a VLAN interface that sits on a master.

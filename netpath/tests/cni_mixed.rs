@@ -335,7 +335,8 @@ fn what_cannot_be_policed_behind_another_plugin() {
     let mut other = result.clone();
     other["interfaces"][0]["name"] = json!("net7");
     site.ours("ADD", &with(&other, &zone)).fails(103, "names no interface `net1`");
-    site.ours("ADD", &with(&result, &zone)).ifname("lo").fails(103, "polices macvlan interfaces only");
+    other["interfaces"][0]["name"] = json!("lo");
+    site.ours("ADD", &with(&other, &zone)).ifname("lo").fails(103, "polices macvlan interfaces only");
     assert!(site.maps().is_none() && site.rows().is_empty());
 
     // A master in the pod has, by chance or intent, the index that another link has on the node.

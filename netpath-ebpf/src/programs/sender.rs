@@ -162,7 +162,10 @@ pub(crate) fn unknown_mac(skb: *mut __sk_buff, master: &Master, ethernet: &Ether
     }
     let dropped = match master.unknown_source {
         unknown_source::AUDIT => false,
-        unknown_source::CLAIMED => claims(skb, ethernet) != 0,
+        unknown_source::CLAIMED => {
+            let claim = claims(skb, ethernet);
+            claim != 0 && claim & claim::HOST == 0
+        }
         _ => true,
     };
     Offence::nobodys(if dropped { mode::ENFORCE } else { mode::AUDIT }, DropReason::UnknownSource)

@@ -58,7 +58,8 @@ pub(super) fn enter(maps: &mut Maps, master: u16, row: &Endpoint) -> Result<(), 
         maps.set_claim(master, address, claim)?;
     }
     for prefix in local(maps, row.zone)? {
-        let old = if is_host(prefix) { maps.claim(master, prefix.ip())? & claim::BOUND } else { 0 };
+        let own = claim::BOUND | claim::HOST;
+        let old = if is_host(prefix) { maps.claim(master, prefix.ip())? & own } else { 0 };
         maps.set_claim(master, prefix, old | claim::LOCAL)?;
     }
     Ok(())
@@ -102,9 +103,9 @@ pub(super) fn refresh(maps: &mut Maps, master: u16) -> Result<(), MapsError> {
         maps.set_cookie_owner(master, cookie, Some(owner))?;
     }
     for (prefix, old) in maps.claims(master)? {
-        match claims.remove(&prefix) {
-            Some(claim) if claim == old => {}
-            claim => maps.set_claim(master, prefix, claim.unwrap_or(0))?,
+        let claim = claims.remove(&prefix).unwrap_or(0) | old & claim::HOST;
+        if claim != old {
+            maps.set_claim(master, prefix, claim)?;
         }
     }
     for (prefix, claim) in claims {
@@ -166,6 +167,24 @@ pub fn unexplained(
 /// The addresses of a row, as people write them.
 pub fn bound(row: &Endpoint) -> impl Iterator<Item = IpAddr> {
     addresses(row).map(|address| address.ip())
+}
+
+/// Writes down the addresses that the node has on a master, so that `auto` does not cut it off when its MAC changes
+/// while nothing of netpath runs. The caller holds the lock.
+pub(super) fn host_addresses(
+    maps: &mut Maps,
+    node: &mut Netlink,
+    master: &Link,
+    id: u16,
+) -> Result<(), PoliceError> {
+    for own in node.addresses(Some(master.index))? {
+        let address = own.address.ip();
+        let claim = maps.claim(id, address)?;
+        if claim & (claim::HOST | claim::BOUND) == 0 {
+            maps.set_claim(id, IpNetwork::from(address), claim | claim::HOST)?;
+        }
+    }
+    Ok(())
 }
 
 /// Writes down which VLAN interfaces of this namespace sit on which masters, and which of them are masters.

@@ -169,6 +169,7 @@ fn put_in_place(
     if row.object == 0 || !states.iter().any(|state| state.live) {
         census(root, maps, node, id, link.index, &host_macs)?;
     }
+    identity::host_addresses(maps, node, link, id)?;
     let unknown = identity::unknown(maps, node, link, id, &host_macs, entry)?;
     if unknown != row.unknown_source {
         row.unknown_source = unknown;

@@ -151,15 +151,18 @@ fn claimed_addresses_of_unknown_macs_are_dropped_and_others_pass() {
     scene.set_master(unknown_source::CLAIMED, 0);
     scene.node.maps.set_cookie_owner(MASTER, scene.cookie, None).expect("no row");
     let reason = slot(DropReason::UnknownSource);
-    for (source, passes) in [(POD4, false), (NEAR4, false), (FAR4, true)] {
+    let node_has = Ipv4Addr::new(10, 12, 34, 61);
+    let claimed = claim::LOCAL | claim::HOST;
+    scene.node.maps.set_claim(MASTER, IpAddr::from(node_has).into(), claimed).expect("claim");
+    for (source, passes) in [(POD4, false), (NEAR4, false), (FAR4, true), (node_has, true)] {
         assert_eq!(scene.node.passes(Hook::Egress, &from(STRANGER_MAC, source, NEAR4)), passes, "{source}");
         let asks = arp(1, STRANGER_MAC, source, NEAR4);
         assert_eq!(scene.node.passes(Hook::Egress, &between(&asks, STRANGER_MAC, [0xff; 6])), passes);
     }
     let drops = scene.node.drops(0);
-    assert_eq!((drops.tx_dropped[reason], drops.tx_audited[reason]), (4, 2));
+    assert_eq!((drops.tx_dropped[reason], drops.tx_audited[reason]), (4, 4));
     let totals = scene.node.master_counters();
-    assert_eq!((totals.unknown_dropped, totals.unknown_passed), (4, 2));
+    assert_eq!((totals.unknown_dropped, totals.unknown_passed), (4, 4));
 }
 
 /// A primary CNI moves a pod's frames to the NIC: the node's MAC, the pod's cookie, an address of another network.
