@@ -129,7 +129,7 @@ fn two_labs_at_once_are_green_and_leave_nothing() {
     assert_eq!(happened(["net-pod", "10.12.34.101", "net1"]), ["unanswered null"; 2]);
     assert_eq!(happened(["net-pod", "8.8.8.8", "eth0"]), [reached; 2]);
     assert_eq!(happened(["net-pod", "8.8.8.8", "net1"]), [reached, "dropped zone-deny"]);
-    assert_eq!(happened(["net-pod", "from a foreign MAC", "net1"]), [reached, "dropped unknown-source"]);
+    assert_eq!(happened(["net-pod", "from a foreign MAC", "net1"]), [reached, "dropped source-mac"]);
     assert_eq!(happened(["riddle-pod", "2001:db8:12:34::fe", "net1"]), [reached; 2]);
     assert_eq!(happened(["riddle-pod", "2001:4860:4860::8888", "net1"]), [reached, "dropped zone-deny"]);
 

@@ -51,6 +51,8 @@ enum Sender {
     },
     /// Frames that nobody owns are counted by master.
     Nobody {
+        /// The pod that answers for it where its network namespace tells.
+        endpoint: u32,
         master: u16,
         mac: Mac,
     },
@@ -86,7 +88,7 @@ impl<'a> Bench<'a> {
             Probe::Ping { .. } | Probe::Riddle { .. } => {
                 Sender::Pod { endpoint: attached.endpoint, mac: attached.mac }
             }
-            Probe::Foreign => Sender::Nobody { master: attached.master, mac: foreign() },
+            Probe::Foreign => Sender::Nobody { master: attached.master, endpoint: attached.endpoint, mac: foreign() },
         };
         let before = self.quiet(sender)?;
 
@@ -169,14 +171,14 @@ impl<'a> Bench<'a> {
                     drops: self.maps.drops(endpoint)?,
                 }
             }
-            Sender::Nobody { master, .. } => {
+            Sender::Nobody { master, endpoint, .. } => {
                 let row = view.master(master);
                 Counted {
                     sent: row.unknown_passed,
                     received: 0,
-                    sent_dropped: row.unknown_dropped,
+                    sent_dropped: row.unknown_dropped + view.endpoint(endpoint).tx_dropped,
                     received_dropped: 0,
-                    drops: self.maps.drops(0)?,
+                    drops: self.maps.drops(endpoint)?,
                 }
             }
         })

@@ -99,7 +99,7 @@ pub(super) const ROWS: &[Row] = &[
         from: Host::NetPod,
         to: "gateway",
         probe: Probe::Foreign,
-        expected: [Outcome::Reached, Outcome::Dropped(DropReason::UnknownSource)],
+        expected: [Outcome::Reached, Outcome::Dropped(DropReason::SourceMac)],
         why: Some(
             "A raw frame from 02:00:5e:10:00:01, a MAC that no pod was given. Reached: it was heard behind the switch's port.",
         ),
