@@ -88,7 +88,9 @@ impl<'a> Bench<'a> {
             Probe::Ping { .. } | Probe::Riddle { .. } => {
                 Sender::Pod { endpoint: attached.endpoint, mac: attached.mac }
             }
-            Probe::Foreign => Sender::Nobody { master: attached.master, endpoint: attached.endpoint, mac: foreign() },
+            Probe::Foreign => {
+                Sender::Nobody { master: attached.master, endpoint: attached.endpoint, mac: foreign() }
+            }
         };
         let before = self.quiet(sender)?;
 
