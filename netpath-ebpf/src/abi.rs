@@ -334,19 +334,6 @@ pub struct Reject {
 
 const _: () = assert!(size_of::<Reject>() == 32);
 
-/// Value of `bases`, indexed by endpoint id: what was counted in maps that these have replaced (another
-/// ABI, other sizes). Written by user space alone; whoever reads a counter adds it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(C)]
-pub struct Base {
-    /// The endpoint's counters, all CPUs together.
-    pub counters: Counters,
-    /// Its drops by reason.
-    pub drops: DropCounters,
-}
-
-const _: () = assert!(size_of::<Base>() == 64 + size_of::<DropCounters>());
-
 /// One packet that was dropped, or would have been, written to `events`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]

@@ -28,29 +28,22 @@ pub trait Rules {
     fn ports(&self, slot: u32, set: u32, protocol: u8, port: u16) -> u32;
 }
 
-/// What a verdict comes to: a drop reason, and which rule of the zone decided.
+/// What a verdict comes to: a drop reason, and whether the sender is told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Decision(u32);
 
 impl Decision {
-    const RULED: u32 = 1 << 16;
-    const REJECT: u32 = 1 << 17;
+    const REJECT: u32 = 1 << 16;
 
-    /// It passes, and no rule of the zone was asked.
+    /// It passes.
     pub const PASS: Self = Self(0);
     /// There is nothing to judge by.
     pub const CLOSED: Self = Self::deny(DropReason::ZoneNotLoaded);
 
-    /// It is denied for `reason`, and no rule of the zone was asked.
+    /// It is denied for `reason`.
     #[inline(always)]
     const fn deny(reason: DropReason) -> Self {
         Self(reason as u32)
-    }
-
-    /// `rule` decided; `reason` 0 = it passes.
-    #[inline(always)]
-    const fn by_rule(reason: u8, rule: u32) -> Self {
-        Self(reason as u32 | (rule & 0xff) << 8 | Self::RULED)
     }
 
     /// As one number: what a function of its own can return.
@@ -69,12 +62,6 @@ impl Decision {
     #[inline(always)]
     pub const fn reason(self) -> u8 {
         self.0.to_le_bytes()[0]
-    }
-
-    /// The rule of the zone that decided.
-    #[inline(always)]
-    pub const fn rule(self) -> Option<u32> {
-        if self.0 & Self::RULED == 0 { None } else { Some(self.0 >> 8 & 0xff) }
     }
 
     /// Whether the sender shall be told.
@@ -374,30 +361,30 @@ fn decide(facts: &Facts, slot: &ZoneSlot, index: u32, rules: &impl Rules, word: 
     let mut word = word;
     if word & zone_verdict::PORTS != 0 {
         if facts.bits & bit::LATER_FRAGMENT != 0 {
-            return Decision::by_rule(DropReason::Fragment as u8, zone_verdict::rule(word));
+            return Decision::deny(DropReason::Fragment);
         }
         let range = rules.ports(index, zone_verdict::port_set(word), facts.protocol, way.port);
         if range != 0 {
             word = range;
         }
     }
-    if word & way.wanted != 0 { Decision::by_rule(0, zone_verdict::rule(word)) } else { outside(slot, word) }
+    if word & way.wanted != 0 { Decision::PASS } else { outside(slot) }
 }
 
 /// What a zone's `word` says of asking for an address: it may be asked for if anything may be sent to it.
 #[inline(always)]
 fn reaches(slot: &ZoneSlot, word: u32) -> Decision {
     match word & (zone_verdict::EGRESS | zone_verdict::PORTS) {
-        0 => outside(slot, word),
-        _ => Decision::by_rule(0, zone_verdict::rule(word)),
+        0 => outside(slot),
+        _ => Decision::PASS,
     }
 }
 
 /// A denial by the zone.
 #[inline(always)]
-fn outside(slot: &ZoneSlot, word: u32) -> Decision {
+fn outside(slot: &ZoneSlot) -> Decision {
     let told = if slot.flags & zone_flags::REJECT != 0 { Decision::REJECT } else { 0 };
-    Decision(Decision::by_rule(DropReason::ZoneDeny as u8, zone_verdict::rule(word)).0 | told)
+    Decision(Decision::deny(DropReason::ZoneDeny).0 | told)
 }
 
 /// The bit of "no entry": lower ones are those of the inline entries.
@@ -449,11 +436,9 @@ fn word(words: &[u32; ZONE_WORDS], hits: u32) -> u32 {
     words[place_of(hits & hits.wrapping_neg()) as usize & (ZONE_WORDS - 1)]
 }
 
-/// What [`Rules::ports`] returns for `range`, so that it reads as a word; never 0.
+/// What [`Rules::ports`] returns for a range with these verdicts, so that it reads as a word; never 0.
 #[inline(always)]
-pub fn port_word(verdicts: u8, rule: u8) -> u32 {
+pub fn port_word(verdicts: u8) -> u32 {
     const FOUND: u32 = 1 << 31;
-    u32::from(verdicts) & (zone_verdict::EGRESS | zone_verdict::INGRESS)
-        | u32::from(rule) << zone_verdict::RULE_SHIFT
-        | FOUND
+    u32::from(verdicts) & (zone_verdict::EGRESS | zone_verdict::INGRESS) | FOUND
 }

@@ -6,9 +6,6 @@ use super::NAME_LEN;
 pub const ZONE_INLINE: usize = 8;
 /// Places in [`ZoneSlot::words_v4`]: one for each inline entry and one for "no entry", by [`word_place`].
 pub const ZONE_WORDS: usize = 16;
-/// Rows of `rules` and `rule_counters` that each zone has. Rule 0 is "no entry matched"; the last one
-/// stands for every entry beyond those that have a row of their own.
-pub const ZONE_RULES: u32 = 32;
 /// Port sets that one slot of a zone may have.
 pub const ZONE_PORT_SETS: u32 = 16;
 /// Port ranges of one prefix, those of the prefixes around it included.
@@ -26,16 +23,8 @@ pub mod zone_verdict {
     pub const PORTS: u32 = 1 << 2;
     /// The prefix is the network's own, not one that was allowed beyond it. The programs do not read it.
     pub const LOCAL: u32 = 1 << 3;
-    /// Where the number of the rule stands: eight bits, below [`super::ZONE_RULES`].
-    pub const RULE_SHIFT: u32 = 8;
     /// Where the number of the port set stands: eight bits, below [`super::ZONE_PORT_SETS`].
     pub const PORT_SET_SHIFT: u32 = 16;
-
-    /// The rule of a word.
-    #[inline(always)]
-    pub const fn rule(word: u32) -> u32 {
-        word >> RULE_SHIFT & 0xff
-    }
 
     /// The port set of a word.
     #[inline(always)]
@@ -190,10 +179,8 @@ pub struct PortRange {
     pub protocol: u8,
     /// The bits `EGRESS` and `INGRESS` of [`zone_verdict`].
     pub verdicts: u8,
-    /// Rule whose range it is.
-    pub rule: u8,
     /// Always zero.
-    pub pad: u8,
+    pub pad: [u8; 2],
     /// First port of the other end: of the destination where the endpoint sends, else of the source.
     pub first: u16,
     /// Last port.
@@ -205,62 +192,6 @@ pub struct PortRange {
 pub type PortSet = [PortRange; PORT_RANGES];
 
 const _: () = assert!(size_of::<PortSet>() == 8 * PORT_RANGES);
-
-/// What a rule of a zone is.
-pub mod rule_kind {
-    /// The row is free, or was never used.
-    pub const FREE: u8 = 0;
-    /// No entry matched.
-    pub const NONE: u8 = 1;
-    /// An entry of `local`.
-    pub const LOCAL: u8 = 2;
-    /// An entry of `allow`.
-    pub const ALLOW: u8 = 3;
-    /// An entry of `deny`.
-    pub const DENY: u8 = 4;
-    /// Every entry that has no row of its own.
-    pub const REST: u8 = 5;
-}
-
-/// Value of `rules`, index `zone * ZONE_RULES + rule`: which entry of the zone a rule is. For people, and for
-/// finding the row of an entry again when the zone is changed; the programs never read it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[repr(C)]
-pub struct Rule {
-    /// Network address; IPv4 in the first four bytes.
-    pub addr: [u8; 16],
-    /// Length of the prefix.
-    pub prefix_len: u8,
-    /// 4 or 6; 0 where the rule is no prefix.
-    pub family: u8,
-    /// One of [`rule_kind`].
-    pub kind: u8,
-    /// IP protocol of a port range; 0 = the entry has none.
-    pub protocol: u8,
-    /// First port of the range.
-    pub first: u16,
-    /// Last port of the range.
-    pub last: u16,
-}
-
-const _: () = assert!(size_of::<Rule>() == 24);
-
-/// Value of `rule_counters`, index `(zone * ZONE_RULES + rule) * CPUs + CPU`: packets that a rule decided,
-/// whether it allowed or denied them. Both generations of a zone count into the same rows.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[repr(C)]
-pub struct RuleCounters {
-    /// Packets that endpoints sent.
-    pub tx_packets: u64,
-    /// Their bytes.
-    pub tx_bytes: u64,
-    /// Packets to endpoints.
-    pub rx_packets: u64,
-    /// Their bytes.
-    pub rx_bytes: u64,
-}
-
-const _: () = assert!(size_of::<RuleCounters>() == 32);
 
 /// Value of `zone_info`, for people and for finding a zone again; the programs never read it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -4,14 +4,14 @@ use core::arch::asm;
 
 use aya_ebpf::helpers::bpf_get_smp_processor_id;
 use netpath_ebpf::{
-    abi::{Counters, DropEvent, MasterCounters, REASON_SLOTS, RuleCounters, ZONE_RULES, direction},
+    abi::{Counters, DropEvent, MasterCounters, REASON_SLOTS, direction},
     bits::opaque,
     packet::{Facts, bit, l3},
 };
 
 use super::{
     globals,
-    maps::{BUDGETS, COUNTERS, DROPS, EVENTS, MASTER_COUNTERS, RULE_COUNTERS, Scratch},
+    maps::{BUDGETS, COUNTERS, DROPS, EVENTS, MASTER_COUNTERS, Scratch},
 };
 
 /// How much one frame counts for.
@@ -29,17 +29,6 @@ pub(crate) fn counters(id: u32) -> Option<&'static mut Counters> {
     // SAFETY: The slot is this CPU's alone, and programs on one CPU do not interrupt each other.
     let cpu = unsafe { bpf_get_smp_processor_id() };
     let slot = COUNTERS.get_ptr_mut(id.wrapping_mul(globals::cpus()).wrapping_add(cpu))?;
-    // SAFETY: As above.
-    Some(unsafe { &mut *slot })
-}
-
-/// This CPU's counters of a zone's rule.
-#[inline(always)]
-pub(crate) fn rule_counters(zone: u32, rule: u32) -> Option<&'static mut RuleCounters> {
-    // SAFETY: As in `counters`.
-    let cpu = unsafe { bpf_get_smp_processor_id() };
-    let row = zone.wrapping_mul(ZONE_RULES).wrapping_add(rule & (ZONE_RULES - 1));
-    let slot = RULE_COUNTERS.get_ptr_mut(row.wrapping_mul(globals::cpus()).wrapping_add(cpu))?;
     // SAFETY: As above.
     Some(unsafe { &mut *slot })
 }

@@ -8,9 +8,9 @@ use aya_ebpf::{
 };
 use netpath_ebpf::{
     abi::{
-        Base, Budget, CookieKey, CookieOwner, Counters, DropCounters, DropEvent, Endpoint, EndpointKey,
-        HEAD_LEN, MAX_MASTERS, Master, MasterCounters, Meta, Owner, PortSet, Reject, Rule, RuleCounters,
-        TrieKey4, TrieKey6, VlanKey, VlanMaster, ZONE_PORT_SETS, ZONE_RULES, ZoneInfo, ZoneSlot,
+        Budget, CookieKey, CookieOwner, Counters, DropCounters, DropEvent, Endpoint, EndpointKey, HEAD_LEN,
+        MAX_MASTERS, Master, MasterCounters, Meta, Owner, PortSet, Reject, TrieKey4, TrieKey6, VlanKey,
+        VlanMaster, ZONE_PORT_SETS, ZoneInfo, ZoneSlot,
     },
     packet::Facts,
 };
@@ -21,7 +21,6 @@ const CPUS: usize = 2;
 const PREFIXES: usize = 16_384;
 const VLANS: usize = 1024;
 const PORT_SETS: usize = 2 * ZONES * ZONE_PORT_SETS as usize;
-const RULE_ROWS: usize = ZONES * ZONE_RULES as usize;
 const MMAPABLE: usize = BPF_F_MMAPABLE as usize;
 
 /// What one frame needs on the way to its verdict; nothing in it outlives a packet.
@@ -57,12 +56,6 @@ pub(crate) static ZONE_TRIE_V4: LpmTrie<TrieKey4, u32, PREFIXES> = LpmTrie::new(
 pub(crate) static ZONE_TRIE_V6: LpmTrie<TrieKey6, u32, PREFIXES> = LpmTrie::new();
 #[btf_map(name = "ports")]
 pub(crate) static PORTS: Array<PortSet, PORT_SETS> = Array::new();
-#[btf_map(name = "rules")]
-pub(crate) static RULES: Array<Rule, RULE_ROWS> = Array::new();
-#[btf_map(name = "rule_counters")]
-pub(crate) static RULE_COUNTERS: Array<RuleCounters, { RULE_ROWS * CPUS }, MMAPABLE> = Array::new();
-#[btf_map(name = "rule_bases")]
-pub(crate) static RULE_BASES: Array<RuleCounters, RULE_ROWS> = Array::new();
 #[btf_map(name = "cookies")]
 pub(crate) static COOKIES: HashMap<CookieKey, CookieOwner, ENDPOINTS> = HashMap::new();
 #[btf_map(name = "claims_v4")]
@@ -73,10 +66,6 @@ pub(crate) static CLAIMS_V6: LpmTrie<TrieKey6, u32, PREFIXES> = LpmTrie::new();
 pub(crate) static VLAN_MASTERS: HashMap<VlanKey, VlanMaster, VLANS> = HashMap::new();
 #[btf_map(name = "rejects")]
 pub(crate) static REJECTS: Array<Reject, ENDPOINTS> = Array::new();
-#[btf_map(name = "bases")]
-pub(crate) static BASES: Array<Base, ENDPOINTS> = Array::new();
-#[btf_map(name = "master_bases")]
-pub(crate) static MASTER_BASES: Array<MasterCounters, { MAX_MASTERS as usize }> = Array::new();
 #[btf_map(name = "counters")]
 pub(crate) static COUNTERS: Array<Counters, { ENDPOINTS * CPUS }, MMAPABLE> = Array::new();
 #[btf_map(name = "master_counters")]

@@ -8,7 +8,7 @@ mod reject;
 mod rules;
 mod sender;
 
-use account::{Drop, Size, counters, master_counters, report, rule_counters};
+use account::{Drop, Size, counters, master_counters, report};
 use aya_ebpf::{
     bindings::{__sk_buff, TC_ACT_SHOT, TC_ACT_UNSPEC, xdp_action, xdp_md},
     helpers::{bpf_skb_load_bytes, bpf_xdp_adjust_meta},
@@ -215,12 +215,6 @@ fn sent(row: &Endpoint, ethernet: &Ethernet, scratch: *mut Scratch, size: Size, 
     if fate != Fate::Drop && !counts {
         return Sent::Passed;
     }
-    if let Some(rule) = decision.rule()
-        && let Some(count) = rule_counters(row.zone, rule)
-    {
-        count.tx_packets += size.packets;
-        count.tx_bytes += size.bytes;
-    }
     if let Some(count) = counters(row.id) {
         match fate {
             Fate::Drop => count.tx_dropped += size.packets,
@@ -274,12 +268,6 @@ fn received(
     // What passes here unclaimed is counted by the next hook, audits included.
     if fate != Fate::Drop && !claim() {
         return true;
-    }
-    if let Some(rule) = decision.rule()
-        && let Some(count) = rule_counters(row.zone, rule)
-    {
-        count.rx_packets += size.packets;
-        count.rx_bytes += size.bytes;
     }
     if let Some(count) = counters(row.id) {
         match fate {

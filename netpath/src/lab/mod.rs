@@ -22,12 +22,12 @@ pub use error::LabError;
 use measure::{Bench, is_promisc};
 use nad::{Manifest, Network};
 use report::{Answer, Asked, Report};
-use rows::{ROWS, Row};
+use rows::{Row, rows};
 use runtime::Attached;
 use tools::Signals;
 use world::{Host, World};
 
-use crate::kernel::bpf::attach;
+use crate::kernel::bpf::{attach, object};
 
 /// What is asked for.
 #[derive(Clone, Copy, Debug)]
@@ -115,17 +115,18 @@ fn phases() -> Result<[Phase; 2], LabError> {
 
 fn ask_all(world: &World, signals: &Signals, keep: bool) -> Result<Report, LabError> {
     let [without, with] = phases()?;
+    let rows = rows(object::has_netns_cookie()?);
     let mut bench = None;
     let mut promisc = true;
 
     let pods = attach_pods(world, signals, &without)?;
     promisc &= is_promisc(world)?;
-    let seen_without = ask(world, signals, &mut bench, false, &pods)?;
+    let seen_without = ask(world, signals, &rows, &mut bench, false, &pods)?;
     detach_pods(world, &pods)?;
     promisc &= is_promisc(world)?;
 
     let pods = attach_pods(world, signals, &with)?;
-    let seen_with = ask(world, signals, &mut bench, true, &pods)?;
+    let seen_with = ask(world, signals, &rows, &mut bench, true, &pods)?;
     let hooks = hooks(world, &pods)?;
     if !keep {
         detach_pods(world, &pods)?;
@@ -133,7 +134,7 @@ fn ask_all(world: &World, signals: &Signals, keep: bool) -> Result<Report, LabEr
     promisc &= is_promisc(world)?;
 
     let asked = |row: &Row, zone: bool, seen| Asked { faults: judge::faults(row, zone, &seen), seen };
-    let both = ROWS.iter().zip(seen_without).zip(seen_with);
+    let both = rows.iter().zip(seen_without).zip(seen_with);
     let answers = both
         .map(|((row, without), with)| Answer {
             row: *row,
@@ -168,6 +169,7 @@ fn detach_pods(world: &World, pods: &[Attached]) -> Result<(), LabError> {
 fn ask<'a>(
     world: &'a World,
     signals: &Signals,
+    rows: &[Row],
     bench: &mut Option<Bench<'a>>,
     zone: bool,
     pods: &[Attached],
@@ -177,7 +179,7 @@ fn ask<'a>(
         None => bench.insert(Bench::new(world)?),
     };
     let mut answers = Vec::new();
-    for row in ROWS {
+    for row in rows {
         signals.check()?;
         let pod = pods.iter().find(|pod| pod.host == row.from);
         let pod = pod.ok_or(LabError::Uncounted { pod: row.from.name(), what: "interface" })?;

@@ -48,20 +48,20 @@ impl Maps {
     /// The claim on `address` by the longest prefix around it; 0 = none.
     pub fn claim(&self, master: u16, address: IpAddr) -> Result<u32, MapsError> {
         let slot = u32::from(master);
-        let found = match address {
+        let (map, found) = match address {
             IpAddr::V4(ip) => {
                 let key = Key::new(MASTER_BITS + 32, Raw(TrieKey4 { slot, addr: ip.octets() }));
-                self.claims_v4.get(&key, 0)
+                ("claims_v4", self.claims_v4.get(&key, 0))
             }
             IpAddr::V6(ip) => {
                 let key = Key::new(MASTER_BITS + 128, Raw(TrieKey6 { slot, addr: ip.octets() }));
-                self.claims_v6.get(&key, 0)
+                ("claims_v6", self.claims_v6.get(&key, 0))
             }
         };
         match found {
             Ok(Raw(claim)) => Ok(claim),
             Err(MapError::KeyNotFound) => Ok(0),
-            Err(source) => Err(MapsError::Access { op: "read", map: "claims_v4", source }),
+            Err(source) => Err(MapsError::Access { op: "read", map, source }),
         }
     }
 

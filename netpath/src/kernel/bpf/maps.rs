@@ -12,7 +12,7 @@ use aya::{
     maps::{Array, HashMap, LpmTrie, Map, MapData, MapError},
 };
 use netpath_ebpf::abi::{
-    ABI_VERSION, Base, Budget, CookieKey, CookieOwner, Counters, DropCounters, Endpoint, EndpointKey, Master,
+    ABI_VERSION, Budget, CookieKey, CookieOwner, Counters, DropCounters, Endpoint, EndpointKey, Master,
     MasterCounters, Meta, Owner, PortSet, REASON_SLOTS, Reject, TrieKey4, TrieKey6, VlanKey, ZoneInfo,
     ZoneSlot,
 };
@@ -99,7 +99,6 @@ macro_rules! plain {
     ($($name:ty),+) => { $(impl Plain for $name {})+ };
 }
 plain!(
-    Base,
     Budget,
     CookieKey,
     CookieOwner,
@@ -165,16 +164,11 @@ pub const NAMES: &[&str] = &[
     "zone_trie_v4",
     "zone_trie_v6",
     "ports",
-    "rules",
-    "rule_counters",
-    "rule_bases",
     "cookies",
     "claims_v4",
     "claims_v6",
     "vlans",
     "rejects",
-    "bases",
-    "master_bases",
     "counters",
     "master_counters",
     "drops",

@@ -223,7 +223,7 @@ impl Maps {
 
 /// A port set that holds nothing.
 const NO_PORTS: PortSet =
-    [PortRange { protocol: 0, verdicts: 0, rule: 0, pad: 0, first: 0, last: 0 }; PORT_RANGES];
+    [PortRange { protocol: 0, verdicts: 0, pad: [0; 2], first: 0, last: 0 }; PORT_RANGES];
 
 /// Rows of `ports` that belong to row `slot` of `zone_slots`.
 fn port_rows(slot: u32) -> std::ops::Range<u32> {
