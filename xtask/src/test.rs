@@ -25,7 +25,7 @@ use crate::{
 /// What is asked for on the command line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Selection {
-    /// Set-up, lint, release binary, every tier.
+    /// Set-up, lint, release binary, every tier but `vm`, fuzzing and the benchmark for some seconds.
     All,
     /// Pure code and the tools; needs neither root nor the eBPF object.
     Unit,
