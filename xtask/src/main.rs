@@ -5,6 +5,7 @@
 //! xtask depends on no member of the workspace: the netpath library is built around the object that xtask
 //! makes, so the arrow must not point back.
 
+mod apt;
 mod bench;
 mod build;
 mod codegen;

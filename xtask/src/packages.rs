@@ -5,8 +5,10 @@ use std::{path::Path, process::Command};
 use anyhow::Result;
 
 use crate::{
-    process::{self, find_program, run},
+    apt::{self, Apt},
+    process::{self, find_program, run, say},
     setup::{Item, Remedy, State},
+    workspace,
 };
 
 /// A program or file that tests use, and the Debian package that has it.
@@ -118,23 +120,32 @@ fn candidate(policy: &str) -> Option<String> {
 
 /// Fetches apt's package lists.
 pub(crate) fn update() -> Result<()> {
-    run(&mut apt_get(&["update", "--quiet=2"]))
+    Apt::of_the_machine().update()
 }
 
 /// Installs packages, and nothing that they merely recommend; never removes one.
+///
+/// What is on the machine already may come from Debian's backports, while its sources do not name them: a package
+/// of the same source then fits only in the version from there.
 pub(crate) fn install(packages: &[String]) -> Result<()> {
-    let mut command = apt_get(&["install", "--quiet=2", "--yes", "--no-install-recommends", "--no-remove"]);
-    run(command.args(packages))
-}
-
-fn apt_get(args: &[&str]) -> Command {
-    let mut command = Command::new("apt-get");
-    // Another apt may run at the same time on a machine that has just started.
-    command
-        .env("DEBIAN_FRONTEND", "noninteractive")
-        .args(["-o", "DPkg::Lock::Timeout=300", "-o", "Dpkg::Use-Pty=0"])
-        .args(args);
-    command
+    let own = Apt::of_the_machine();
+    let fits = |package: &&String| {
+        let mut simulation = own.install();
+        process::output(simulation.arg("--simulate").arg(package)).is_ok()
+    };
+    let (fitting, others): (Vec<_>, Vec<_>) = packages.iter().partition(fits);
+    if !fitting.is_empty() {
+        run(own.install().args(fitting))?;
+    }
+    if others.is_empty() {
+        return Ok(());
+    }
+    let suite = format!("{}-backports", apt::codename()?);
+    say(format_args!(
+        "not to be installed from the machine's own sources without removing others: {others:?}"
+    ));
+    let apt = Apt::beside_suite("Debian", &suite, &workspace::cache()?)?;
+    run(apt.install().args(["--target-release", &suite]).args(others))
 }
 
 #[test]

@@ -45,6 +45,14 @@ pub(crate) fn reference_object(target: &Path) -> PathBuf {
     target.join("bench").join("reference.bpf.o")
 }
 
+/// Where what was downloaded or takes long to build is kept: outside the repository and the target directory, since
+/// `cargo clean` is no reason to do it again.
+pub(crate) fn cache() -> Result<PathBuf> {
+    let set = |name: &str| env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let base = set("XDG_CACHE_HOME").or_else(|| Some(set("HOME")?.join(".cache")));
+    Ok(base.context("neither XDG_CACHE_HOME nor HOME is set: where may downloads be kept?")?.join("netpath"))
+}
+
 /// A program that `cargo install` put where `PATH` need not lead.
 pub(crate) fn cargo_bin(name: &str) -> Option<PathBuf> {
     let home = env::var_os("CARGO_HOME").map(PathBuf::from);

@@ -1,7 +1,7 @@
 //! Debian's kernels: which, from where, and their modules in the order of loading.
 
 use std::{
-    env, fs,
+    fs,
     path::{Path, PathBuf},
     process::{Command, Stdio},
 };
@@ -10,8 +10,10 @@ use anyhow::{Context as _, Result, bail};
 use clap::ValueEnum;
 
 use crate::{
-    elf,
+    apt::Apt,
+    elf, packages,
     process::{self, find_program, say},
+    workspace,
 };
 
 /// A line of kernels that Debian keeps up.
@@ -106,7 +108,7 @@ pub(super) fn get(series: Series) -> Result<Found> {
     fs::create_dir_all(&cache).with_context(|| format!("cannot create {}", cache.display()))?;
     match offered(series, &cache) {
         Ok((apt, package)) => {
-            apt.unpack(&package, &cache)?;
+            unpack(&apt, &package, &cache)?;
             unpacked(&cache, &package).map(Found::Kernel)
         }
         Err(error) if series.may_be_out_of_reach() => Ok(Found::OutOfReach(error)),
@@ -116,13 +118,16 @@ pub(super) fn get(series: Series) -> Result<Found> {
 
 /// The newest kernel of a series that can be downloaded, and by which apt.
 fn offered(series: Series, cache: &Path) -> Result<(Apt, String)> {
-    let own = Apt { options: Vec::new() };
-    if let Some(package) = newest(series, own.kernels()?) {
+    if !packages::has_apt() {
+        bail!("kernels are Debian's packages: this needs a machine with apt");
+    }
+    let own = Apt::of_the_machine();
+    if let Some(package) = newest(series, own.names(PREFIX)?) {
         return Ok((own, package));
     }
     let (archive, suite) = series.suite();
-    let apt = Apt::with_suite(archive, suite, cache)?;
-    let package = newest(series, apt.kernels()?)
+    let apt = Apt::of_suite(archive, suite, cache)?;
+    let package = newest(series, apt.names(PREFIX)?)
         .with_context(|| format!("apt has no Linux {} in suite {suite}", series.number()))?;
     Ok((apt, package))
 }
@@ -137,13 +142,8 @@ pub(super) fn busybox() -> Result<PathBuf> {
     Ok(path)
 }
 
-/// Outside the repository and the target directory: `cargo clean` is no reason to download again.
 fn cache() -> Result<PathBuf> {
-    let set = |name: &str| env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-    let base = set("XDG_CACHE_HOME").or_else(|| Some(set("HOME")?.join(".cache")));
-    Ok(base
-        .context("neither XDG_CACHE_HOME nor HOME is set: where may kernels be kept?")?
-        .join("netpath/kernels"))
+    Ok(workspace::cache()?.join("kernels"))
 }
 
 fn cached(cache: &Path) -> Vec<String> {
@@ -182,100 +182,22 @@ fn newest(series: Series, packages: Vec<String>) -> Option<String> {
         .map(|(_, package)| package)
 }
 
-/// apt, with the machine's sources or with one of our own.
-struct Apt {
-    options: Vec<String>,
-}
-
-impl Apt {
-    /// With another suite of the mirror that this machine uses for Debian, and lists of its own.
-    fn with_suite(archive: &str, suite: &str, cache: &Path) -> Result<Self> {
-        let targets = process::output(Command::new("apt-get").args([
-            "indextargets",
-            "--format",
-            "$(REPO_URI)",
-            "Created-By: Packages",
-            "Origin: Debian",
-            &format!("Label: {archive}"),
-        ]))?;
-        let source = source(&targets, Path::new(KEYRING).exists(), suite).with_context(|| {
-            format!(
-                "no source of apt on this machine is labelled {archive}: this kernel cannot be downloaded"
-            )
-        })?;
-        let dir = cache.join("apt").join(suite);
-        for part in ["lists/partial", "archives/partial"] {
-            let part = dir.join(part);
-            fs::create_dir_all(&part).with_context(|| format!("cannot create {}", part.display()))?;
-        }
-        let list = dir.join("sources.list");
-        fs::write(&list, source).with_context(|| format!("cannot write {}", list.display()))?;
-        let options = [
-            format!("Dir::Etc::sourcelist={}", list.display()),
-            "Dir::Etc::sourceparts=/dev/null".to_owned(),
-            format!("Dir::State::lists={}", dir.join("lists").display()),
-            format!("Dir::Cache={}", dir.display()),
-            // Root's apt reads as another user, who cannot see a cache in root's home.
-            "APT::Sandbox::User=root".to_owned(),
-        ];
-        let apt = Self { options: options.into() };
-        process::run(apt.command("apt-get").args(["update", "--quiet=2"]))?;
-        Ok(apt)
+/// Downloads a kernel and puts it into the cache, whole or not at all.
+fn unpack(apt: &Apt, package: &str, cache: &Path) -> Result<()> {
+    let work = cache.join(format!("new-{}", std::process::id()));
+    let root = work.join("root");
+    apt.unpack(&[package], &root)?;
+    if !root.join("lib").exists() {
+        // Newer packages have everything below /usr; modprobe looks for /lib.
+        std::os::unix::fs::symlink("usr/lib", root.join("lib"))
+            .with_context(|| format!("cannot make {}/lib", root.display()))?;
     }
-
-    fn command(&self, program: &str) -> Command {
-        let mut command = Command::new(program);
-        command.env("LC_ALL", "C");
-        for option in &self.options {
-            command.args(["-o", option]);
-        }
-        command
-    }
-
-    fn kernels(&self) -> Result<Vec<String>> {
-        if !crate::packages::has_apt() {
-            bail!("kernels are Debian's packages: this needs a machine with apt");
-        }
-        let names = process::output(self.command("apt-cache").args(["pkgnames", PREFIX]))?;
-        Ok(names.lines().map(str::to_owned).collect())
-    }
-
-    /// Downloads a package and puts what is in it into the cache, whole or not at all.
-    fn unpack(&self, package: &str, cache: &Path) -> Result<()> {
-        let work = cache.join(format!("new-{}", std::process::id()));
-        let root = work.join("root");
-        fs::create_dir_all(&root).with_context(|| format!("cannot create {}", root.display()))?;
-        let mut download = self.command("apt-get");
-        download.args(["-o", "APT::Sandbox::User=root", "download", "--quiet=2", package]);
-        process::run(download.current_dir(&work))?;
-        let entries = fs::read_dir(&work).with_context(|| format!("cannot list {}", work.display()))?;
-        let deb = entries
-            .filter_map(|entry| Some(entry.ok()?.path()))
-            .find(|path| path.extension().is_some_and(|extension| extension == "deb"))
-            .with_context(|| format!("apt downloaded nothing for {package}"))?;
-        process::run(Command::new("dpkg-deb").arg("--extract").arg(&deb).arg(&root))?;
-        if !root.join("lib").exists() {
-            // Newer packages have everything below /usr; modprobe looks for /lib.
-            std::os::unix::fs::symlink("usr/lib", root.join("lib"))
-                .with_context(|| format!("cannot make {}/lib", root.display()))?;
-        }
-        let release = package.trim_start_matches(PREFIX);
-        process::run(program("depmod")?.arg("-b").arg(&root).arg(release))?;
-        let to = cache.join(package);
-        fs::rename(&root, &to)
-            .with_context(|| format!("cannot rename {} to {}", root.display(), to.display()))?;
-        fs::remove_dir_all(&work).with_context(|| format!("cannot remove {}", work.display()))
-    }
-}
-
-/// Debian's keys; apt does not tell which one a source names, and without any it takes those it trusts for all.
-const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
-
-/// A line for a list of sources, from what apt says of the sources there are.
-fn source(targets: &str, keyring: bool, suite: &str) -> Option<String> {
-    let uri = targets.lines().find(|line| !line.is_empty())?;
-    let options = if keyring { format!("[signed-by={KEYRING}] ") } else { String::new() };
-    Some(format!("deb {options}{uri} {suite} main\n"))
+    let release = package.trim_start_matches(PREFIX);
+    process::run(program("depmod")?.arg("-b").arg(&root).arg(release))?;
+    let to = cache.join(package);
+    fs::rename(&root, &to)
+        .with_context(|| format!("cannot rename {} to {}", root.display(), to.display()))?;
+    fs::remove_dir_all(&work).with_context(|| format!("cannot remove {}", work.display()))
 }
 
 impl Kernel {
@@ -371,18 +293,5 @@ mod tests {
             module("dummy.ko", "numdummies=0", "/x/dummy.ko.xz")
         );
         assert_eq!(read("builtin unix"), None);
-    }
-
-    #[test]
-    fn a_private_source_keeps_the_mirror() {
-        let targets = "http://mirror.example/debian/\nhttp://other.example/debian/\n";
-        let line =
-            format!("deb [signed-by={KEYRING}] http://mirror.example/debian/ bookworm-backports main\n");
-        assert_eq!(source(targets, true, "bookworm-backports"), Some(line));
-        assert_eq!(
-            source("http://m.example/debian/\n", false, "x").as_deref(),
-            Some("deb http://m.example/debian/ x main\n")
-        );
-        assert_eq!(source("", true, "x"), None);
     }
 }
