@@ -1,6 +1,8 @@
 //! `flock(2)` with an end to the patience.
 
 use std::fs::File;
+use std::io::{self, ErrorKind};
+use std::path::Path;
 use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
@@ -26,6 +28,24 @@ pub fn exclusive(file: File, patience: Duration) -> Result<Option<Flock<File>>, 
     match receiver.recv_timeout(patience) {
         Ok(result) => result.map(Some),
         Err(_) => Ok(None),
+    }
+}
+
+/// Whether somebody holds the lock at `path`, exclusively. No file is no lock.
+///
+/// It is tried shared, and given back at once: who takes it must wait a moment instead of giving up at the first try.
+pub fn is_held(path: &Path) -> io::Result<bool> {
+    let file = match File::open(path) {
+        Ok(file) => file,
+        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
+            return Ok(false);
+        }
+        Err(error) => return Err(error),
+    };
+    match Flock::lock(file, FlockArg::LockSharedNonblock) {
+        Ok(_) => Ok(false),
+        Err((_, Errno::EWOULDBLOCK)) => Ok(true),
+        Err((_, errno)) => Err(errno.into()),
     }
 }
 
@@ -63,6 +83,18 @@ mod tests {
         drop(held);
         // The thread of the second caller may get the lock before us; it must not keep it.
         assert!(exclusive(open(&path), LONG).unwrap().is_some());
+    }
+
+    #[test]
+    fn a_lock_is_held_as_long_as_its_holder_is_there() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("lock");
+        assert!(!is_held(&path).unwrap() && !path.exists());
+        let held = exclusive(open(&path), LONG).unwrap().unwrap();
+        assert!(is_held(&path).unwrap());
+        drop(held);
+        assert!(!is_held(&path).unwrap());
+        assert!(exclusive(open(&path), Duration::ZERO).unwrap().is_some(), "asking keeps nobody out");
     }
 
     #[test]

@@ -55,6 +55,11 @@ impl Root {
         self.join("run/netpath/events.lock")
     }
 
+    /// Held by the node agent as long as it runs: what may wait is then left to it.
+    pub fn agent_lock(&self) -> PathBuf {
+        self.join("run/netpath/agent.lock")
+    }
+
     /// The administrator's word on masters.
     pub fn masters(&self) -> PathBuf {
         self.join("etc/cni/net.d/netpath.d/masters.json")
@@ -100,6 +105,7 @@ mod tests {
             root.state(),
             root.lock(),
             root.events_lock(),
+            root.agent_lock(),
             root.masters(),
             root.disable(),
             root.settings(),

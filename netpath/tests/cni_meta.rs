@@ -205,7 +205,7 @@ fn what_cannot_be_had_is_refused_before_anything_is_done() {
             7,
             "one default route of each",
         ),
-        ("a", json!({"networks": ""}), 7, "there is no source of networks: set `networks`"),
+        ("a", json!({"networks": ""}), 7, "there is no source of networks: set `kubeconfig`"),
     ] {
         meta.call("ADD", &meta.conf(annotation, keys)).fails(code, expected);
         assert_eq!(meta.said(), NOTHING, "{annotation}");
@@ -260,7 +260,7 @@ fn annotations_come_from_a_manifest_where_the_runtime_passes_none() {
     // Where nobody can say what a pod wants, that is not nothing.
     conf["networks"] = json!("");
     conf["kubeconfig"] = json!("/etc/kubeconfig");
-    meta.call("ADD", &conf).id("c2").fails(7, "the runtime does not pass the pod's annotations");
+    meta.call("ADD", &conf).id("c2").fails(5, "cannot read the kubeconfig");
 }
 
 #[test]

@@ -8,10 +8,10 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
-use super::{Cluster, ClusterError, Event, Pod};
+use super::{Cluster, ClusterError, Pod, Which};
 use crate::root::Root;
 use crate::spec::network_status::NETWORK_STATUS;
-use crate::spec::{ContainerId, Nad, PodRef};
+use crate::spec::{ContainerId, Event, Nad, PodRef};
 
 /// Manifests in one directory, and beside the runtime's state what became of the sandboxes.
 #[derive(Clone, Debug)]
@@ -139,6 +139,7 @@ impl Cluster for Directory {
     fn set_network_status(
         &self,
         pod: &PodRef,
+        _which: &Which,
         sandbox: &ContainerId,
         text: &str,
     ) -> Result<(), ClusterError> {
@@ -147,7 +148,8 @@ impl Cluster for Directory {
 
     fn post(&self, pod: &PodRef, sandbox: &ContainerId, event: &Event) -> Result<(), ClusterError> {
         self.update(pod, sandbox, |value| {
-            let event = json!({"type": format!("{:?}", event.severity), "reason": event.reason, "message": event.message});
+            let event =
+                json!({"type": event.severity.as_str(), "reason": event.reason, "message": event.message});
             match value["events"].as_array_mut() {
                 Some(events) => events.push(event),
                 None => value["events"] = vec![event].into(),
@@ -170,7 +172,7 @@ fn remove(path: &Path) -> Result<(), ClusterError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cluster::Severity;
+    use crate::spec::Severity;
 
     const NADS: &str = "apiVersion: k8s.cni.cncf.io/v1
 kind: NetworkAttachmentDefinition
@@ -235,9 +237,10 @@ items:
     fn status_and_events_lie_beside_each_other_until_the_sandbox_is_forgotten() {
         let (_dir, directory) = directory();
         let sandbox = ContainerId::parse("x", "c1").unwrap();
-        let event = Event { severity: Severity::Warning, reason: "NoNetworkFound", message: "m".into() };
+        let event =
+            Event { severity: Severity::Warning, reason: "NoNetworkFound".into(), message: "m".into() };
         directory.post(&pod("p"), &sandbox, &event).unwrap();
-        directory.set_network_status(&pod("p"), &sandbox, "[]").unwrap();
+        directory.set_network_status(&pod("p"), &Which::Any, &sandbox, "[]").unwrap();
         directory.post(&pod("p"), &sandbox, &event).unwrap();
         let value: Value = serde_json::from_slice(&fs::read(directory.file(&sandbox)).unwrap()).unwrap();
         assert_eq!((&value["name"], &value["annotations"][NETWORK_STATUS]), (&json!("p"), &json!("[]")));

@@ -1,18 +1,19 @@
 //! Where pods and networks are defined, and where what became of them is written: one seam for every source.
 
+mod api;
 mod directory;
+mod error;
 
 use std::collections::BTreeMap;
-use std::io;
-use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use serde::Serialize;
-
+pub use api::Api;
 pub use directory::Directory;
+pub use error::ClusterError;
 
-use crate::spec::{ConfError, ContainerId, Nad, PodRef, code};
+use crate::spec::{ContainerId, Event, Nad, PodRef};
 
-/// A source of pods and networks. Every call has a deadline of its own, and asks once.
+/// A source of pods and networks. What a call may cost is the source's own affair: each says so.
 pub trait Cluster {
     /// What is known of a pod; `None` where the source knows every pod, and not this one.
     fn pod(&self, pod: &PodRef) -> Result<Option<Pod>, ClusterError>;
@@ -20,15 +21,42 @@ pub trait Cluster {
     /// A network.
     fn nad(&self, namespace: &str, name: &str) -> Result<Nad, ClusterError>;
 
-    /// Writes the network-status annotation of a pod: of that very one, if it has a UID.
-    fn set_network_status(&self, pod: &PodRef, sandbox: &ContainerId, text: &str)
-    -> Result<(), ClusterError>;
+    /// Writes the network-status annotation of a pod: of that very one, where the source can tell.
+    fn set_network_status(
+        &self,
+        pod: &PodRef,
+        which: &Which,
+        sandbox: &ContainerId,
+        text: &str,
+    ) -> Result<(), ClusterError>;
 
-    /// Tells the pod's owner.
+    /// Tells the pod's owner: now, or, where that costs time, when [`Self::deliver`] is called.
     fn post(&self, pod: &PodRef, sandbox: &ContainerId, event: &Event) -> Result<(), ClusterError>;
+
+    /// Takes back the events that are not delivered yet.
+    fn take_undelivered(&self) -> Vec<Event> {
+        Vec::new()
+    }
+
+    /// Delivers these events within this time, and returns how many were not. Fails nothing.
+    fn deliver(&self, _pod: &PodRef, _events: &[Event], _within: Duration) -> usize {
+        0
+    }
 
     /// Forgets a sandbox that is gone, where the source keeps anything of it.
     fn forget(&self, sandbox: &ContainerId) -> Result<(), ClusterError>;
+}
+
+/// What tells a pod from a later one of the same name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Which {
+    /// `metadata.uid`
+    Uid(String),
+    /// A static pod, which the API shows as a mirror: the mirror's UID is not the runtime's, but it carries the hash
+    /// of the manifest, which is.
+    MirrorOf(String),
+    /// Nobody says.
+    Any,
 }
 
 /// A pod.
@@ -38,77 +66,4 @@ pub struct Pod {
     pub uid: Option<String>,
     /// `metadata.annotations`
     pub annotations: BTreeMap<String, String>,
-}
-
-/// Something that the pod's owner should know.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Event {
-    /// Whether it calls for attention.
-    pub severity: Severity,
-    /// One word, for filters.
-    pub reason: &'static str,
-    /// A sentence.
-    pub message: String,
-}
-
-/// How much an event matters.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[expect(missing_docs, reason = "the names are Kubernetes'")]
-pub enum Severity {
-    Normal,
-    Warning,
-}
-
-/// Why a source could not be asked or told.
-#[derive(Debug, thiserror::Error)]
-pub enum ClusterError {
-    /// There is no such network. The text is the one that people search for.
-    #[error("cannot find a network-attachment-definition ({name}) in namespace ({namespace})")]
-    NoNad {
-        /// Its namespace.
-        namespace: String,
-        /// Its name.
-        name: String,
-    },
-    /// A file operation failed.
-    #[error("cannot {what} {}", path.display())]
-    Io {
-        /// What was attempted.
-        what: &'static str,
-        /// On what.
-        path: PathBuf,
-        /// The cause.
-        source: io::Error,
-    },
-    /// A manifest is neither JSON nor YAML.
-    #[error("{} is not valid YAML", path.display())]
-    Yaml {
-        /// The file.
-        path: PathBuf,
-        /// The cause.
-        source: Box<serde_saphyr::Error>,
-    },
-    /// A manifest's object is not what it should be.
-    #[error("{} holds an invalid object", path.display())]
-    Object {
-        /// The file.
-        path: PathBuf,
-        /// The cause.
-        source: ConfError,
-    },
-}
-
-impl ClusterError {
-    fn io(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
-        move |source| Self::Io { what, path: path.to_owned(), source }
-    }
-
-    /// Code of the CNI error object.
-    pub fn cni_code(&self) -> u32 {
-        match self {
-            Self::NoNad { .. } => crate::spec::code::CONF,
-            Self::Io { .. } => code::IO,
-            Self::Yaml { .. } | Self::Object { .. } => code::DECODE,
-        }
-    }
 }

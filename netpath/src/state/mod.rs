@@ -5,6 +5,7 @@ mod lock;
 mod record;
 mod records;
 mod sandbox;
+mod tally;
 mod whole;
 
 pub use caches::{CachedResult, DelegateCache, ResultCache};
@@ -12,3 +13,4 @@ pub use lock::{Lock, LockError, PATIENCE};
 pub use record::{Endpoint, Kind, Master, Netns, Phase, Pod, Record, Zone};
 pub use records::{Listing, Records, StateError, Torn, TornCause, boot_id};
 pub use sandbox::{Sandbox, Sandboxes};
+pub use tally::Tally;

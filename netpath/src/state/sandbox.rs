@@ -11,7 +11,7 @@ use serde_json::{Map, Value};
 use super::record::{Netns, Phase, Pod};
 use super::{StateError, whole};
 use crate::root::Root;
-use crate::spec::ContainerId;
+use crate::spec::{ContainerId, Event};
 
 /// One sandbox, identified by its container id.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -40,6 +40,12 @@ pub struct Sandbox {
     pub args: String,
     /// What the runtime passed for capabilities, without the pod's annotations.
     pub runtime: Map<String, Value>,
+    /// network-status that could not be written: the agent does it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pending_status: Option<String>,
+    /// What the pod's owner has not been told yet: the agent does it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub pending_events: Vec<Event>,
 }
 
 /// The sandboxes of a node.
@@ -134,6 +140,8 @@ mod tests {
             delegates: vec![serde_json::json!({"Name": "a"})],
             args: "IgnoreUnknown=1".into(),
             runtime: Map::new(),
+            pending_status: None,
+            pending_events: Vec::new(),
         }
     }
 

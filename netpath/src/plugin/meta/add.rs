@@ -6,12 +6,15 @@ use serde_json::{Map, Value};
 
 use super::{Call, MetaError, PluginError, chain, del, resolve, routes};
 use crate::{
-    cluster::{Cluster, Severity},
+    cluster::{ClusterError, Which},
     exec::Effects,
     kernel::netns::Netns,
     plugin::add::full,
-    spec::{CniResult, Command, Delegate, NetworkStatus, meta::POD_ANNOTATIONS, network_status::annotation},
-    state::{self, CachedResult, Phase, Pod, Sandbox},
+    spec::{
+        CniResult, Command, Delegate, NetworkStatus, PodRef, Severity, meta::POD_ANNOTATIONS,
+        network_status::annotation,
+    },
+    state::{self, CachedResult, Phase, Pod, Records, Sandbox},
 };
 
 /// How long the first network is waited for, as Multus does.
@@ -30,6 +33,12 @@ pub(super) struct Attached {
 
 /// Attaches every network in turn. When one fails, all are ended, the one that failed first.
 pub(super) fn add(call: &Call<'_>) -> Result<Value, PluginError> {
+    let result = add_all(call);
+    call.post_events();
+    result
+}
+
+fn add_all(call: &Call<'_>) -> Result<Value, PluginError> {
     wait_until_ready(call)?;
     let networks = resolve::networks(call)?;
     let asks = networks.is_asked_for;
@@ -45,10 +54,12 @@ pub(super) fn add(call: &Call<'_>) -> Result<Value, PluginError> {
     remember(call, &sandbox, asks)?;
     let (mut begun, mut attached) = (0, Vec::new());
     let result = attach(call, &networks.delegates, pod.as_mut(), &mut begun, &mut attached)
-        .and_then(|()| finish(call, pod.as_mut(), &mut attached, asks));
+        .and_then(|()| finish(call, pod.as_mut(), &mut attached, &networks));
     match result {
-        Ok(result) => {
+        Ok((result, pending_status)) => {
             sandbox.phase = Phase::Ready;
+            sandbox.pending_status = pending_status;
+            sandbox.pending_events = call.leave_events(&named_pod(call, &networks.which)?);
             if let Err(error) = call.sandboxes().write(&sandbox, call.attachment()?.0) {
                 // The record is there, and says all that DEL needs.
                 tracing::warn!(error = full(&error), "the record of a sandbox is not up to date");
@@ -96,13 +107,15 @@ fn attach(
     Ok(())
 }
 
-/// Default routes, caches, status, events; then the result for the runtime.
+/// Default routes, caches, status, events; then the result for the runtime, and the status if it is still to be
+/// written.
 fn finish(
     call: &Call<'_>,
     pod: Option<&mut Effects>,
     attached: &mut [Attached],
-    asks: bool,
-) -> Result<Value, PluginError> {
+    networks: &resolve::Networks,
+) -> Result<(Value, Option<String>), PluginError> {
+    let asks = networks.is_asked_for;
     if let Some(pod) = pod
         && 1 < attached.len()
     {
@@ -116,30 +129,36 @@ fn finish(
         let result = CniResult::parse(it.delegate.conf.version, &it.result)?;
         statuses.extend(NetworkStatus::of_result(&result, &it.delegate.label, it.delegate.is_first));
     }
-    if asks {
-        publish(call, attached, &statuses)?;
-    }
+    let pending = match asks {
+        true => publish(call, attached, &statuses, &networks.which)?,
+        false => None,
+    };
     let Some(first) = attached.first() else { return Err(PluginError::NoAttachment) };
     let result = CniResult::parse(first.delegate.conf.version, &first.result)?;
-    Ok(result.to_json(call.conf.cni_version)?)
+    Ok((result.to_json(call.conf.cni_version)?, pending))
 }
 
-/// Writes network-status and events. The pod's policed networks must be known; for others a later try has to do.
-fn publish(call: &Call<'_>, attached: &[Attached], statuses: &[NetworkStatus]) -> Result<(), PluginError> {
-    let Some(source) = &call.source else { return Ok(()) };
+/// Writes network-status and events; returns a status that has to be written later.
+///
+/// The pod's policed networks must be known; for others a later try has to do. A pod that is gone gets nothing.
+fn publish(
+    call: &Call<'_>,
+    attached: &[Attached],
+    statuses: &[NetworkStatus],
+    which: &Which,
+) -> Result<Option<String>, PluginError> {
+    let Some(source) = call.source.as_ref().filter(|_| call.has_pod_of_source()) else { return Ok(None) };
     let (pod, container_id) = (call.pod_or_sandbox()?, call.attachment()?.0);
-    if let Err(error) = source.set_network_status(&pod, container_id, &annotation(statuses)) {
-        let has_zone = |it: &Attached| {
-            it.delegate
-                .conf
-                .plugins
-                .iter()
-                .any(|it| it.raw().keys().any(|key| key.eq_ignore_ascii_case("zone")))
-        };
-        match attached.iter().any(has_zone) {
-            true => return Err(MetaError::from(error).into()),
-            false => tracing::warn!(error = full(&error), "network-status is not written"),
+    let text = annotation(statuses);
+    let mut pending = None;
+    if let Err(error) = source.set_network_status(&pod, which, container_id, &text) {
+        // The mirror of a static pod comes and goes by itself, and the pod runs without it.
+        let is_gone = matches!(error, ClusterError::PodGone { .. }) && !matches!(which, Which::MirrorOf(_));
+        if is_gone || is_policed(call, attached)? {
+            return Err(MetaError::from(error).into());
         }
+        tracing::warn!(error = full(&error), "network-status is not written yet");
+        pending = Some(text);
     }
     for it in attached {
         let result = CniResult::parse(it.delegate.conf.version, &it.result)?;
@@ -147,7 +166,27 @@ fn publish(call: &Call<'_>, attached: &[Attached], statuses: &[NetworkStatus]) -
         let message = format!("Add {} [{}] from {}", it.delegate.ifname, ips.join(" "), it.delegate.label);
         call.tell(Severity::Normal, "AddedInterface", message);
     }
-    Ok(())
+    Ok(pending)
+}
+
+/// Whether a zone is in force for one of them.
+fn is_policed(call: &Call<'_>, attached: &[Attached]) -> Result<bool, PluginError> {
+    let (records, container_id) = (Records::new(call.root), call.attachment()?.0);
+    for it in attached {
+        if records.read(container_id, &it.delegate.ifname)?.is_some_and(|record| record.zone.is_some()) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// The pod with the UID that it has for those who describe it.
+fn named_pod(call: &Call<'_>, which: &Which) -> Result<PodRef, PluginError> {
+    let mut pod = call.pod_or_sandbox()?;
+    if let (None, Which::Uid(uid) | Which::MirrorOf(uid)) = (&pod.uid, which) {
+        pod.uid = Some(uid.clone());
+    }
+    Ok(pod)
 }
 
 /// Ends everything that has been begun, and reports what cannot be ended.
@@ -248,6 +287,8 @@ fn sandbox(
         delegates: networks.delegates.iter().map(Delegate::to_cached).collect(),
         args: args.iter().map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>().join(";"),
         runtime: without_annotations(&call.meta.runtime),
+        pending_status: None,
+        pending_events: Vec::new(),
     })
 }
 

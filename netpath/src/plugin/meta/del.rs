@@ -4,10 +4,9 @@ use serde_json::{Map, Value};
 
 use super::{Call, PluginError, chain, resolve};
 use crate::{
-    cluster::{Cluster, Severity},
     plugin::add::full,
     root::Root,
-    spec::{CniArgs, CniEnv, Command, Delegate, IfName, NetworkConf, Selection},
+    spec::{CniArgs, CniEnv, Command, Delegate, IfName, NetworkConf, Selection, Severity},
     state::{CachedResult, ResultCache, Sandbox},
 };
 
@@ -42,7 +41,10 @@ pub(super) fn del(call: &Call<'_>) -> Result<(), PluginError> {
     }
     chain::join(errors)?;
     if let Some(record) = record.as_ref().filter(|_| !lost.is_empty() || !torn.is_empty()) {
-        call.sandboxes().set_aside(record, container_id)?;
+        let mut record = record.clone();
+        // DEL asks the API for nothing; the agent tells.
+        record.pending_events.extend(call.take_events());
+        call.sandboxes().set_aside(&record, container_id)?;
     }
     forget(call)
 }

@@ -60,7 +60,7 @@ pub enum MetaError {
     },
     /// There is nobody to ask.
     #[error(
-        "{what}, and there is no source of networks: set `networks` to a directory of NetworkAttachmentDefinitions"
+        "{what}, and there is no source of networks: set `kubeconfig`, or `networks` to a directory of NetworkAttachmentDefinitions"
     )]
     NoSource {
         /// What needs one.
@@ -211,7 +211,8 @@ impl MetaError {
     pub(super) fn is_worth_retrying(&self) -> bool {
         match self {
             Self::Delegate(error) => error.is_worth_retrying(),
-            Self::Conf { .. } | Self::NoConf { .. } | Self::MetaInside { .. } | Self::Cluster(_) => false,
+            Self::Conf { .. } | Self::NoConf { .. } | Self::MetaInside { .. } => false,
+            Self::Cluster(error) => error.cni_code() == code::TRY_AGAIN,
             _ => true,
         }
     }

@@ -6,9 +6,11 @@ mod del;
 mod error;
 mod resolve;
 mod routes;
+mod tell;
 mod verbs;
 
 use std::path::PathBuf;
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -17,7 +19,7 @@ pub use error::MetaError;
 
 use super::{Origin, PluginError};
 use crate::{
-    cluster::{Cluster, Directory, Event, Severity},
+    cluster::{Api, Cluster, Directory},
     kernel::netns,
     root::Root,
     spec::{CniEnv, Command, ContainerId, IfName, MetaConf, NetConf, PodRef},
@@ -45,7 +47,7 @@ struct Call<'a> {
     path: Vec<PathBuf>,
     depth: u32,
     deadline: Instant,
-    source: Option<Directory>,
+    source: Option<Rc<dyn Cluster>>,
 }
 
 /// Runs the command on the pod's networks.
@@ -68,6 +70,7 @@ pub(super) fn run(
             _ => Err(MetaError::Depth { depth: origin.depth }.into()),
         };
     }
+    let deadline = Instant::now() + within;
     let call = Call {
         root,
         env,
@@ -75,8 +78,8 @@ pub(super) fn run(
         meta,
         path: std::iter::once(root.join(&meta.bin_dir.to_string_lossy())).chain(env.path.clone()).collect(),
         depth: origin.depth,
-        deadline: Instant::now() + within,
-        source: meta.networks.as_ref().map(|dir| Directory::new(root, root.join(&dir.to_string_lossy()))),
+        deadline,
+        source: source(root, meta, deadline),
     };
     match env.command {
         Command::Add => {
@@ -88,6 +91,15 @@ pub(super) fn run(
         Command::Gc => verbs::gc(&call).map(|()| None),
         Command::Status => verbs::status(&call).map(|()| None),
         Command::Version => Ok(None),
+    }
+}
+
+/// Who knows pods and networks. A directory stands in for the API, so it is asked where both are named.
+fn source(root: &Root, meta: &MetaConf, deadline: Instant) -> Option<Rc<dyn Cluster>> {
+    match (&meta.networks, &meta.kubeconfig) {
+        (Some(dir), _) => Some(Rc::new(Directory::new(root, root.join(&dir.to_string_lossy())))),
+        (None, Some(file)) => Some(Rc::new(Api::new(root, root.join(&file.to_string_lossy()), deadline))),
+        (None, None) => None,
     }
 }
 
@@ -131,6 +143,11 @@ impl Call<'_> {
         Some(PodRef { namespace, name, uid: args.k8s_pod_uid.clone() })
     }
 
+    /// Whether the source can know of this pod: the API knows only those that have a name.
+    fn has_pod_of_source(&self) -> bool {
+        self.pod().is_some() || self.meta.networks.is_some()
+    }
+
     /// The pod; where the runtime names none, the sandbox is one of the namespace `default`.
     fn pod_or_sandbox(&self) -> Result<PodRef, PluginError> {
         let sandbox = || -> Result<PodRef, PluginError> {
@@ -145,21 +162,5 @@ impl Call<'_> {
         let text = |value: &Option<String>| value.clone().unwrap_or_default();
         let args = &self.env.args;
         format!("{}/{}/{}", text(&args.k8s_pod_namespace), text(&args.k8s_pod_name), text(&args.k8s_pod_uid))
-    }
-
-    /// Tells the pod's owner. That nobody could be told fails nothing.
-    fn tell(&self, severity: Severity, reason: &'static str, message: String) {
-        match severity {
-            Severity::Normal => tracing::info!(reason, "{message}"),
-            Severity::Warning => tracing::warn!(reason, "{message}"),
-        }
-        let (Some(source), Ok(pod), Ok((sandbox, _))) =
-            (&self.source, self.pod_or_sandbox(), self.attachment())
-        else {
-            return;
-        };
-        if let Err(error) = source.post(&pod, sandbox, &Event { severity, reason, message }) {
-            tracing::warn!(error = super::add::full(&error), "an event is lost");
-        }
     }
 }

@@ -6,11 +6,11 @@ use std::path::{Path, PathBuf};
 
 use super::{Call, MetaError, PluginError};
 use crate::{
-    cluster::{Cluster, ClusterError, Severity},
+    cluster::{ClusterError, Which},
     plan,
     plugin::{CHAINED, MACVLAN, add::full},
     spec::{
-        ClusterNetwork, ConfError, Delegate, Nad, NetworkConf, PodRef, Selection,
+        ClusterNetwork, ConfError, Delegate, Nad, NetworkConf, PodRef, Selection, Severity,
         annotation::{DEFAULT_NETWORK, NETWORKS, parse_default_network, parse_networks, parse_reference},
         json::View,
     },
@@ -20,12 +20,16 @@ use crate::{
 const METAS: [&str; 2] = ["multus", "multus-shim"];
 /// Says where a static pod comes from; its UID is not the API's.
 const CONFIG_SOURCE: &str = "kubernetes.io/config.source";
+/// The hash of a static pod's manifest, which its mirror in the API names too.
+const CONFIG_HASH: &str = "kubernetes.io/config.hash";
 
 /// The networks of a pod, in the order in which they are attached.
 pub(super) struct Networks {
     pub(super) delegates: Vec<Delegate>,
     /// The annotation by which they were chosen.
     pub(super) annotation: Option<String>,
+    /// Which pod of this name it is.
+    pub(super) which: Which,
     /// Whether they are other than the cluster network alone: then DEL needs a record.
     pub(super) is_asked_for: bool,
 }
@@ -41,7 +45,8 @@ struct Found {
 /// Finds everything that the pod wants, and refuses what cannot be had, before anything is done.
 pub(super) fn networks(call: &Call<'_>) -> Result<Networks, PluginError> {
     let pod = call.pod_or_sandbox()?;
-    let annotations = annotations(call, &pod)?;
+    let (annotations, uid) = annotations(call, &pod)?;
+    let which = which(&pod, &annotations, uid);
     let multus_namespace = &call.meta.multus_namespace;
     let (text, selections) = match annotations.get(NETWORKS) {
         None => (None, Vec::new()),
@@ -57,7 +62,9 @@ pub(super) fn networks(call: &Call<'_>) -> Result<Networks, PluginError> {
     let mut found: Vec<(Found, Selection, bool)> = Vec::new();
     match (replaced, &call.meta.cluster) {
         (Some(selection), _) => found.push((nad(call, &selection)?, selection, true)),
-        (None, ClusterNetwork::Named(name)) => found.push((named(call, name)?, Selection::default(), false)),
+        (None, ClusterNetwork::Named(name)) => {
+            found.push((cluster_network(call, name)?, Selection::default(), false));
+        }
         (None, ClusterNetwork::Delegates(all)) => {
             let plain = |conf: &NetworkConf| {
                 let label = conf.name.to_string();
@@ -86,7 +93,7 @@ pub(super) fn networks(call: &Call<'_>) -> Result<Networks, PluginError> {
     plan::check_gateways(delegates.iter().filter_map(|it| it.selection.default_route.as_deref()))
         .map_err(MetaError::from)?;
     let is_asked_for = is_replaced || 1 < delegates.len();
-    Ok(Networks { delegates, annotation: text, is_asked_for })
+    Ok(Networks { delegates, annotation: text, which, is_asked_for })
 }
 
 /// Names the interfaces, and holds each network against what it may be.
@@ -127,7 +134,7 @@ fn assign(call: &Call<'_>, found: Vec<(Found, Selection, bool)>) -> Result<Vec<D
 /// The network that every pod gets first, without asking the cluster for anything that a file can say.
 pub(super) fn first(call: &Call<'_>) -> Result<(String, NetworkConf), PluginError> {
     let found = match &call.meta.cluster {
-        ClusterNetwork::Named(name) => named(call, name)?,
+        ClusterNetwork::Named(name) => cluster_network(call, name)?,
         ClusterNetwork::Delegates(all) => match all.first() {
             Some(conf) => return Ok((conf.name.to_string(), conf.clone())),
             None => return Err(PluginError::NoAttachment),
@@ -155,33 +162,45 @@ fn refuse_meta(found: &Found, is_first: bool) -> Result<(), MetaError> {
     }
 }
 
-/// What the pod's annotations say. The runtime may pass them; asking the source is the second best.
-fn annotations(call: &Call<'_>, pod: &PodRef) -> Result<HashMap<String, String>, PluginError> {
+type Annotations = HashMap<String, String>;
+
+/// What the pod's annotations say, and its UID where the source was asked. The runtime may pass them; asking the
+/// source is the second best.
+fn annotations(call: &Call<'_>, pod: &PodRef) -> Result<(Annotations, Option<String>), PluginError> {
     if let Some(passed) = &call.meta.annotations {
         let text =
             |(key, value): (&String, &serde_json::Value)| Some((key.clone(), value.as_str()?.to_owned()));
-        return Ok(passed.iter().filter_map(text).collect());
+        return Ok((passed.iter().filter_map(text).collect(), None));
     }
-    let Some(source) = &call.source else {
-        return match call.meta.kubeconfig {
-            // Not knowing what a pod wants is not the same as its wanting nothing.
-            Some(_) => {
-                Err(MetaError::NoSource { what: "the runtime does not pass the pod's annotations".into() }
-                    .into())
-            }
-            None => Ok(HashMap::new()),
-        };
+    let Some(source) = call.source.as_ref().filter(|_| call.has_pod_of_source()) else {
+        return Ok((HashMap::new(), None));
     };
     let unknown = || MetaError::UnknownPod { namespace: pod.namespace.clone(), name: pod.name.clone() };
     let known = source.pod(pod).map_err(MetaError::from)?.ok_or_else(unknown)?;
-    let is_static = known.annotations.get(CONFIG_SOURCE).is_some_and(|it| it != "api");
-    if let (Some(expected), Some(found), false) = (&pod.uid, &known.uid, is_static)
+    let annotations: Annotations = known.annotations.into_iter().collect();
+    if let (Some(expected), Some(found), false) = (&pod.uid, &known.uid, is_static(&annotations))
         && expected != found
     {
         let pod = format!("{}/{}", pod.namespace, pod.name);
         return Err(MetaError::Uid { pod, expected: expected.clone(), found: found.clone() }.into());
     }
-    Ok(known.annotations.into_iter().collect())
+    Ok((annotations, known.uid))
+}
+
+/// Whether kubelet has the pod from elsewhere than the API.
+fn is_static(annotations: &Annotations) -> bool {
+    annotations.get(CONFIG_SOURCE).is_some_and(|it| it != "api")
+}
+
+/// What tells the pod from a later one of its name.
+fn which(pod: &PodRef, annotations: &Annotations, known: Option<String>) -> Which {
+    match is_static(annotations) {
+        true => match annotations.get(CONFIG_HASH).cloned().or_else(|| pod.uid.clone()) {
+            Some(hash) => Which::MirrorOf(hash),
+            None => Which::Any,
+        },
+        false => pod.uid.clone().or(known).map_or(Which::Any, Which::Uid),
+    }
 }
 
 /// An annotation that cannot be read fails the pod: without its interface it would run unpoliced.
@@ -222,6 +241,16 @@ fn of_nad(call: &Call<'_>, nad: Nad) -> Result<Found, PluginError> {
         None => by_name(&conf_dir(call), &nad.name)?,
     };
     Ok(Found { label, nad_namespace: Some(nad.namespace), resource: nad.resource_name, conf })
+}
+
+/// The network of every pod. A file of that name comes before a NAD: a pod that asks for nothing needs no API.
+fn cluster_network(call: &Call<'_>, name: &str) -> Result<Found, PluginError> {
+    if !name.starts_with('/')
+        && let Ok(conf) = by_name(&conf_dir(call), name)
+    {
+        return Ok(plain(conf));
+    }
+    named(call, name)
 }
 
 /// A network of the administrator: an absolute path, or the name of a NAD, or that of a configuration.
