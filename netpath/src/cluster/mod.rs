@@ -11,6 +11,7 @@ use serde::Serialize;
 pub use directory::Directory;
 
 use crate::spec::{ConfError, ContainerId, Nad, PodRef, code};
+use crate::whole::WholeError;
 
 /// A source of pods and networks. Every call has a deadline of its own, and asks once.
 pub trait Cluster {
@@ -29,6 +30,11 @@ pub trait Cluster {
 
     /// Forgets a sandbox that is gone, where the source keeps anything of it.
     fn forget(&self, sandbox: &ContainerId) -> Result<(), ClusterError>;
+
+    /// Removes what writers that were killed have left, where the source keeps files.
+    fn sweep(&self) -> Result<(), ClusterError> {
+        Ok(())
+    }
 }
 
 /// A pod.
@@ -96,6 +102,12 @@ pub enum ClusterError {
         /// The cause.
         source: ConfError,
     },
+}
+
+impl From<WholeError> for ClusterError {
+    fn from(WholeError { what, path, source }: WholeError) -> Self {
+        Self::Io { what, path, source }
+    }
 }
 
 impl ClusterError {

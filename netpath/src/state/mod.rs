@@ -5,7 +5,6 @@ mod lock;
 mod record;
 mod records;
 mod sandbox;
-mod whole;
 
 pub use caches::{CachedResult, DelegateCache, ResultCache};
 pub use lock::{Lock, LockError, PATIENCE};
