@@ -20,4 +20,5 @@ pub mod police;
 pub mod root;
 pub mod spec;
 pub mod state;
+pub mod whole;
 pub mod zone;

@@ -35,6 +35,7 @@ const MODULES: &[(&str, Layer)] = &[
     ("root", Layer::Setting),
     ("child", Layer::Tool),
     ("flock", Layer::Tool),
+    ("whole", Layer::Tool),
     ("kernel", Layer::Effect),
     ("ipam", Layer::Effect),
     ("state", Layer::Effect),

@@ -1,10 +1,9 @@
 //! A directory of manifests, for runtimes without Kubernetes: NetworkAttachmentDefinitions, and pods if need be.
 
 use std::collections::BTreeMap;
-use std::fs::{self, DirBuilder, File};
-use std::io::{ErrorKind, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
+use std::fs;
+use std::io::ErrorKind;
+use std::path::PathBuf;
 
 use serde_json::{Value, json};
 
@@ -12,6 +11,7 @@ use super::{Cluster, ClusterError, Pod, Which};
 use crate::root::Root;
 use crate::spec::network_status::NETWORK_STATUS;
 use crate::spec::{ContainerId, Event, Nad, PodRef};
+use crate::whole;
 
 /// Manifests in one directory, and beside the runtime's state what became of the sandboxes.
 #[derive(Clone, Debug)]
@@ -77,11 +77,6 @@ impl Directory {
         change: impl FnOnce(&mut Value),
     ) -> Result<(), ClusterError> {
         let path = self.file(sandbox);
-        DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(&self.sandboxes)
-            .map_err(ClusterError::io("create the directory", &self.sandboxes))?;
         let mut value = fs::read(&path)
             .ok()
             .and_then(|bytes| serde_json::from_slice(&bytes).ok())
@@ -89,14 +84,7 @@ impl Directory {
                 json!({"namespace": pod.namespace, "name": pod.name, "uid": pod.uid, "annotations": {}, "events": []})
             });
         change(&mut value);
-        let draft = self.sandboxes.join(format!(".{sandbox}-{}", std::process::id()));
-        let write = || -> std::io::Result<()> {
-            let mut file =
-                File::options().write(true).create(true).truncate(true).mode(0o600).open(&draft)?;
-            file.write_all(format!("{value:#}\n").as_bytes())?;
-            fs::rename(&draft, &path)
-        };
-        write().map_err(ClusterError::io("write", &path))
+        Ok(whole::replace(&path, format!("{value:#}\n").as_bytes())?)
     }
 }
 
@@ -158,14 +146,13 @@ impl Cluster for Directory {
     }
 
     fn forget(&self, sandbox: &ContainerId) -> Result<(), ClusterError> {
-        remove(&self.file(sandbox))
+        whole::remove(&self.file(sandbox))?;
+        Ok(())
     }
-}
 
-fn remove(path: &Path) -> Result<(), ClusterError> {
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != ErrorKind::NotFound => Err(ClusterError::io("remove", path)(error)),
-        Ok(()) | Err(_) => Ok(()),
+    fn sweep(&self) -> Result<(), ClusterError> {
+        whole::sweep(&self.sandboxes)?;
+        Ok(())
     }
 }
 

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::spec::{ConfError, code};
+use crate::whole::WholeError;
 
 /// Why a source could not be asked or told.
 #[derive(Debug, thiserror::Error)]
@@ -180,6 +181,12 @@ pub enum ClusterError {
         /// The cause.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+}
+
+impl From<WholeError> for ClusterError {
+    fn from(WholeError { what, path, source }: WholeError) -> Self {
+        Self::Io { what, path, source }
+    }
 }
 
 impl ClusterError {

@@ -45,6 +45,11 @@ pub trait Cluster {
 
     /// Forgets a sandbox that is gone, where the source keeps anything of it.
     fn forget(&self, sandbox: &ContainerId) -> Result<(), ClusterError>;
+
+    /// Removes what writers that were killed have left, where the source keeps files.
+    fn sweep(&self) -> Result<(), ClusterError> {
+        Ok(())
+    }
 }
 
 /// What tells a pod from a later one of the same name.

@@ -1,7 +1,5 @@
 //! GC: ends what the runtime does not know any more.
 
-use std::time::{Duration, SystemTime};
-
 use super::{Call, PluginError, add::full, del};
 use crate::{
     ipam,
@@ -9,9 +7,6 @@ use crate::{
     spec::{CniEnv, ContainerId, IfName},
     state::{Record, Records, boot_id},
 };
-
-/// No writer takes as long for a record: what is older was left by one that was killed.
-const DRAFTS: Duration = Duration::from_secs(600);
 
 /// Ends attachments of this network that are not in the list of valid ones and provably dead.
 ///
@@ -22,7 +17,7 @@ pub(super) fn gc(call: &Call<'_>) -> Result<(), PluginError> {
     if call.conf.disable_gc {
         return Ok(());
     }
-    Records::new(call.root).sweep_drafts(SystemTime::now(), DRAFTS)?;
+    Records::new(call.root).sweep()?;
     let boot = boot_id()?;
     let is_valid = |container_id: &ContainerId, ifname: &IfName| {
         valid.iter().any(|entry| entry.container_id == *container_id && entry.ifname == *ifname)

@@ -4,10 +4,11 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value, json};
 
-use super::{StateError, whole};
+use super::StateError;
 use crate::spec::base64;
 use crate::spec::json::parse_value;
 use crate::spec::{ContainerId, IfName, NetworkName};
+use crate::whole;
 
 /// The networks that were executed for each sandbox: one file each, a JSON list.
 #[derive(Clone, Debug)]
@@ -36,12 +37,17 @@ impl DelegateCache {
 
     /// Writes them.
     pub fn write(&self, sandbox: &ContainerId, delegates: &[Value]) -> Result<(), StateError> {
-        whole::replace(&self.path(sandbox), Value::from(delegates).to_string().as_bytes())
+        Ok(whole::replace(&self.path(sandbox), Value::from(delegates).to_string().as_bytes())?)
     }
 
     /// Removes them.
     pub fn remove(&self, sandbox: &ContainerId) -> Result<bool, StateError> {
-        whole::remove(&self.path(sandbox))
+        Ok(whole::remove(&self.path(sandbox))?)
+    }
+
+    /// Removes what writers that were killed have left.
+    pub fn sweep(&self) -> Result<usize, StateError> {
+        Ok(whole::sweep(&self.dir)?)
     }
 
     fn path(&self, sandbox: &ContainerId) -> PathBuf {
@@ -120,7 +126,7 @@ impl ResultCache {
                 other => !other.is_null(),
             });
         }
-        whole::replace(&self.path(network, sandbox, ifname), value.to_string().as_bytes())
+        Ok(whole::replace(&self.path(network, sandbox, ifname), value.to_string().as_bytes())?)
     }
 
     /// Removes it.
@@ -130,7 +136,12 @@ impl ResultCache {
         sandbox: &ContainerId,
         ifname: &IfName,
     ) -> Result<bool, StateError> {
-        whole::remove(&self.path(network, sandbox, ifname))
+        Ok(whole::remove(&self.path(network, sandbox, ifname))?)
+    }
+
+    /// Removes what writers that were killed have left.
+    pub fn sweep(&self) -> Result<usize, StateError> {
+        Ok(whole::sweep(&self.dir)?)
     }
 
     fn path(&self, network: &NetworkName, sandbox: &ContainerId, ifname: &IfName) -> PathBuf {

@@ -6,7 +6,6 @@ mod record;
 mod records;
 mod sandbox;
 mod tally;
-mod whole;
 
 pub use caches::{CachedResult, DelegateCache, ResultCache};
 pub use lock::{Lock, LockError, PATIENCE};

@@ -4,12 +4,11 @@ use std::ffi::OsStr;
 use std::fs;
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
 
 use super::record::Record;
-use super::whole;
 use crate::root::Root;
 use crate::spec::{ContainerId, IfName, code};
+use crate::whole::{self, WholeError};
 
 /// The records of a node.
 #[derive(Clone, Debug)]
@@ -79,6 +78,12 @@ pub enum StateError {
     },
 }
 
+impl From<WholeError> for StateError {
+    fn from(WholeError { what, path, source }: WholeError) -> Self {
+        Self::Io { what, path, source }
+    }
+}
+
 impl StateError {
     /// Code of the CNI error object.
     pub fn cni_code(&self) -> u32 {
@@ -119,7 +124,7 @@ impl Records {
             source,
         })?;
         bytes.push(b'\n');
-        whole::replace(&self.path(&record.container_id, &record.ifname), &bytes)
+        Ok(whole::replace(&self.path(&record.container_id, &record.ifname), &bytes)?)
     }
 
     /// The record of an attachment. An empty or torn one is none, and says so in the log.
@@ -139,12 +144,7 @@ impl Records {
     ///
     /// Not synced: a record that a power failure brings back carries the boot id of before.
     pub fn remove(&self, container_id: &ContainerId, ifname: &IfName) -> Result<bool, StateError> {
-        let path = self.path(container_id, ifname);
-        match fs::remove_file(&path) {
-            Ok(()) => Ok(true),
-            Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
-            Err(error) => Err(StateError::io("remove the record", &path)(error)),
-        }
+        Ok(whole::remove(&self.path(container_id, ifname))?)
     }
 
     /// All records. One that comes or goes meanwhile is listed or not.
@@ -163,23 +163,9 @@ impl Records {
         Ok(listing)
     }
 
-    /// Removes drafts that nobody finished for `age`: their writers were killed. Returns how many.
-    pub fn sweep_drafts(&self, now: SystemTime, age: Duration) -> Result<usize, StateError> {
-        let mut swept = 0;
-        for path in self.names()?.into_iter().filter(|path| is_draft(path)) {
-            let old = fs::symlink_metadata(&path)
-                .and_then(|meta| meta.modified())
-                .is_ok_and(|modified| now.duration_since(modified).is_ok_and(|since| since >= age));
-            if !old {
-                continue;
-            }
-            match fs::remove_file(&path) {
-                Ok(()) => swept += 1,
-                Err(error) if error.kind() == ErrorKind::NotFound => {}
-                Err(error) => return Err(StateError::io("remove the draft", &path)(error)),
-            }
-        }
-        Ok(swept)
+    /// Removes what writers that were killed have left. Returns how many.
+    pub fn sweep(&self) -> Result<usize, StateError> {
+        Ok(whole::sweep(&self.dir)?)
     }
 
     fn names(&self) -> Result<Vec<PathBuf>, StateError> {

@@ -8,10 +8,11 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use super::StateError;
 use super::record::{Netns, Phase, Pod};
-use super::{StateError, whole};
 use crate::root::Root;
 use crate::spec::{ContainerId, Event};
+use crate::whole;
 
 /// One sandbox, identified by its container id.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -76,12 +77,17 @@ impl Sandboxes {
 
     /// Writes it.
     pub fn write(&self, sandbox: &Sandbox, id: &ContainerId) -> Result<(), StateError> {
-        whole::replace(&self.path(id), &json(sandbox))
+        Ok(whole::replace(&self.path(id), &json(sandbox))?)
     }
 
     /// Removes it.
     pub fn remove(&self, id: &ContainerId) -> Result<bool, StateError> {
-        whole::remove(&self.path(id))
+        Ok(whole::remove(&self.path(id))?)
+    }
+
+    /// Removes what writers that were killed have left.
+    pub fn sweep(&self) -> Result<usize, StateError> {
+        Ok(whole::sweep(&self.dir)? + whole::sweep(&self.pending)?)
     }
 
     /// Puts a sandbox that could not be ended in full, and never will be by another DEL, aside for the sweep.

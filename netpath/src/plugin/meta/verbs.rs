@@ -4,9 +4,10 @@ use serde_json::{Map, Value, json};
 
 use super::{Call, MetaError, PluginError, chain, del, resolve};
 use crate::{
+    cluster::Cluster,
     delegate, police,
     spec::{CniEnv, CniVersion, Command, ContainerId, Delegate, IfName, Selection, code},
-    state::{Sandbox, boot_id},
+    state::{Records, Sandbox, boot_id},
 };
 
 /// CHECK: every network of the sandbox, each with the result that its ADD left.
@@ -51,6 +52,7 @@ pub(super) fn gc(call: &Call<'_>) -> Result<(), PluginError> {
         return Ok(());
     }
     let mut errors = Vec::new();
+    sweep(call)?;
     let boot = boot_id()?;
     for sandbox in call.sandboxes().all()? {
         let is_valid = valid.iter().any(|entry| entry.container_id.as_str() == sandbox.container_id);
@@ -77,6 +79,18 @@ pub(super) fn gc(call: &Call<'_>) -> Result<(), PluginError> {
         }
     }
     chain::join(errors)
+}
+
+/// Removes the half-written files of calls that were killed.
+fn sweep(call: &Call<'_>) -> Result<(), PluginError> {
+    call.sandboxes().sweep()?;
+    call.delegate_cache().sweep()?;
+    call.result_cache().sweep()?;
+    Records::new(call.root).sweep()?;
+    if let Some(source) = &call.source {
+        source.sweep().map_err(MetaError::from)?;
+    }
+    Ok(())
 }
 
 /// Ends a sandbox as its DEL would, by its record alone.
