@@ -4,7 +4,6 @@ use serde_json::{Map, Value, json};
 
 use super::{Call, MetaError, PluginError, chain, del, resolve};
 use crate::{
-    cluster::Cluster,
     delegate, police,
     spec::{CniEnv, CniVersion, Command, ContainerId, Delegate, IfName, Selection, code},
     state::{Records, Sandbox, boot_id},
