@@ -159,7 +159,7 @@ fn zone(maps: &mut Maps, count: u32) -> Result<u32> {
         v4.chain((0..count).map(|number| format!("{}/48", prefix6(number)))).collect();
     let conf = ZoneConf::parse(&json!({ "policy": "private", "local": prefixes }))?;
     let zone = zone::resolve(Some(&conf), None, None)?.context("a zone")?;
-    let image = zone::compile(&zone);
+    let image = zone::compile(&zone)?;
     let (v4, v6) = (image.v4().len(), image.v6().len());
     ensure!(v4 == v6 && v4 == count as usize, "{count} prefixes were asked for, {v4} and {v6} compiled");
     Ok(maps.ensure_zone("bench", image.digest("bench"), &police::content(&image))?)

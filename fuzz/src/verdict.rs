@@ -6,6 +6,8 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use netpath_ebpf::abi::ZONE_PORT_SETS;
+
 use crate::{
     cursor::Cursor,
     file_name,
@@ -13,7 +15,7 @@ use crate::{
         cases,
         frames::{PEER_MAC, POD_MAC, between},
         image::{Image, Layout, endpoint, verdict},
-        model::{self, Pod, Rule, Setup, Zone},
+        model::{self, Pod, Range, Rule, Setup, Zone},
         reference::{Way, decide},
     },
 };
@@ -121,7 +123,11 @@ fn zone(cursor: &mut Cursor<'_>) -> Option<Zone> {
         return None;
     }
     let rules: Vec<Rule> = (0..what & 31).map(|_| rule(cursor)).collect();
-    Some(Zone::of(rules, what & 0x40 != 0))
+    let mut zone = Zone::of(rules, what & 0x40 != 0);
+    // The maps have room for so many.
+    let with_ports = zone.rules.iter_mut().filter(|rule| !rule.ports.is_empty());
+    with_ports.skip(ZONE_PORT_SETS as usize).for_each(|rule| rule.ports.clear());
+    Some(zone)
 }
 
 fn rule(cursor: &mut Cursor<'_>) -> Rule {
@@ -138,5 +144,25 @@ fn rule(cursor: &mut Cursor<'_>) -> Rule {
             (IpAddr::from(Ipv6Addr::from(u128::from(v6(cursor)) & mask)), length)
         }
     };
-    Rule { net, length, egress: what & 2 != 0, ingress: what & 4 != 0, ports: Vec::new() }
+    // Few zones fuzz well with ports, so that they are asked for by their own bits.
+    let ports = if what & 0x18 == 0x18 { usize::from(what >> 5) + 1 } else { 0 };
+    let ports = (0..ports).map(|_| range(cursor)).collect();
+    Rule { net, length, egress: what & 2 != 0, ingress: what & 4 != 0, ports }
+}
+
+fn range(cursor: &mut Cursor<'_>) -> Range {
+    const PROTOCOLS: [u8; 6] = [1, 2, 6, 17, 58, 132];
+    let [what, first, last] = cursor.take();
+    let protocol = cursor.one_of(&PROTOCOLS);
+    // Around the ports of the table's frames, or all there are.
+    let (first, last) = match what & 4 {
+        0 => (u16::from(first) * 8, u16::from(last) * 8 + 7),
+        _ => (0, u16::MAX),
+    };
+    // What has no ports is named as a whole.
+    let (first, last) = match protocol {
+        6 | 17 | 132 => (first.min(last), first.max(last)),
+        _ => (0, u16::MAX),
+    };
+    Range { protocol, first, last, egress: what & 1 != 0, ingress: what & 2 != 0 }
 }

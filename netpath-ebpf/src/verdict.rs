@@ -286,8 +286,13 @@ fn ingress6(facts: &Facts, endpoint: &Endpoint, slot: &ZoneSlot, index: u32, rul
     if quoted && reaches(slot, entry6(slot, index, rules, facts.target6)).reason() == 0 {
         return Decision::PASS;
     }
+    let word = entry6(slot, index, rules, facts.source6);
+    // Whoever is allowed by ports has to find the pod, and to answer its question for a MAC.
+    if bits & (bit::SOLICITATION | bit::ADVERTISEMENT) != 0 && word & zone_verdict::PORTS != 0 {
+        return Decision::PASS;
+    }
     let way = Way { wanted: zone_verdict::INGRESS, port: facts.source_port };
-    decide(facts, slot, index, rules, entry6(slot, index, rules, facts.source6), way)
+    decide(facts, slot, index, rules, word, way)
 }
 
 /// What becomes of a packet from a DHCP server to a DHCP client; `None` for any other packet.

@@ -246,7 +246,7 @@ fn answers_of_a_dhcp_server_reach_only_who_has_its_address_from_one() {
 fn content(zone: &Value) -> ZoneContent {
     let conf = ZoneConf::parse(zone).expect("valid");
     let zone = resolve(Some(&conf), None, None).expect("valid").expect("a zone");
-    police::content(&compile(&zone))
+    police::content(&compile(&zone).expect("fits the maps"))
 }
 
 #[test]

@@ -438,5 +438,10 @@ fn ingress_v6(packet: &V6<'_>, pod: &Pod, zone: &Zone) -> Verdict {
     if answers() {
         return Ok(());
     }
+    // Neighbour discovery belongs to whatever port is allowed, as ARP does.
+    let by_ports = zone.longest(packet.source.into()).is_some_and(|rule| !rule.ports.is_empty());
+    if by_ports && matches!(packet.icmp_type(), Some(135 | 136)) {
+        return Ok(());
+    }
     zone.judge(packet.source.into(), Way::Ingress, packet.protocol, packet.transport)
 }

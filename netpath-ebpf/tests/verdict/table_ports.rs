@@ -115,6 +115,10 @@ pub(super) fn v6_ports(t: &mut Table) {
     };
     from("an IPv6 answer from the allowed port", NAMES6, udp(53, 9), PASS);
     from("IPv6 from another port", NAMES6, udp(9, 53), DENY);
+    from("a solicitation by a host that ports alone allow", NAMES6, neighbour(135, POD6, &[]), PASS);
+    from("an advertisement of a host that ports alone allow", NAMES6, neighbour(136, NAMES6, &[]), PASS);
+    from("an advertisement of a host outside the zone", FAR6, neighbour(136, FAR6, &[]), DENY);
+    from("a ping by a host that ports alone allow", NAMES6, icmp6(128, &[0; 4]), DENY);
     let sent = v6(POD6, NAMES6, udp(9, 53)).frame();
     from("an ICMPv6 error about a packet to a prefix with ports", FAR6, error6(2, &sent, 48), PASS);
 }

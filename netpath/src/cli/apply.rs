@@ -212,7 +212,8 @@ mod tests {
     #[test]
     fn a_summary_says_what_changed_and_for_how_many() {
         let (old, new) = (zone("10.0.0.0/24"), zone("10.0.1.0/24"));
-        let difference = Some(ZoneImage::difference(&compile(&old), &compile(&new)));
+        let image = |zone| compile(zone).expect("fits");
+        let difference = Some(ZoneImage::difference(&image(&old), &image(&new)));
         let row = Rewritten { id: 1, generation: 2, difference };
         let mut applied =
             Applied { endpoints: 2, rewritten: vec![row.clone(), row], modes: 0, generation: Some(2) };

@@ -10,7 +10,12 @@ use super::{
     say,
     view::{self, Format, Output, View, text},
 };
-use crate::{kernel::bpf::maps::Maps, police, root::Root, zone::ZoneImage};
+use crate::{
+    kernel::bpf::maps::Maps,
+    police,
+    root::Root,
+    zone::{ZoneImage, range_text},
+};
 
 /// Arguments of `netpath zones`.
 #[derive(Debug, clap::Args)]
@@ -94,11 +99,25 @@ fn to_json(zone: &Shown) -> Value {
     let prefixes: Vec<Value> = zone
         .image
         .prefixes()
-        .map(|(prefix, verdicts)| {
+        .map(|(prefix, word)| {
+            let ruling = zone.image.ruling(word);
+            let ports: Vec<Value> = ruling
+                .ranges
+                .iter()
+                .map(|range| {
+                    let verdicts = u32::from(range.verdicts);
+                    json!({
+                        "ports": range_text(range),
+                        "egress": verdicts & zone_verdict::EGRESS != 0,
+                        "ingress": verdicts & zone_verdict::INGRESS != 0,
+                    })
+                })
+                .collect();
             json!({
                 "prefix": prefix.to_string(),
-                "egress": verdicts & zone_verdict::EGRESS != 0,
-                "ingress": verdicts & zone_verdict::INGRESS != 0,
+                "egress": word & zone_verdict::EGRESS != 0,
+                "ingress": word & zone_verdict::INGRESS != 0,
+                "ports": ports,
             })
         })
         .collect();
@@ -135,7 +154,7 @@ mod tests {
             name: "private".to_owned(),
             generation: 2,
             digest: String::new(),
-            image: compile(&zone),
+            image: compile(&zone).expect("fits"),
             modes: vec!["enforce"],
             attachments: vec!["default/net-pod/net1".to_owned()],
         };

@@ -10,7 +10,7 @@ use serde_json::Value;
 use super::{
     Call, PluginError,
     del::delete_row,
-    police::{Attachment, Entered, Rules, leave},
+    police::{Attachment, Entered, Rules, failed, leave},
 };
 use crate::{
     exec::{self, Effects, UndoStack},
@@ -249,6 +249,7 @@ pub(super) fn record(
     let identity = netns.identity()?;
     let args = &call.env.args;
     let link = &rules.master.link;
+    let zone = rules.zone.as_ref().map(|zone| recorded_zone(call.conf.name.as_str(), zone));
     Ok(Record {
         container_id: container_id.clone(),
         ifname: ifname.clone(),
@@ -276,7 +277,7 @@ pub(super) fn record(
         master: Some(state::Master { name: link.name.clone(), ifindex: link.index, id: None }),
         mac,
         endpoint: None,
-        zone: rules.zone.as_ref().map(|zone| recorded_zone(call.conf.name.as_str(), zone)),
+        zone: zone.transpose().map_err(|error| failed(ifname, error))?,
         ips: Vec::new(),
         host_local_dir: ipam::host_local_dir(&call.network()),
     })

@@ -51,7 +51,7 @@ pub(super) fn adopt(
     let mut row = wanted.row()?;
     match readable {
         Some(zone) => {
-            let image = compile(zone);
+            let image = compile(zone)?;
             row.zone = maps.ensure_zone(&network, image.digest(&network), &content(&image))?;
         }
         None if record.zone.is_some() => row.mode = mode::ENFORCE,

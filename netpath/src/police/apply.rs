@@ -75,7 +75,7 @@ pub fn apply(
         .filter(|(key, _)| running.iter().all(|(_, own, _)| own != key))
         .map(|(_, row)| row.zone)
         .collect();
-    let compiled = zone.map(compile);
+    let compiled = zone.map(compile).transpose()?;
     // Rows that are done, so that each is flipped once.
     let mut done: Vec<(u32, u32)> = Vec::new();
     for (_, key, row) in running {
@@ -150,7 +150,7 @@ pub fn remember(root: &Root, running: &[Running], zone: Option<&Zone>) -> Result
     let records = Records::new(root);
     for (record, _, _) in running {
         let Some(now) = records.read(&record.container_id, &record.ifname)? else { continue };
-        let fresh = zone.map(|zone| recorded_zone(record.network.as_str(), zone));
+        let fresh = zone.map(|zone| recorded_zone(record.network.as_str(), zone)).transpose()?;
         if now.endpoint == record.endpoint && now.zone != fresh {
             records.write(&Record { zone: fresh, ..now })?;
         }
@@ -159,10 +159,8 @@ pub fn remember(root: &Root, running: &[Running], zone: Option<&Zone>) -> Result
 }
 
 /// A zone as a record keeps it.
-pub fn recorded_zone(network: &str, zone: &Zone) -> state::Zone {
-    let digest = compile(zone).digest(network);
-    state::Zone {
-        digest: digest.iter().map(|byte| format!("{byte:02x}")).collect(),
-        compiled: zone.to_json(),
-    }
+pub fn recorded_zone(network: &str, zone: &Zone) -> Result<state::Zone, PoliceError> {
+    let digest = compile(zone)?.digest(network);
+    let digest = digest.iter().map(|byte| format!("{byte:02x}")).collect();
+    Ok(state::Zone { digest, compiled: zone.to_json() })
 }

@@ -1,36 +1,24 @@
 //! A zone's lists to the one sorted list per family that programs can walk.
 
-use std::collections::BTreeMap;
-
 use ipnetwork::IpNetwork;
-use netpath_ebpf::abi::{ZONE_INLINE, zone_flags, zone_verdict};
+use netpath_ebpf::abi::{
+    PORT_RANGES, PortRange, PortSet, ZONE_INLINE, ZONE_PORT_SETS, zone_flags, zone_verdict,
+};
 
-use super::prefix::{canonical, covers};
-use super::{Ingress, OnDeny, Zone, ZoneImage};
+use super::flatten::{Flat, flatten};
+use super::{Ingress, OnDeny, Zone, ZoneError, ZoneImage};
 
-/// The image of `zone`. It cannot fail: a zone is valid, and a family of any length has a place.
+/// The image of `zone`. A family of any length has a place; ports have limits, which a zone was held against
+/// when it was resolved.
 ///
 /// The mode is not part of it: it stands in the endpoint's row, where it outlives a lost zone.
-pub fn compile(zone: &Zone) -> ZoneImage {
-    // One entry a prefix: `deny` is entered last, and so wins a tie.
-    let mut entries: BTreeMap<IpNetwork, (bool, u32)> = BTreeMap::new();
-    entries.extend(zone.allow.iter().map(|&prefix| (canonical(prefix), (true, 0))));
-    entries.extend(zone.local.iter().map(|&prefix| (canonical(prefix), (true, zone_verdict::LOCAL))));
-    entries.extend(zone.deny.iter().map(|&prefix| (canonical(prefix), (false, 0))));
-
-    let (mut v4, mut v6) = (Vec::new(), Vec::new());
-    for (&prefix, &(egress, local)) in &entries {
-        let ingress = match zone.ingress {
-            Ingress::Zone => egress,
-            Ingress::Any => true,
-            Ingress::Local => is_local(zone, prefix),
-        };
-        let verdicts = local
-            | if egress { zone_verdict::EGRESS } else { 0 }
-            | if ingress { zone_verdict::INGRESS } else { 0 };
-        match prefix {
-            IpNetwork::V4(prefix) => v4.push((prefix, verdicts)),
-            IpNetwork::V6(prefix) => v6.push((prefix, verdicts)),
+pub fn compile(zone: &Zone) -> Result<ZoneImage, ZoneError> {
+    let (mut v4, mut v6, mut ports) = (Vec::new(), Vec::new(), Vec::new());
+    for flat in flatten(zone)? {
+        let word = flat.word | port_word(&flat, &mut ports)?;
+        match flat.prefix {
+            IpNetwork::V4(prefix) => v4.push((prefix, word)),
+            IpNetwork::V6(prefix) => v6.push((prefix, word)),
         }
     }
     let mut flags = 0;
@@ -39,25 +27,37 @@ pub fn compile(zone: &Zone) -> ZoneImage {
         (zone_flags::TRIE_V6, ZONE_INLINE < v6.len()),
         (zone_flags::REJECT, zone.on_deny == OnDeny::Reject),
         (zone_flags::INGRESS_ANY, zone.ingress == Ingress::Any),
-        // A prefix that is only denied names no IPv6 that the pod could use.
-        (zone_flags::HAS_V6, v6.iter().any(|&(_, verdicts)| verdicts & zone_verdict::EGRESS != 0)),
+        // A prefix that is denied, or open by ports alone, names no IPv6 that the pod could use as it likes.
+        (zone_flags::HAS_V6, v6.iter().any(|&(_, word)| word & zone_verdict::EGRESS != 0)),
     ] {
         if set {
             flags |= bit;
         }
     }
-    let mut image = ZoneImage { flags, v4, v6 };
+    let mut image = ZoneImage { flags, v4, v6, ports };
     image.sort();
-    image
+    Ok(image)
 }
 
-/// Whether an address for which `prefix` decides is local: of `local` and `deny` the longest prefix around
-/// it says so. A shorter one of the zone cannot lie between it and the address, so this holds for each of them.
-fn is_local(zone: &Zone, prefix: IpNetwork) -> bool {
-    let longest =
-        |list: &[IpNetwork]| list.iter().filter(|&&outer| covers(outer, prefix)).map(IpNetwork::prefix).max();
-    // `None` is less than any length.
-    longest(&zone.deny) < longest(&zone.local)
+/// The bits that lead to the ranges of `flat`, which are entered into `sets` unless they are there.
+fn port_word(flat: &Flat, sets: &mut Vec<PortSet>) -> Result<u32, ZoneError> {
+    if flat.ranges.is_empty() {
+        return Ok(0);
+    }
+    let mut set = [PortRange::default(); PORT_RANGES];
+    for (place, range) in set.iter_mut().zip(&flat.ranges) {
+        *place = *range;
+    }
+    let found = sets.iter().position(|other| *other == set).unwrap_or_else(|| {
+        sets.push(set);
+        sets.len() - 1
+    });
+    match u32::try_from(found) {
+        Ok(number) if number < ZONE_PORT_SETS => {
+            Ok(zone_verdict::PORTS | number << zone_verdict::PORT_SET_SHIFT)
+        }
+        _ => Err(ZoneError::PortSets { prefix: flat.prefix, limit: ZONE_PORT_SETS }),
+    }
 }
 
 #[cfg(test)]
@@ -68,7 +68,7 @@ mod tests {
 
     #[track_caller]
     fn check(zone: Value, expected: &str) {
-        let image = compile(&Zone::from_json(&zone).expect("valid zone"));
+        let image = compile(&Zone::from_json(&zone).expect("valid zone")).expect("fits");
         let lines: Vec<_> =
             image.prefixes().map(|(prefix, verdicts)| format!("{prefix}={verdicts}")).collect();
         assert_eq!(format!("{} {}", image.flags(), lines.join(" ")), expected);
@@ -126,7 +126,7 @@ mod tests {
         let prefixes = |count: u8| -> Vec<String> { (0..count).map(|i| format!("10.0.{i}.0/24")).collect() };
         let flags = |local: Vec<String>| {
             let zone = Zone::from_json(&json!({ "local": local })).expect("valid zone");
-            compile(&zone).flags()
+            compile(&zone).expect("fits").flags()
         };
         assert_eq!(flags(prefixes(8)), 0);
         assert_eq!(flags(prefixes(9)), zone_flags::TRIE_V4);

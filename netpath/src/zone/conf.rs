@@ -6,7 +6,11 @@ use serde_json::{Map, Value};
 
 use super::fields::Fields;
 use super::prefix::parse_list;
-use super::{ValueError, ZoneError};
+use super::{ValueError, ZoneEntry, ZoneError};
+
+/// Where an entry was written, as errors show it.
+pub(super) const ALLOW: &str = "zone.allow";
+const DENY: &str = "zone.deny";
 
 /// What happens to what the zone denies. Ordered, the weakest first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -93,8 +97,8 @@ impl OnDeny {
 pub struct ZoneConf {
     pub(super) mode: Option<Mode>,
     pub(super) local: Option<Vec<IpNetwork>>,
-    pub(super) allow: Vec<IpNetwork>,
-    pub(super) deny: Option<Vec<IpNetwork>>,
+    pub(super) allow: Vec<ZoneEntry>,
+    pub(super) deny: Option<Vec<ZoneEntry>>,
     pub(super) ingress: Option<Ingress>,
     pub(super) on_deny: OnDeny,
 }
@@ -125,18 +129,33 @@ impl ZoneConf {
         let fields = Fields::read("zone", KEYS, zone)?;
         // There is one policy, so that it need not be written; when there are more, this stays the default.
         fields.choice("policy", &[("private", ())])?;
-        let prefixes = |key| match fields.strings(key)? {
+        let entries = |key, path| match fields.list(key, "a list of prefixes")? {
             None => Ok(None),
-            Some((key, texts)) => parse_list(&key, &texts).map(Some),
+            Some((_, items)) => {
+                items.iter().map(|item| ZoneEntry::parse(path, item)).collect::<Result<_, _>>().map(Some)
+            }
         };
         Ok(Self {
             mode: fields.choice("mode", &Mode::CHOICES)?,
-            local: prefixes("local")?,
-            allow: prefixes("allow")?.unwrap_or_default(),
-            deny: prefixes("deny")?,
+            local: local(&fields)?,
+            allow: entries("allow", ALLOW)?.unwrap_or_default(),
+            deny: entries("deny", DENY)?,
             ingress: fields.choice("ingress", &Ingress::CHOICES)?,
             on_deny: fields.choice("onDeny", &OnDeny::CHOICES)?.unwrap_or(OnDeny::Drop),
         })
+    }
+}
+
+/// The network's own prefixes. Ports would say nothing here: what is local is a matter of addresses.
+fn local(fields: &Fields<'_>) -> Result<Option<Vec<IpNetwork>>, ValueError> {
+    if let Some((key, items)) = fields.list("local", "a list of prefixes")?
+        && let Some(item) = items.iter().find(|item| item.is_object())
+    {
+        return Err(ValueError::LocalPorts { key, value: item.to_string() });
+    }
+    match fields.strings("local")? {
+        None => Ok(None),
+        Some((key, texts)) => parse_list(&key, &texts).map(Some),
     }
 }
 
@@ -159,6 +178,10 @@ mod tests {
         texts.iter().map(|text| text.parse().expect("prefix")).collect()
     }
 
+    fn whole(texts: &[&str]) -> Vec<ZoneEntry> {
+        prefixes(texts).into_iter().map(ZoneEntry::whole).collect()
+    }
+
     #[test]
     fn every_key_is_read() {
         let conf = parse(&json!({
@@ -168,8 +191,8 @@ mod tests {
         let expected = ZoneConf {
             mode: Some(Mode::Audit),
             local: Some(prefixes(&["10.12.34.0/24"])),
-            allow: prefixes(&["172.16.5.0/24", "fd00::/48"]),
-            deny: Some(prefixes(&["10.12.34.13/32"])),
+            allow: whole(&["172.16.5.0/24", "fd00::/48"]),
+            deny: Some(whole(&["10.12.34.13/32"])),
             ingress: Some(Ingress::Local),
             on_deny: OnDeny::Drop,
         };
@@ -202,8 +225,12 @@ mod tests {
         );
         refused(json!({ "ingress": true }), "`zone.ingress` is true: write a string");
         refused(json!({ "ingress": "all" }), "`zone.ingress` is `all`: write one of `zone`, `local`, `any`");
-        refused(json!({ "allow": "10.0.0.0/8" }), "`zone.allow` is \"10.0.0.0/8\": write a list of strings");
-        refused(json!({ "deny": [1] }), "`zone.deny` is 1: write a string");
+        refused(json!({ "allow": "10.0.0.0/8" }), "`zone.allow` is \"10.0.0.0/8\": write a list of prefixes");
+        refused(json!({ "local": [1] }), "`zone.local` is 1: write a string");
+        refused(
+            json!({ "deny": [1] }),
+            "`zone.deny` is 1: write a prefix, or an object like `{\"cidr\": \"172.16.5.0/24\", \"ports\": [\"tcp/443\"]}`",
+        );
         refused(
             json!({ "local": ["10.12.34.1/24"] }),
             "`zone.local` has `10.12.34.1/24`, whose host bits are set: write `10.12.34.0/24` for the network, or the \
@@ -212,6 +239,97 @@ mod tests {
         refused(json!({ "onDeny": "answer" }), "`zone.onDeny` is `answer`: write one of `drop`, `reject`");
         refused(json!("private"), "`zone` is \"private\": write an object like `{\"policy\": \"private\"}`");
         refused(json!(null), "`zone` is null: write an object like `{\"policy\": \"private\"}`");
+    }
+
+    fn texts(entries: &[ZoneEntry]) -> Vec<String> {
+        entries.iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn entries_may_have_ports() {
+        let conf = parse(&json!({
+            "allow": [
+                { "cidr": "172.16.5.0/24", "ports": ["tcp/443", "udp/1000-2000"] },
+                "10.0.0.1",
+                { "CIDR": "fd00::/64", "Ports": ["sctp", "icmp", "tcp/80", "tcp/81-90", "tcp/85"] },
+            ],
+            "deny": [{ "cidr": "10.0.0.2", "ports": ["tcp/65535", "tcp/1"] }],
+        }));
+        let conf = conf.expect("valid");
+        assert_eq!(
+            texts(&conf.allow),
+            ["172.16.5.0/24 tcp/443,udp/1000-2000", "10.0.0.1/32", "fd00::/64 icmp,tcp/80-90,sctp"]
+        );
+        assert_eq!(texts(&conf.deny.expect("written")), ["10.0.0.2/32 tcp/1,tcp/65535"]);
+    }
+
+    #[test]
+    fn every_mistake_with_ports_names_its_key() {
+        for value in [
+            "tcp/0",
+            "tcp/65536",
+            "tcp/",
+            "tcp/0443",
+            "tcp/+443",
+            "tcp/ 443",
+            "tcp/443-",
+            "tcp/-443",
+            "tcp/2-1",
+            "tcp/443-443-443",
+            "TCP/443",
+            "443",
+            "",
+            "icmp/8",
+            "gre",
+            "tcp:443",
+            "tcp/https",
+            "tcp/0-10",
+            "udp/1,2",
+        ] {
+            refused(
+                json!({ "allow": [{ "cidr": "10.0.0.1", "ports": ["tcp/443", value] }] }),
+                &format!(
+                    "`zone.allow.ports` has `{value}`: write a port like `tcp/443`, a range like `udp/1000-2000`, or all \
+                     that a protocol has as `tcp`, `udp`, `sctp` or `icmp`"
+                ),
+            );
+        }
+        for (entry, shown) in [
+            (json!({ "cidr": "10.0.0.1" }), r#"{"cidr":"10.0.0.1"}"#),
+            (json!({ "cidr": "10.0.0.1", "ports": null }), r#"{"cidr":"10.0.0.1","ports":null}"#),
+            (json!({ "cidr": "10.0.0.1", "ports": [] }), r#"{"cidr":"10.0.0.1","ports":[]}"#),
+        ] {
+            refused(
+                json!({ "deny": [entry] }),
+                &format!(
+                    "`zone.deny` has {shown}, without ports: name some, like `\"ports\": [\"tcp/443\"]`, or write \
+                     `\"10.0.0.1/32\"` for whatever is sent"
+                ),
+            );
+        }
+        refused(
+            json!({ "allow": [{ "ports": ["tcp/443"] }] }),
+            "`zone.allow` is {\"ports\":[\"tcp/443\"]}: write a prefix, or an object like \
+             `{\"cidr\": \"172.16.5.0/24\", \"ports\": [\"tcp/443\"]}`",
+        );
+        refused(
+            json!({ "allow": [{ "cidr": "10.0.0.1", "port": "tcp/443" }] }),
+            "`zone.allow.port` is not a known key: remove it, or write one of `cidr`, `ports`",
+        );
+        refused(
+            json!({ "allow": [{ "cidr": "10.0.0.1", "ports": "tcp/443" }] }),
+            "`zone.allow.ports` is \"tcp/443\": write a list of strings",
+        );
+        refused(
+            json!({ "deny": [{ "cidr": "10.0.0.1/8", "ports": ["tcp/443"] }] }),
+            "`zone.deny.cidr` has `10.0.0.1/8`, whose host bits are set: write `10.0.0.0/8` for the network, or the bare \
+             address for the host",
+        );
+        refused(
+            json!({ "local": ["10.0.0.0/8", { "cidr": "10.0.0.1", "ports": ["tcp/443"] }] }),
+            "`zone.local` has {\"cidr\":\"10.0.0.1\",\"ports\":[\"tcp/443\"]}: it takes prefixes alone; write ports in \
+             `zone.allow` or `zone.deny`",
+        );
     }
 
     #[test]

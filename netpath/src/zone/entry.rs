@@ -335,7 +335,7 @@ impl MasterEntry {
         {
             return Err(ZoneError::MasterLocal { prefix, subnets: subnets.clone() });
         }
-        let zone = Zone::complete(conf, local, None);
+        let zone = Zone::complete(conf, local, None)?;
         if !self.wide_prefixes {
             zone.check_width(key)?;
         }

@@ -3,7 +3,7 @@
 use ipnetwork::IpNetwork;
 
 use super::prefix::Listed;
-use super::{Ingress, Mode};
+use super::{Ingress, Mode, ZoneEntry};
 
 /// What is wrong with one key or value of `zone` or of an entry of `masters.json`.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -83,6 +83,38 @@ pub enum ValueError {
         /// What decides instead.
         rule: &'static str,
     },
+    /// `local` with ports.
+    #[error("`{key}` has {value}: it takes prefixes alone; write ports in `zone.allow` or `zone.deny`")]
+    LocalPorts {
+        /// The key.
+        key: String,
+        /// The list's item, as JSON.
+        value: String,
+    },
+    /// An entry that is an object and names no ports.
+    #[error(
+        "`{key}` has {value}, without ports: name some, like `\"ports\": [\"tcp/443\"]`, or write `\"{prefix}\"` \
+         for whatever is sent"
+    )]
+    NoPorts {
+        /// The key.
+        key: String,
+        /// The list's item, as JSON.
+        value: String,
+        /// Its prefix.
+        prefix: IpNetwork,
+    },
+    /// An item of `ports` that names none.
+    #[error(
+        "`{key}` has `{value}`: write a port like `tcp/443`, a range like `udp/1000-2000`, or all that a protocol has \
+         as `tcp`, `udp`, `sctp` or `icmp`"
+    )]
+    NotPorts {
+        /// The key.
+        key: String,
+        /// The list's item.
+        value: String,
+    },
     /// A list that would forbid everything.
     #[error("`{key}` is empty: leave it out, or name what is allowed")]
     Empty {
@@ -127,13 +159,35 @@ pub enum ZoneError {
         /// The shortest length that needs no leave.
         shortest: u8,
     },
+    /// More port ranges than an entry of the maps holds.
+    #[error(
+        "`{prefix}` has more than {limit} port ranges, counting those of the entries around it: join ranges, or name \
+         the prefix without ports"
+    )]
+    PortRanges {
+        /// The prefix.
+        prefix: IpNetwork,
+        /// How many fit.
+        limit: usize,
+    },
+    /// More different lists of ports than a zone holds.
+    #[error(
+        "`{prefix}` has ports that no other prefix has, and {limit} such lists are in the zone already: give prefixes \
+         the same ports, or use fewer"
+    )]
+    PortSets {
+        /// The prefix whose list has no room.
+        prefix: IpNetwork,
+        /// How many fit.
+        limit: u32,
+    },
     /// The network asks for more than the master's entry in `masters.json` allows.
     #[error("the network goes beyond what masters.json allows on `{master}`: {error}")]
     Bound {
         /// Name of the entry.
         master: String,
         /// What exceeds what; part of the text, since it is one statement and not a cause.
-        error: BoundError,
+        error: Box<BoundError>,
     },
 }
 
@@ -174,10 +228,10 @@ pub enum BoundError {
     Allow {
         /// Where it was written.
         key: &'static str,
-        /// The prefix.
-        prefix: IpNetwork,
+        /// The entry.
+        prefix: ZoneEntry,
         /// What the master's zone allows: its `local` and `allow`.
-        allowed: Vec<IpNetwork>,
+        allowed: Vec<ZoneEntry>,
     },
     /// A prefix that reaches what the master's zone denies, although the network's `deny` names it too:
     /// the longer prefix wins.
@@ -185,10 +239,10 @@ pub enum BoundError {
     AllowsDenied {
         /// Where it was written.
         key: &'static str,
-        /// The prefix.
-        prefix: IpNetwork,
+        /// The entry.
+        prefix: ZoneEntry,
         /// The master's denial.
-        denied: IpNetwork,
+        denied: ZoneEntry,
     },
     /// `deny` was written and does not hold what the master denies.
     #[error(
@@ -196,7 +250,7 @@ pub enum BoundError {
     )]
     DenyLacks {
         /// The master's denial.
-        denied: IpNetwork,
+        denied: ZoneEntry,
     },
     /// A prefix is called local from which the master's zone lets nothing in.
     #[error(

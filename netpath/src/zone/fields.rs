@@ -68,17 +68,30 @@ impl<'a> Fields<'a> {
         }
     }
 
+    /// The value of `key` where it must be a string, with the key's full name.
+    pub(super) fn string(&self, key: &'static str) -> Result<Option<(String, &'a str)>, ValueError> {
+        let Some((key, value)) = self.get(key) else { return Ok(None) };
+        let text = string(&key, value)?;
+        Ok(Some((key, text)))
+    }
+
     /// The value of `key` where it must be a list of strings, with the key's full name.
     pub(super) fn strings(&self, key: &'static str) -> Result<Option<(String, Vec<&'a str>)>, ValueError> {
+        let Some((key, items)) = self.list(key, "a list of strings")? else { return Ok(None) };
+        let items = items.iter().map(|item| string(&key, item)).collect::<Result<_, _>>()?;
+        Ok(Some((key, items)))
+    }
+
+    /// The value of `key` where it must be a list, with the key's full name; `expected` says of what.
+    pub(super) fn list(
+        &self,
+        key: &'static str,
+        expected: &'static str,
+    ) -> Result<Option<(String, &'a [Value])>, ValueError> {
         match self.get(key) {
             None => Ok(None),
-            Some((key, Value::Array(items))) => {
-                let items = items.iter().map(|item| string(&key, item)).collect::<Result<_, _>>()?;
-                Ok(Some((key, items)))
-            }
-            Some((key, value)) => {
-                Err(ValueError::Type { key, value: value.to_string(), expected: "a list of strings" })
-            }
+            Some((key, Value::Array(items))) => Ok(Some((key, items))),
+            Some((key, value)) => Err(ValueError::Type { key, value: value.to_string(), expected }),
         }
     }
 

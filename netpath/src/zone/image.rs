@@ -5,16 +5,21 @@ use std::fmt::{Display, Formatter, Result as FmtResult};
 use std::net::IpAddr;
 
 use ipnetwork::{IpNetwork, Ipv4Network, Ipv6Network};
-use netpath_ebpf::abi::{zone_flags, zone_verdict};
+use netpath_ebpf::abi::{PortRange, PortSet, zone_flags, zone_verdict};
 use sha2::{Digest, Sha256};
 
+use super::ports::range_text;
+
 /// Map content of one zone: prefixes of each family, the longest first, each once. The first that holds
-/// an address decides, and one that none holds is denied.
+/// an address decides, and one that none holds is denied. Where its word names a port set, the first range
+/// of the set that holds a packet decides before the word does.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ZoneImage {
     pub(super) flags: u32,
     pub(super) v4: Vec<(Ipv4Network, u32)>,
     pub(super) v6: Vec<(Ipv6Network, u32)>,
+    /// Each once and not empty; all of them are named by a word.
+    pub(super) ports: Vec<PortSet>,
 }
 
 impl ZoneImage {
@@ -23,29 +28,64 @@ impl ZoneImage {
         self.flags
     }
 
-    /// IPv4 prefixes with bits of [`zone_verdict`].
+    /// IPv4 prefixes with words of [`zone_verdict`].
     pub fn v4(&self) -> &[(Ipv4Network, u32)] {
         &self.v4
     }
 
-    /// IPv6 prefixes with bits of [`zone_verdict`].
+    /// IPv6 prefixes with words of [`zone_verdict`].
     pub fn v6(&self) -> &[(Ipv6Network, u32)] {
         &self.v6
     }
 
-    /// Both families.
-    pub fn prefixes(&self) -> impl Iterator<Item = (IpNetwork, u32)> {
-        let v4 = self.v4.iter().map(|&(prefix, verdicts)| (IpNetwork::V4(prefix), verdicts));
-        v4.chain(self.v6.iter().map(|&(prefix, verdicts)| (IpNetwork::V6(prefix), verdicts)))
+    /// The port sets that words name, by number.
+    pub fn ports(&self) -> &[PortSet] {
+        &self.ports
     }
 
-    /// What the prefixes say of `address`: bits of [`zone_verdict`]. The flags are not asked.
-    pub fn verdicts(&self, address: IpAddr) -> u32 {
+    /// Both families.
+    pub fn prefixes(&self) -> impl Iterator<Item = (IpNetwork, u32)> {
+        let v4 = self.v4.iter().map(|&(prefix, word)| (IpNetwork::V4(prefix), word));
+        v4.chain(self.v6.iter().map(|&(prefix, word)| (IpNetwork::V6(prefix), word)))
+    }
+
+    /// What `word` says, which is one of this image's.
+    pub fn ruling(&self, word: u32) -> Ruling {
+        let verdicts = word & !(zone_verdict::PORTS | 0xff << zone_verdict::PORT_SET_SHIFT);
+        Ruling { verdicts, ranges: self.ranges(word).copied().collect() }
+    }
+
+    /// The ranges of the port set that `word` names; none where it names none.
+    fn ranges(&self, word: u32) -> impl Iterator<Item = &PortRange> {
+        let number = (word & zone_verdict::PORTS != 0).then(|| zone_verdict::port_set(word));
+        let set = number.and_then(|number| self.ports.get(usize::try_from(number).ok()?));
+        set.into_iter().flatten().filter(|range| range.protocol != 0)
+    }
+
+    /// What `word` says of a packet: bits of [`zone_verdict`].
+    pub(super) fn decide(&self, word: u32, protocol: u8, port: u16) -> u32 {
+        let holds =
+            |range: &&PortRange| range.protocol == protocol && (range.first..=range.last).contains(&port);
+        self.ranges(word).find(holds).map_or(word, |range| range.verdicts.into())
+            & (zone_verdict::EGRESS | zone_verdict::INGRESS)
+    }
+
+    /// Where among the packets of an address the mind of `word` can change: a protocol and a first port each.
+    pub(super) fn port_edges(&self, word: u32) -> impl Iterator<Item = (u8, u16)> {
+        self.ranges(word).flat_map(|range| {
+            let edges = [Some(0), Some(range.first), range.last.checked_add(1)];
+            edges.into_iter().flatten().map(|port| (range.protocol, port))
+        })
+    }
+
+    /// What is said of packets to or from `address` and its `port`: bits of [`zone_verdict`]. The flags are not
+    /// asked.
+    pub fn verdicts(&self, address: IpAddr, protocol: u8, port: u16) -> u32 {
         let found = match address {
-            IpAddr::V4(v4) => self.v4.iter().find(|(prefix, _)| prefix.contains(v4)).map(|(_, v)| *v),
-            IpAddr::V6(v6) => self.v6.iter().find(|(prefix, _)| prefix.contains(v6)).map(|(_, v)| *v),
+            IpAddr::V4(v4) => self.v4.iter().find(|(prefix, _)| prefix.contains(v4)).map(|(_, word)| *word),
+            IpAddr::V6(v6) => self.v6.iter().find(|(prefix, _)| prefix.contains(v6)).map(|(_, word)| *word),
         };
-        found.unwrap_or(0)
+        found.map_or(0, |word| self.decide(word, protocol, port))
     }
 
     /// Names the zone of network `name` with this content: equal only for the same name and content.
@@ -71,6 +111,15 @@ impl ZoneImage {
             hash.update([prefix.prefix()]);
             hash.update(verdicts.to_be_bytes());
         }
+        // Nothing at all where there are none, so that a zone without ports is the one it was before ports.
+        if !self.ports.is_empty() {
+            hash.update((self.ports.len() as u64).to_be_bytes());
+            for range in self.ports.iter().flatten() {
+                hash.update([range.protocol, range.verdicts]);
+                hash.update(range.first.to_be_bytes());
+                hash.update(range.last.to_be_bytes());
+            }
+        }
         let mut digest = [0; 16];
         digest.copy_from_slice(&hash.finalize()[..16]);
         digest
@@ -85,16 +134,18 @@ impl ZoneImage {
 
     /// What must be told to somebody who knows `old` to know `new`.
     pub fn difference(old: &Self, new: &Self) -> Difference {
-        let of = |image: &Self, prefix| image.prefixes().find(|(p, _)| *p == prefix).map(|(_, v)| v);
+        let of = |image: &Self, prefix| {
+            image.prefixes().find(|(p, _)| *p == prefix).map(|(_, word)| image.ruling(word))
+        };
         let mut changes: Vec<_> = old
             .prefixes()
-            .filter_map(|(prefix, before)| {
-                let after = of(new, prefix);
-                (after != Some(before)).then_some((prefix, Some(before), after))
+            .filter_map(|(prefix, word)| {
+                let (before, after) = (Some(old.ruling(word)), of(new, prefix));
+                (after != before).then_some((prefix, before, after))
             })
             .collect();
         let fresh = new.prefixes().filter(|(prefix, _)| of(old, *prefix).is_none());
-        changes.extend(fresh.map(|(prefix, after)| (prefix, None, Some(after))));
+        changes.extend(fresh.map(|(prefix, word)| (prefix, None, Some(new.ruling(word)))));
         Difference { flags: (old.flags != new.flags).then_some((old.flags, new.flags)), changes }
     }
 }
@@ -103,8 +154,8 @@ impl ZoneImage {
 impl Display for ZoneImage {
     fn fmt(&self, f: &mut Formatter<'_>) -> FmtResult {
         let width = self.prefixes().map(|(prefix, _)| prefix.to_string().len()).max().unwrap_or(0);
-        for (prefix, verdicts) in self.prefixes() {
-            writeln!(f, "{:width$}  {}", prefix.to_string(), verdict_text(verdicts))?;
+        for (prefix, word) in self.prefixes() {
+            writeln!(f, "{:width$}  {}", prefix.to_string(), self.ruling(word))?;
         }
         for text in flag_texts(self.flags) {
             writeln!(f, "{text}")?;
@@ -113,13 +164,35 @@ impl Display for ZoneImage {
     }
 }
 
+/// What a zone says of a prefix.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ruling {
+    /// Bits of [`zone_verdict`] for what no range holds.
+    pub verdicts: u32,
+    /// The first that holds a packet decides.
+    pub ranges: Vec<PortRange>,
+}
+
+/// `to and from`, or in the order in which they are tried `tcp/22 denied; else to and from`.
+impl Display for Ruling {
+    fn fmt(&self, f: &mut Formatter<'_>) -> FmtResult {
+        for alike in self.ranges.chunk_by(|a, b| a.verdicts == b.verdicts) {
+            let ports: Vec<String> = alike.iter().map(range_text).collect();
+            let verdicts = alike.first().map_or(0, |range| range.verdicts.into());
+            write!(f, "{} {}; ", ports.join(", "), verdict_text(verdicts))?;
+        }
+        let other = if self.ranges.is_empty() { "" } else { "else " };
+        write!(f, "{other}{}", verdict_text(self.verdicts))
+    }
+}
+
 /// How two images differ.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Difference {
     /// Flags before and after, where they differ.
     pub flags: Option<(u32, u32)>,
-    /// Prefixes with their verdicts before and after; `None` where the prefix is not listed.
-    pub changes: Vec<(IpNetwork, Option<u32>, Option<u32>)>,
+    /// Prefixes with what is said of them before and after; `None` where the prefix is not listed.
+    pub changes: Vec<(IpNetwork, Option<Ruling>, Option<Ruling>)>,
 }
 
 impl Difference {
@@ -134,10 +207,10 @@ impl Display for Difference {
     fn fmt(&self, f: &mut Formatter<'_>) -> FmtResult {
         for (prefix, before, after) in &self.changes {
             if let Some(before) = before {
-                writeln!(f, "- {prefix}  {}", verdict_text(*before))?;
+                writeln!(f, "- {prefix}  {before}")?;
             }
             if let Some(after) = after {
-                writeln!(f, "+ {prefix}  {}", verdict_text(*after))?;
+                writeln!(f, "+ {prefix}  {after}")?;
             }
         }
         if let Some((before, after)) = self.flags {
@@ -180,7 +253,7 @@ mod tests {
     use super::*;
 
     fn image(zone: Value) -> ZoneImage {
-        compile(&Zone::from_json(&zone).expect("valid zone"))
+        compile(&Zone::from_json(&zone).expect("valid zone")).expect("fits")
     }
 
     fn lab() -> ZoneImage {
@@ -221,6 +294,36 @@ everything else is denied
             image(json!({ "local": [] })).digest(""),
             image(json!({ "local": [], "ingress": "any" })).digest("")
         );
+    }
+
+    #[test]
+    fn ports_can_be_read_too() {
+        let (before, after) = (
+            image(
+                json!({ "local": ["10.12.34.0/24"], "deny": [{ "cidr": "10.12.34.0/24", "ports": ["tcp/22"] }] }),
+            ),
+            image(json!({
+                "local": ["10.12.34.0/24"],
+                "allow": [{ "cidr": "172.16.0.0/16", "ports": ["tcp/443", "udp/1000-2000", "icmp"] }],
+                "deny": [{ "cidr": "172.16.0.0/16", "ports": ["udp/1500"] }],
+                "ingress": "local",
+            })),
+        );
+        assert_eq!(
+            before.to_string(),
+            "10.12.34.0/24  tcp/22 denied; else to and from\neverything else is denied\n"
+        );
+        assert_eq!(
+            ZoneImage::difference(&before, &after).to_string(),
+            "- 10.12.34.0/24  tcp/22 denied; else to and from\n+ 10.12.34.0/24  to and from\n\
+             + 172.16.0.0/16  udp/1500 denied; icmp, tcp/443, udp/1000-2000 to only; else denied\n"
+        );
+        assert!(ZoneImage::difference(&after, &after).is_empty());
+        let port = |port: u16| {
+            let text = format!("tcp/{port}");
+            image(json!({ "local": [], "allow": [{ "cidr": "10.0.0.1", "ports": [text] }] })).digest("net")
+        };
+        assert_ne!(port(443), port(444), "ports are part of the digest");
     }
 
     #[test]

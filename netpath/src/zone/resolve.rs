@@ -4,30 +4,31 @@ use ipnetwork::IpNetwork;
 use serde_json::{Value, json};
 
 use super::bound;
-use super::prefix::{canonical, covered_by, shortest};
-use super::{BoundError, Ingress, MasterEntry, Mode, OnDeny, ZoneConf, ZoneError};
+use super::conf::ALLOW;
+use super::prefix::{canonical, covered_by, covers, shortest};
+use super::{BoundError, Ingress, MasterEntry, Mode, OnDeny, ZoneConf, ZoneEntry, ZoneError, compile};
 
 /// Where a prefix was written, as errors show it.
 const LOCAL: &str = "zone.local";
-pub(super) const ALLOW: &str = "zone.allow";
 const IPAM: &str = "ipam";
 
-/// The zone of one network: complete, without host bits, within the bound of its master.
+/// The zone of one network: complete, without host bits, within the bound of its master and the limits of the
+/// maps.
 ///
-/// An attachment may send to what `local` and `allow` cover and `deny` does not; the longest prefix
-/// decides, and `deny` wins a tie.
+/// An attachment may send to what `local` and `allow` cover and `deny` does not; of the entries that a packet
+/// matches the longest decides, and `deny` wins a tie. A `deny` with ports holds whatever a longer entry says.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Zone {
     pub(super) mode: Mode,
     pub(super) local: Vec<IpNetwork>,
-    pub(super) allow: Vec<IpNetwork>,
-    pub(super) deny: Vec<IpNetwork>,
+    pub(super) allow: Vec<ZoneEntry>,
+    pub(super) deny: Vec<ZoneEntry>,
     pub(super) ingress: Ingress,
     pub(super) on_deny: OnDeny,
 }
 
 /// What a zone is allowed to say and yet is seldom meant.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ZoneWarning {
     /// `ingress: local` beside `allow`: the zone is stateless, so replies are not let in.
     #[error(
@@ -35,6 +36,17 @@ pub enum ZoneWarning {
          should talk to them"
     )]
     AllowWithoutAnswers,
+    /// An `allow` with ports in a prefix that is open as a whole. It reads like a restriction.
+    #[error(
+        "`zone.allow` has `{entry}`, and `{open}` allows all of it already: `allow` opens and never narrows; close the \
+         rest by `zone.deny`, or take it out of `zone.local` or `zone.allow`"
+    )]
+    OpenAlready {
+        /// The entry.
+        entry: ZoneEntry,
+        /// What opens it as a whole.
+        open: IpNetwork,
+    },
     /// No prefix allows anything.
     #[error("`zone.local` and `zone.allow` are empty, so the pod reaches nobody")]
     Empty,
@@ -61,13 +73,13 @@ impl Zone {
         &self.local
     }
 
-    /// Prefixes beyond the network's own.
-    pub fn allow(&self) -> &[IpNetwork] {
+    /// What is open beyond the network's own prefixes.
+    pub fn allow(&self) -> &[ZoneEntry] {
         &self.allow
     }
 
-    /// Prefixes taken out again.
-    pub fn deny(&self) -> &[IpNetwork] {
+    /// What is taken out again.
+    pub fn deny(&self) -> &[ZoneEntry] {
         &self.deny
     }
 
@@ -80,17 +92,33 @@ impl Zone {
         if self.local.is_empty() && self.allow.is_empty() {
             warnings.push(ZoneWarning::Empty);
         }
+        warnings.extend(self.allow.iter().filter_map(|entry| self.opened_already(entry)));
         warnings
+    }
+
+    /// Whether an `allow` with ports says nothing that a prefix around it does not say.
+    fn opened_already(&self, entry: &ZoneEntry) -> Option<ZoneWarning> {
+        let longest = |prefixes: &mut dyn Iterator<Item = IpNetwork>| {
+            prefixes.filter(|outer| covers(*outer, entry.prefix())).max_by_key(IpNetwork::prefix)
+        };
+        let whole = |list: &[ZoneEntry]| -> Vec<IpNetwork> {
+            list.iter().filter(|entry| entry.is_whole()).map(ZoneEntry::prefix).collect()
+        };
+        let open = longest(&mut self.local.iter().copied().chain(whole(&self.allow)))?;
+        let closed = longest(&mut whole(&self.deny).into_iter());
+        let wins = closed.is_none_or(|closed| closed.prefix() < open.prefix());
+        (wins && !entry.is_whole()).then(|| ZoneWarning::OpenAlready { entry: entry.clone(), open })
     }
 
     /// The zone as a `zone` key that says everything: for records and for `-o json`.
     pub fn to_json(&self) -> Value {
+        let entries = |list: &[ZoneEntry]| list.iter().map(ZoneEntry::to_json).collect::<Value>();
         json!({
             "policy": "private",
             "mode": self.mode.name(),
             "local": self.local,
-            "allow": self.allow,
-            "deny": self.deny,
+            "allow": entries(&self.allow),
+            "deny": entries(&self.deny),
             "ingress": self.ingress.name(),
             "onDeny": self.on_deny.name(),
         })
@@ -101,27 +129,33 @@ impl Zone {
     pub fn from_json(value: &Value) -> Result<Self, ZoneError> {
         let conf = ZoneConf::parse(value)?;
         let local = conf.local.clone().ok_or(ZoneError::NoLocal)?;
-        Ok(Self::complete(&conf, local, None))
+        Self::complete(&conf, local, None)
     }
 
-    /// Fills in what `conf` leaves out: the bound's denials are inherited, and the narrower `ingress`.
-    pub(super) fn complete(conf: &ZoneConf, local: Vec<IpNetwork>, bound: Option<&Self>) -> Self {
+    /// Fills in what `conf` leaves out: the bound's denials are inherited, and the narrower `ingress`. Refuses
+    /// what has no room in the maps.
+    pub(super) fn complete(
+        conf: &ZoneConf,
+        local: Vec<IpNetwork>,
+        bound: Option<&Self>,
+    ) -> Result<Self, ZoneError> {
         let widest = bound.map_or(Ingress::Zone, |bound| bound.ingress);
         let inherited = || bound.map(|bound| bound.deny.clone()).unwrap_or_default();
-        Self {
+        let zone = Self {
             mode: conf.mode.unwrap_or(Mode::Enforce),
             local,
             allow: conf.allow.clone(),
             deny: conf.deny.clone().unwrap_or_else(inherited),
             ingress: conf.ingress.unwrap_or(Ingress::Zone.min(widest)),
             on_deny: conf.on_deny,
-        }
+        };
+        compile(&zone).map(|_| zone)
     }
 
     /// Refuses prefixes so wide that they are likely a mistake. A wide `deny` only narrows.
     pub(super) fn check_width(&self, local_key: &'static str) -> Result<(), ZoneError> {
         let local = self.local.iter().map(|&prefix| (local_key, prefix));
-        let allow = self.allow.iter().map(|&prefix| (ALLOW, prefix));
+        let allow = self.allow.iter().map(|entry| (ALLOW, entry.prefix()));
         match local.chain(allow).find(|(_, prefix)| prefix.prefix() < shortest(*prefix)) {
             None => Ok(()),
             Some((key, prefix)) => Err(ZoneError::Wide { key, prefix, shortest: shortest(prefix) }),
@@ -150,13 +184,14 @@ pub fn resolve(
         None => (IPAM, nad_local),
     };
     check_subnets(local_key, &local, bound)?;
-    let zone = Zone::complete(conf, local, ceiling);
+    let zone = Zone::complete(conf, local, ceiling)?;
     if !bound.is_some_and(MasterEntry::wide_prefixes) {
         zone.check_width(local_key)?;
     }
-    if let (Some(ceiling), Some(bound)) = (ceiling, bound) {
-        bound::check(&zone, local_key, ceiling)
-            .map_err(|error| ZoneError::Bound { master: bound.name().to_owned(), error })?;
+    if let (Some(ceiling), Some(bound)) = (ceiling, bound)
+        && let Some(error) = bound::check(&zone, local_key, ceiling)?
+    {
+        return Err(ZoneError::Bound { master: bound.name().to_owned(), error: Box::new(error) });
     }
     Ok(Some(zone))
 }
@@ -174,7 +209,7 @@ pub(super) fn check_subnets(
         None => Ok(()),
         Some(&prefix) => Err(ZoneError::Bound {
             master: bound.name().to_owned(),
-            error: BoundError::Subnets { key, prefix, subnets: subnets.to_vec() },
+            error: Box::new(BoundError::Subnets { key, prefix, subnets: subnets.to_vec() }),
         }),
     }
 }
@@ -363,6 +398,54 @@ mod tests {
     }
 
     #[test]
+    fn a_network_may_open_no_port_that_the_master_does_not() {
+        let master = json!({
+            "subnets": ["10.12.34.0/24"],
+            "zone": {
+                "local": ["10.12.34.0/24"],
+                "allow": [{ "cidr": "172.16.0.0/16", "ports": ["tcp/443", "tcp/8000-9000"] }],
+                "deny": [{ "cidr": "10.12.34.0/24", "ports": ["tcp/22"] }],
+            },
+        });
+        let entry = |cidr: &str, ports: &[&str]| json!({ "cidr": cidr, "ports": ports });
+        for zone in [
+            json!({}),
+            json!({ "allow": [entry("172.16.5.0/24", &["tcp/443", "tcp/8080"])] }),
+            json!({ "local": [], "deny": [] }),
+            json!({ "deny": [entry("10.12.34.0/24", &["tcp/1-100"])] }),
+            json!({ "local": [], "allow": [entry("10.12.34.9", &["tcp/80"])], "deny": [] }),
+        ] {
+            let result = outcome(&zone, &["10.12.34.0/24"], &master);
+            assert!(result.is_ok(), "{zone}: {result:?}");
+        }
+        let check = |zone: Value, expected: &str| {
+            let expected =
+                format!("the network goes beyond what masters.json allows on `enp0s8`: {expected}");
+            refused(zone, &["10.12.34.0/24"], master.clone(), &expected);
+        };
+        let allows = "the bound `zone` allows `10.12.34.0/24`, `172.16.0.0/16 tcp/443,tcp/8000-9000`";
+        check(
+            json!({ "allow": [entry("172.16.5.0/24", &["tcp/443-444"])] }),
+            &format!("`zone.allow` has `172.16.5.0/24 tcp/443-444`, {allows}"),
+        );
+        check(json!({ "allow": ["172.16.5.1"] }), &format!("`zone.allow` has `172.16.5.1/32`, {allows}"));
+        check(
+            json!({ "allow": [entry("172.16.5.0/24", &["udp/443"])] }),
+            &format!("`zone.allow` has `172.16.5.0/24 udp/443`, {allows}"),
+        );
+        check(
+            json!({ "deny": [] }),
+            "`zone.deny` lacks `10.12.34.0/24 tcp/22`, which the bound `zone.deny` has; add it, or leave `zone.deny` out \
+             to inherit it",
+        );
+        check(
+            json!({ "deny": [entry("10.12.34.0/24", &["udp/22", "tcp/23"])] }),
+            "`zone.deny` lacks `10.12.34.0/24 tcp/22`, which the bound `zone.deny` has; add it, or leave `zone.deny` out \
+             to inherit it",
+        );
+    }
+
+    #[test]
     fn ingress_is_inherited_where_the_bound_is_narrower() {
         let master = json!({
             "subnets": ["10.12.0.0/16"],
@@ -406,6 +489,21 @@ mod tests {
             json!({ "local": ["10.0.0.0/8"], "allow": ["172.16.5.0/24"], "ingress": "local" });
         assert_eq!(warnings(without_answers), [ZoneWarning::AllowWithoutAnswers]);
         assert_eq!(warnings(json!({ "local": [] })), [ZoneWarning::Empty]);
+        let port = json!({ "cidr": "10.0.0.9", "ports": ["tcp/443"] });
+        let said = warnings(json!({ "local": ["10.0.0.0/8"], "allow": [port, "10.1.0.0/16"] }));
+        let said: Vec<String> = said.iter().map(ToString::to_string).collect();
+        assert_eq!(
+            said,
+            [
+                "`zone.allow` has `10.0.0.9/32 tcp/443`, and `10.0.0.0/8` allows all of it already: `allow` opens and never \
+                 narrows; close the rest by `zone.deny`, or take it out of `zone.local` or `zone.allow`"
+            ]
+        );
+        assert_eq!(
+            warnings(json!({ "local": ["10.0.0.0/8"], "allow": [port], "deny": ["10.0.0.0/24"] })),
+            [],
+            "what is closed around it makes it mean something"
+        );
         assert_eq!(warnings(json!({ "local": ["10.0.0.0/8"], "allow": ["172.16.5.0/24"] })), []);
     }
 }

@@ -4,7 +4,7 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 
 use ipnetwork::{IpNetwork, Ipv4Network, Ipv6Network};
 use netpath_ebpf::abi::{
-    Prefix4, Prefix6, TrieKey4, TrieKey6, ZoneSlot, word_place, zone_flags, zone_verdict,
+    PortSet, Prefix4, Prefix6, TrieKey4, TrieKey6, ZoneSlot, word_place, zone_flags, zone_verdict,
 };
 
 use super::ZoneImage;
@@ -17,7 +17,7 @@ pub struct TrieEntry<K> {
     pub prefix_len: u32,
     /// Slot and network address.
     pub key: K,
-    /// Bits of [`zone_verdict`].
+    /// Word of [`zone_verdict`].
     pub verdicts: u32,
 }
 
@@ -42,6 +42,14 @@ pub enum SlotError {
         family: &'static str,
         /// Its length, the slot included.
         prefix_len: u32,
+    },
+    /// A word that names a port set which holds nothing.
+    #[error("`{prefix}` of the zone is decided by port set {set}, which is empty")]
+    Ports {
+        /// The prefix.
+        prefix: IpNetwork,
+        /// Number of the set.
+        set: u32,
     },
 }
 
@@ -101,11 +109,13 @@ impl ZoneImage {
         self.v6.iter().map(entry).collect()
     }
 
-    /// Reads an image back from a slot and those entries of the tries that belong to it, in any order.
+    /// Reads an image back from a slot and those entries of the tries and of `ports` that belong to it; those of
+    /// the tries in any order.
     pub fn from_maps(
         slot: &ZoneSlot,
         trie4: &[TrieEntry<TrieKey4>],
         trie6: &[TrieEntry<TrieKey6>],
+        ports: &[PortSet],
     ) -> Result<Self, SlotError> {
         if slot.generation == 0 {
             return Err(SlotError::Empty);
@@ -120,9 +130,15 @@ impl ZoneImage {
         } else {
             trie6.iter().map(from_trie6).collect::<Result<_, _>>()?
         };
-        let mut image = Self { flags: slot.flags, v4, v6 };
+        let mut image = Self { flags: slot.flags, v4, v6, ports: ports.to_vec() };
         image.sort();
-        Ok(image)
+        let lost = image
+            .prefixes()
+            .find(|&(_, word)| word & zone_verdict::PORTS != 0 && image.ruling(word).ranges.is_empty());
+        match lost {
+            Some((prefix, word)) => Err(SlotError::Ports { prefix, set: zone_verdict::port_set(word) }),
+            None => Ok(image),
+        }
     }
 }
 
@@ -134,7 +150,7 @@ fn prefix6(prefix: Ipv6Network) -> Prefix6 {
     Prefix6 { net: prefix.network().octets(), mask: prefix.mask().octets() }
 }
 
-/// The widest prefix that may be sent to and in which no longer one lies: what it holds needs no search.
+/// The widest prefix that may be sent to, if by some ports alone, and in which no longer one lies: what it holds needs no search.
 fn near<P: Copy + Ord + Into<IpNetwork>>(list: &[(P, u32)]) -> Option<&(P, u32)> {
     // By address, the shorter first: if a longer one lies in a prefix, the next in this order does.
     let mut ordered: Vec<&(P, u32)> = list.iter().collect();
@@ -147,7 +163,9 @@ fn near<P: Copy + Ord + Into<IpNetwork>>(list: &[(P, u32)]) -> Option<&(P, u32)>
     let alone = ordered.iter().zip(next).filter(|((prefix, _), next)| {
         next.is_none_or(|(inner, _)| !covers((*prefix).into(), (*inner).into()))
     });
-    let open = alone.map(|(entry, _)| *entry).filter(|(_, word)| word & zone_verdict::EGRESS != 0);
+    let open = alone
+        .map(|(entry, _)| *entry)
+        .filter(|(_, word)| word & (zone_verdict::EGRESS | zone_verdict::PORTS) != 0);
     open.min_by_key(|entry| (key(entry).1, key(entry).0))
 }
 
@@ -208,7 +226,7 @@ mod tests {
             "local": ["10.12.34.0/24"], "allow": ["172.16.5.0/24", "fd00::/16"], "deny": ["10.12.34.13"],
             "ingress": "local",
         }));
-        let slot = compile(&zone.expect("valid zone")).slot(3);
+        let slot = compile(&zone.expect("valid zone")).expect("fits").slot(3);
         assert_eq!((slot.generation, slot.flags), (3, zone_flags::HAS_V6));
         assert_eq!(slot.v4[0], Prefix4 { net: [10, 12, 34, 13], mask: [255; 4] });
         assert_eq!(slot.v4[1], Prefix4 { net: [10, 12, 34, 0], mask: [255, 255, 255, 0] });
@@ -232,27 +250,41 @@ mod tests {
     #[test]
     fn the_widest_prefix_is_not_an_unused_entry() {
         let image =
-            compile(&Zone::from_json(&json!({ "local": ["0.0.0.0/0", "::/0"] })).expect("valid zone"));
+            compile(&Zone::from_json(&json!({ "local": ["0.0.0.0/0", "::/0"] })).expect("valid zone"))
+                .expect("fits");
         let slot = image.slot(1);
         assert_eq!(slot.v4[0], Prefix4 { net: [0; 4], mask: [0; 4] });
-        assert_eq!(ZoneImage::from_maps(&slot, &[], &[]), Ok(image));
+        assert_eq!(ZoneImage::from_maps(&slot, &[], &[], &[]), Ok(image));
+    }
+
+    #[test]
+    fn a_port_set_that_is_not_there_is_an_error() {
+        let zone = json!({ "local": [], "allow": [{ "cidr": "10.0.0.1", "ports": ["tcp/443"] }] });
+        let image = compile(&Zone::from_json(&zone).expect("valid zone")).expect("fits");
+        let slot = image.slot(1);
+        assert_eq!(slot.near_word_v4, zone_verdict::PORTS, "what is open by ports alone can be near");
+        assert_eq!(ZoneImage::from_maps(&slot, &[], &[], image.ports()), Ok(image.clone()));
+        let error = SlotError::Ports { prefix: "10.0.0.1/32".parse().expect("prefix"), set: 0 };
+        assert_eq!(ZoneImage::from_maps(&slot, &[], &[], &[]), Err(error));
+        assert_eq!(ZoneImage::from_maps(&slot, &[], &[], &[PortSet::default()]), Err(error));
     }
 
     #[test]
     fn what_we_did_not_write_is_an_error() {
-        let image = compile(&Zone::from_json(&json!({ "local": ["10.0.0.0/8"] })).expect("valid zone"));
-        assert_eq!(ZoneImage::from_maps(&image.slot(0), &[], &[]), Err(SlotError::Empty));
+        let image = compile(&Zone::from_json(&json!({ "local": ["10.0.0.0/8"] })).expect("valid zone"))
+            .expect("fits");
+        assert_eq!(ZoneImage::from_maps(&image.slot(0), &[], &[], &[]), Err(SlotError::Empty));
         let mut slot = image.slot(1);
         slot.v4[0].mask = [255, 0, 255, 0];
         let inline = Err(SlotError::Inline { family: "IPv4", index: 0 });
-        assert_eq!(ZoneImage::from_maps(&slot, &[], &[]), inline);
+        assert_eq!(ZoneImage::from_maps(&slot, &[], &[], &[]), inline);
         slot.v4[0] = Prefix4 { net: [10, 0, 0, 1], mask: [255, 0, 0, 0] };
-        assert_eq!(ZoneImage::from_maps(&slot, &[], &[]), inline);
+        assert_eq!(ZoneImage::from_maps(&slot, &[], &[], &[]), inline);
         slot.flags = zone_flags::TRIE_V4;
         for (prefix_len, addr) in [(31, [0; 4]), (65, [0; 4]), (40, [10, 0, 0, 1])] {
             let entry = TrieEntry { prefix_len, key: TrieKey4 { slot: 2, addr }, verdicts: 3 };
             let error = Err(SlotError::Trie { family: "IPv4", prefix_len });
-            assert_eq!(ZoneImage::from_maps(&slot, &[entry], &[]), error);
+            assert_eq!(ZoneImage::from_maps(&slot, &[entry], &[], &[]), error);
         }
     }
 }
