@@ -242,6 +242,11 @@ impl Cri {
         self.call("StopPodSandbox", Id { id: id.to_owned() }, PATIENCE).map(|_: Nothing| ())
     }
 
+    /// The same, given up on after some time.
+    pub(crate) fn stop_within(&self, id: &str, patience: Duration) -> Result<(), Status> {
+        self.call("StopPodSandbox", Id { id: id.to_owned() }, patience).map(|_: Nothing| ())
+    }
+
     pub(crate) fn remove(&self, id: &str) -> Result<(), Status> {
         self.call("RemovePodSandbox", Id { id: id.to_owned() }, PATIENCE).map(|_: Nothing| ())
     }
