@@ -32,7 +32,6 @@ exit $code
 /// A call that the recorder wrote down.
 struct Call {
     env: BTreeMap<String, String>,
-    stdin: Value,
     exit: String,
 }
 
@@ -66,7 +65,6 @@ fn calls(site: &Site) -> Vec<Call> {
             .filter_map(|line| line.split_once('='))
             .map(|(key, value)| (key.to_owned(), value.to_owned()))
             .collect(),
-        stdin: serde_json::from_str(&text(dir.join("stdin"))).unwrap_or_default(),
         exit: text(dir.join("exit")).trim().to_owned(),
     };
     dirs.iter().map(call).collect()
@@ -178,14 +176,16 @@ fn faults_of_one_network_are_not_the_nodes() {
     site.nad("gone", &macvlan(&json!({"master": "enp0s9"})));
     site.cri.run(&site.pod("p", "gone")).expect_err("there is no such master");
     assert!(site.cri.is_network_ready());
-    // The cluster network's plugin is everybody's.
+    // The cluster network's plugin is everybody's. What an ADD has begun that its plugin cannot end is set aside, so
+    // that it keeps no pod from ending.
     site.node.sh("mv /opt/cni/bin/bridge /opt/cni/bin/.bridge");
     let error = site.cri.run(&site.pod("q", "")).expect_err("the cluster network cannot be made");
     assert!(error.message().contains("bridge"), "{error:?}");
     site.node.sh("mv /opt/cni/bin/.bridge /opt/cni/bin/bridge");
     let id = site.cri.run(&site.pod("q", "")).unwrap();
     site.end(&id);
-    assert_eq!(site.node.leftovers(), NOTHING);
+    let left = site.node.leftovers();
+    assert!(left.len() == 1 && left[0].starts_with("/var/lib/netpath/v1/pending/"), "{left:?}");
 }
 
 #[test]

@@ -12,6 +12,7 @@ mod kubernetes;
 mod machine;
 mod network;
 mod runtime;
+pub(crate) mod stage;
 
 use std::{
     collections::BTreeMap,
@@ -30,7 +31,6 @@ use self::{
     machine::{Machine, write},
     runtime::Containerd,
 };
-pub(crate) use self::{kubernetes::{GO, REFLECT2}, runtime::newer as newer_containerd};
 use crate::{
     build::{self, Profile},
     process::{self, say},
@@ -201,11 +201,6 @@ pub(crate) fn down(dir: &Path) -> Result<()> {
         }
         Ok(()) | Err(_) => Ok(()),
     }
-}
-
-/// Kubernetes' programs, built if need be.
-pub(crate) fn kubernetes_programs() -> Result<PathBuf> {
-    kubernetes::get()
 }
 
 /// Where a cluster of the tests lies: each checkout has its own.

@@ -65,7 +65,7 @@ impl Machine {
     /// The tool, on the machine; it must succeed.
     #[track_caller]
     pub(crate) fn tool(&self, words: &str) -> Value {
-        serde_json::from_str(&self.sh(&format!("/opt/cni/bin/netpath {words} -o json"))).unwrap()
+        serde_json::from_str(&self.sh(&format!("{OURS} {words} -o json"))).unwrap()
     }
 
     /// What pods leave behind where they are not ended well: files, rows, links of the node.
@@ -88,8 +88,8 @@ impl Machine {
     /// The attachments that the maps hold.
     #[track_caller]
     pub(crate) fn pods(&self) -> Vec<Value> {
-        let command = "/opt/cni/bin/netpath pods -o json || [ $? = 3 ]";
-        let text: Value = serde_json::from_str(&self.sh(command)).unwrap();
+        let text = self.sh(&format!("{OURS} pods -o json || [ $? = 3 ]"));
+        let text: Value = serde_json::from_str(&text).unwrap();
         text["pods"].as_array().cloned().unwrap_or_default()
     }
 }
