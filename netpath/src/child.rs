@@ -2,8 +2,8 @@
 //!
 //! A process that outlives a CNI plugin and holds the runtime's pipe keeps the whole sandbox from being
 //! set up or torn down until it ends. So a child leads a process group of its own, which is killed at the
-//! deadline and after the child's end; its pipes are ours and never the runtime's; and what still holds
-//! them then is not waited for.
+//! deadline and after the child's end, and by a guard in it where we are killed; its pipes are ours and never the
+//! runtime's; and what still holds them then is not waited for.
 
 use std::fs::File;
 use std::io::{self, ErrorKind, Read, Write};
@@ -19,10 +19,10 @@ use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{Signal, killpg};
-use nix::sys::wait::{Id, WaitPidFlag, waitid};
+use nix::sys::wait::{Id, WaitPidFlag, waitid, waitpid};
 use nix::unistd::Pid;
 
-/// What must happen to a command before it is spawned: `kernel::pdeathsig::die_with_us`.
+/// What must happen to a command before it is spawned: `kernel::pdeathsig::group_dies_with_us`.
 ///
 /// It is an argument because it needs `unsafe`, which is the kernel module's alone.
 pub type Prepare = fn(&mut Command);
@@ -168,6 +168,7 @@ impl Group {
         let mut fds = [PollFd::new(exit.as_fd(), PollFlags::POLLIN)];
         if matches!(poll(&mut fds, timeout), Ok(1..)) {
             self.ended = self.child.wait().ok();
+            self.collect();
         }
         self.ended
     }
@@ -178,6 +179,14 @@ impl Group {
             // An error says that nothing is left.
             let _ = killpg(Pid::from_raw(pid), Signal::SIGKILL);
         }
+    }
+}
+
+impl Group {
+    /// Collects what else of the group is a child of ours: the guard. It has been killed.
+    fn collect(&self) {
+        let Ok(pid) = i32::try_from(self.child.id()) else { return };
+        while let Ok(_) | Err(Errno::EINTR) = waitpid(Pid::from_raw(-pid), None) {}
     }
 }
 
@@ -323,7 +332,7 @@ fn is_retry(error: &io::Error) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kernel::pdeathsig::die_with_us;
+    use crate::kernel::pdeathsig::{die_with_us, group_dies_with_us};
     use std::fs;
     use std::os::unix::process::ExitStatusExt;
     use std::path::Path;
@@ -333,7 +342,7 @@ mod tests {
     fn sh(script: &str, stdin: &[u8], within: Duration) -> Result<Output, ChildError> {
         let mut command = Command::new("sh");
         command.args(["-c", script]);
-        run(command, stdin, within, die_with_us)
+        run(command, stdin, within, group_dies_with_us)
     }
 
     /// Whether a process exists that is not just waiting to be collected.
@@ -436,7 +445,7 @@ mod tests {
         fs::copy("/bin/true", &file).unwrap();
         let writer = File::options().append(true).open(&file).unwrap();
         let runner = thread::spawn(move || {
-            run(Command::new(file), b"", LONG, die_with_us).map(|output| output.status.success())
+            run(Command::new(file), b"", LONG, group_dies_with_us).map(|output| output.status.success())
         });
         thread::park_timeout(Duration::from_millis(60));
         drop(writer);
@@ -446,8 +455,23 @@ mod tests {
     #[test]
     fn what_is_not_there_is_named() {
         let error =
-            run(Command::new("/nonexistent/plugin"), b"", LONG, die_with_us).expect_err("there is none");
+            run(Command::new("/nonexistent/plugin"), b"", LONG, group_dies_with_us).expect_err("there is none");
         assert_eq!(error.to_string(), "cannot execute /nonexistent/plugin");
+    }
+
+    #[test]
+    fn nothing_of_a_group_is_left_to_be_collected() {
+        sh("sleep 1000 & sleep 1000 & exit 0", b"", LONG).unwrap();
+        let children = fs::read_to_string(format!("/proc/self/task/{}/children", nix::unistd::gettid()));
+        assert_eq!(children.unwrap(), "");
+    }
+
+    #[test]
+    fn a_guard_is_refused_to_a_command_that_leads_no_group() {
+        let mut command = Command::new("true");
+        group_dies_with_us(&mut command);
+        let error = command.spawn().expect_err("it would kill our own group");
+        assert_eq!(error.raw_os_error(), Some(libc::EINVAL));
     }
 
     #[test]

@@ -34,7 +34,7 @@ pub struct Call<'a> {
     pub depth: u32,
     /// The time it has.
     pub within: Duration,
-    /// Usually `kernel::pdeathsig::die_with_us`.
+    /// Usually `kernel::pdeathsig::group_dies_with_us`.
     pub prepare: Prepare,
 }
 
@@ -186,7 +186,7 @@ mod tests {
     use std::time::Instant;
 
     use super::*;
-    use crate::kernel::pdeathsig::die_with_us;
+    use crate::kernel::pdeathsig::group_dies_with_us;
 
     fn call<'a>(path: &'a [PathBuf], ids: &'a (ContainerId, IfName), within: Duration) -> Call<'a> {
         Call {
@@ -198,7 +198,7 @@ mod tests {
             version: CniVersion::V1_0_0,
             depth: 1,
             within,
-            prepare: die_with_us,
+            prepare: group_dies_with_us,
         }
     }
 

@@ -27,9 +27,19 @@ impl Apt {
     /// With this suite alone, of the mirror that the machine uses for Debian's `archive`. Its lists are fetched, to
     /// below `cache`.
     pub(crate) fn of_suite(archive: &str, suite: &str, cache: &Path) -> Result<Self> {
-        let sources = source(&mirrors(archive)?, Path::new(KEYRING).exists(), suite)
+        let sources = source("deb", &mirrors(archive)?, Path::new(KEYRING).exists(), suite)
             .with_context(|| no_mirror(archive))?;
         let mut apt = Self::with_list(&sources, &cache.join("apt").join(suite))?;
+        apt.options.push("Dir::Etc::sourceparts=/dev/null".to_owned());
+        apt.update()?;
+        Ok(apt)
+    }
+
+    /// With the source packages of this suite alone, of the same mirror.
+    pub(crate) fn of_sources(archive: &str, suite: &str, cache: &Path) -> Result<Self> {
+        let sources = source("deb-src", &mirrors(archive)?, Path::new(KEYRING).exists(), suite)
+            .with_context(|| no_mirror(archive))?;
+        let mut apt = Self::with_list(&sources, &cache.join("apt").join(format!("{suite}-sources")))?;
         apt.options.push("Dir::Etc::sourceparts=/dev/null".to_owned());
         apt.update()?;
         Ok(apt)
@@ -38,7 +48,7 @@ impl Apt {
     /// With this suite besides the machine's own sources. Its packages are taken where one is asked for, and for what
     /// only they can satisfy.
     pub(crate) fn beside_suite(archive: &str, suite: &str, cache: &Path) -> Result<Self> {
-        let source = source(&mirrors(archive)?, Path::new(KEYRING).exists(), suite)
+        let source = source("deb", &mirrors(archive)?, Path::new(KEYRING).exists(), suite)
             .with_context(|| no_mirror(archive))?;
         let own = fs::read_to_string("/etc/apt/sources.list").unwrap_or_default();
         let apt =
@@ -143,20 +153,20 @@ fn no_mirror(archive: &str) -> String {
 }
 
 /// A line for a list of sources, from what apt says of the sources there are.
-fn source(mirrors: &str, keyring: bool, suite: &str) -> Option<String> {
+fn source(kind: &str, mirrors: &str, keyring: bool, suite: &str) -> Option<String> {
     let uri = mirrors.lines().find(|line| !line.is_empty())?;
     let options = if keyring { format!("[signed-by={KEYRING}] ") } else { String::new() };
-    Some(format!("deb {options}{uri} {suite} main\n"))
+    Some(format!("{kind} {options}{uri} {suite} main\n"))
 }
 
 #[test]
 fn a_private_source_keeps_the_mirror() {
     let mirrors = "http://mirror.example/debian/\nhttp://other.example/debian/\n";
     let line = format!("deb [signed-by={KEYRING}] http://mirror.example/debian/ bookworm-backports main\n");
-    assert_eq!(source(mirrors, true, "bookworm-backports"), Some(line));
+    assert_eq!(source("deb", mirrors, true, "bookworm-backports"), Some(line));
     assert_eq!(
-        source("http://m.example/debian/\n", false, "x").as_deref(),
-        Some("deb http://m.example/debian/ x main\n")
+        source("deb-src", "http://m.example/debian/\n", false, "x").as_deref(),
+        Some("deb-src http://m.example/debian/ x main\n")
     );
-    assert_eq!(source("", true, "x"), None);
+    assert_eq!(source("deb", "", true, "x"), None);
 }

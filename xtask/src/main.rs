@@ -8,6 +8,7 @@
 mod apt;
 mod bench;
 mod build;
+mod cluster;
 mod codegen;
 mod ebpf;
 mod elf;
@@ -93,6 +94,11 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<String>,
     },
+    /// A Kubernetes of real parts on this machine, with netpath as its CNI plugin.
+    Cluster {
+        #[command(subcommand)]
+        action: cluster::Action,
+    },
     /// Set up, build, then run `netpath lab` with these arguments.
     Lab {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
@@ -129,6 +135,7 @@ fn run() -> anyhow::Result<()> {
         Command::Codegen { check: false, abi_compatible } => codegen::write(abi_compatible),
         Command::Fuzz { seconds, targets } => fuzz::run(&targets, seconds),
         Command::Bench { args } => bench::run(&args),
+        Command::Cluster { action } => cluster::run(action),
         Command::Lab { args } => lab::run(&args),
     }
 }

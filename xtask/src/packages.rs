@@ -77,6 +77,66 @@ const TOOLS: &[Tool] = &[
         found_by: FoundBy::Program("modprobe"),
         why: "tells the order of loading of those kernels' modules",
     },
+    Tool {
+        package: "containerd",
+        found_by: FoundBy::Program("containerd"),
+        why: "the container runtime that pods are made by",
+    },
+    Tool {
+        package: "runc",
+        found_by: FoundBy::Program("runc"),
+        why: "starts what containerd is told to",
+    },
+    Tool {
+        package: "openssl",
+        found_by: FoundBy::Program("openssl"),
+        why: "keys of the test cluster",
+    },
+    Tool {
+        package: "etcd-server",
+        found_by: FoundBy::Program("etcd"),
+        why: "where the test cluster keeps its objects",
+    },
+    Tool {
+        package: "conntrack",
+        found_by: FoundBy::Program("conntrack"),
+        why: "kubelet calls it",
+    },
+    Tool {
+        package: "iptables",
+        found_by: FoundBy::Program("iptables"),
+        why: "kubelet and the standard portmap plugin call it",
+    },
+    Tool {
+        package: "make",
+        found_by: FoundBy::Program("make"),
+        why: "Kubernetes is built with it",
+    },
+    Tool {
+        package: "jq",
+        found_by: FoundBy::Program("jq"),
+        why: "Kubernetes' build calls it",
+    },
+    Tool {
+        package: "dpkg-dev",
+        found_by: FoundBy::Program("dpkg-source"),
+        why: "unpacks the source package of Kubernetes",
+    },
+    Tool {
+        package: "rsync",
+        found_by: FoundBy::Program("rsync"),
+        why: "Kubernetes' code generation breaks without it",
+    },
+    Tool {
+        package: "golang-1.19-go",
+        found_by: FoundBy::AnyFile(&["/usr/lib/go-1.19/bin/go"]),
+        why: "compiles Kubernetes",
+    },
+    Tool {
+        package: "golang-github-modern-go-reflect2-dev",
+        found_by: FoundBy::AnyFile(&["/usr/share/gocode/src/github.com/modern-go/reflect2/reflect2.go"]),
+        why: "Kubernetes' own copy crashes the API server when it is compiled with this Go",
+    },
 ];
 
 /// The tools as items of the set-up.

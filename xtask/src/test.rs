@@ -7,7 +7,7 @@ use std::{
     collections::BTreeMap,
     fs,
     io::{BufRead as _, BufReader},
-    path::Path,
+    path::{Path, PathBuf},
     process::{Command, Stdio},
 };
 
@@ -17,6 +17,7 @@ use clap::ValueEnum;
 use crate::{
     bench,
     build::{self, Profile},
+    cluster::stage::Stage,
     ebpf, fuzz, lint,
     process::{self, say},
     setup, vm, workspace,
@@ -37,6 +38,10 @@ pub(crate) enum Selection {
     Cni,
     /// The lab.
     Lab,
+    /// Pods of a real container runtime.
+    Runtime,
+    /// A Kubernetes of real parts, which is built once.
+    Cluster,
     /// Every fuzz target, for some seconds.
     Fuzz,
     /// Every case of the benchmark, briefly: verdicts and counters must be right, times may be any.
@@ -54,6 +59,8 @@ enum Tier {
     Kernel,
     Cni,
     Lab,
+    Runtime,
+    Cluster,
     Vm,
 }
 
@@ -64,6 +71,8 @@ const TIERS: &[(Tier, &[&str])] = &[
     (Tier::Kernel, &["kernel_*", "netns_*", "exec_*", "datapath_*"]),
     (Tier::Cni, &["cni_*", "plugin_*", "ipam*", "dhcp*", "state_*"]),
     (Tier::Lab, &["lab*"]),
+    (Tier::Runtime, &["runtime_*"]),
+    (Tier::Cluster, &["cluster_*"]),
     (Tier::Vm, &["vm_*"]),
 ];
 
@@ -129,9 +138,13 @@ pub(crate) fn run(selection: Selection, skip_setup: bool) -> Result<()> {
             continue;
         }
         let targets = files.get(&tier).map(Vec::as_slice).unwrap_or_default();
+        // Stands until the tests of this tier have run.
+        let stage = cluster_stage(tier, targets)?;
+        notes.extend(stage.note.clone());
+        let targets = &stage.targets;
         for args in arguments(tier, targets) {
             say(format_args!("\n== {tier:?} =="));
-            broken.extend(cargo_test(&args, &mut tally)?);
+            broken.extend(cargo_test(&args, &stage.environment, &mut tally)?);
         }
     }
     for run in runs {
@@ -158,6 +171,8 @@ impl Selection {
             Self::Kernel => tier == Tier::Kernel,
             Self::Cni => tier == Tier::Cni,
             Self::Lab => tier == Tier::Lab,
+            Self::Runtime => tier == Tier::Runtime,
+            Self::Cluster => tier == Tier::Cluster,
             Self::Vm => tier == Tier::Vm,
             Self::Fuzz | Self::Bench => false,
         }
@@ -243,9 +258,23 @@ fn arguments(tier: Tier, targets: &[String]) -> Vec<Vec<String>> {
     }
 }
 
+/// Prepares what a tier's tests run on.
+fn cluster_stage(tier: Tier, targets: &[String]) -> Result<Stage> {
+    match tier {
+        Tier::Runtime => Stage::of_runtimes(targets),
+        Tier::Cluster => Stage::of_kubernetes(targets),
+        _ => Ok(Stage::bare(targets)),
+    }
+}
+
 /// Runs one `cargo test` to its end, whatever fails in it; returns its command line if it failed.
-fn cargo_test(args: &[String], tally: &mut Tally) -> Result<Option<String>> {
+fn cargo_test(
+    args: &[String],
+    environment: &[(&'static str, PathBuf)],
+    tally: &mut Tally,
+) -> Result<Option<String>> {
     let mut command: Command = workspace::cargo()?;
+    command.envs(environment.iter().map(|(name, value)| (name, value)));
     command.args(["test", "--quiet", "--locked", "--no-fail-fast"]).args(args);
     let line = process::line(&command);
     say(format_args!("$ {line}"));
@@ -306,9 +335,10 @@ mod tests {
     #[test]
     fn every_file_belongs_to_one_tier() {
         let files =
-            by_tier(&names(&["bpf_egress", "kernel_netns", "lab", "layering", "vm_masters"])).unwrap();
+            by_tier(&names(&["bpf_egress", "kernel_netns", "lab", "layering", "runtime_pods", "vm_masters"])).unwrap();
         assert_eq!(files[&Tier::Programs], ["bpf_egress"]);
         assert_eq!(files[&Tier::Unit], ["layering"]);
+        assert_eq!(files[&Tier::Runtime], ["runtime_pods"]);
         assert_eq!(files[&Tier::Vm], ["vm_masters"]);
         let forgotten = by_tier(&names(&["kernel_netns", "somewhere"])).unwrap_err().to_string();
         assert!(forgotten.starts_with("netpath/tests/somewhere.rs belongs to no tier"), "{forgotten}");

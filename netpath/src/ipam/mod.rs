@@ -62,7 +62,7 @@ pub struct Network<'a> {
     pub root: &'a Root,
     /// Usually [`WITHIN`].
     pub within: Duration,
-    /// Usually `kernel::pdeathsig::die_with_us`.
+    /// Usually `kernel::pdeathsig::group_dies_with_us`.
     pub prepare: Prepare,
 }
 

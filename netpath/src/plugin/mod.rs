@@ -195,7 +195,7 @@ impl Call<'_> {
             env: &self.env,
             root: self.root,
             within: ipam::WITHIN,
-            prepare: pdeathsig::die_with_us,
+            prepare: pdeathsig::group_dies_with_us,
         }
     }
 }

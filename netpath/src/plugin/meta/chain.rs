@@ -115,7 +115,7 @@ pub(super) fn one(
         version: delegate.conf.version,
         depth: call.depth + 1,
         within,
-        prepare: pdeathsig::die_with_us,
+        prepare: pdeathsig::group_dies_with_us,
     };
     let stdout = delegate::run(kind, &child, stdin.as_bytes()).map_err(MetaError::from)?;
     match command {

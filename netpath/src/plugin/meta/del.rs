@@ -126,6 +126,13 @@ fn unrecorded(call: &Call<'_>) -> Result<(), PluginError> {
         call.tell(Severity::Warning, "NotEnded", full(error));
     }
     chain::join(errors)?;
+    if lost.is_empty() {
+        // The runtime removes it where it ends the network itself, which it will never do again.
+        let cache = ResultCache::new(&call.root.join(RUNTIME_CACHE));
+        if let Err(error) = cache.remove(&delegate.conf.name, call.attachment()?.0, &delegate.ifname) {
+            tracing::warn!(error = full(&error), "a result that the runtime cached stays");
+        }
+    }
     forget(call)
 }
 
