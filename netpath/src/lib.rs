@@ -12,6 +12,7 @@ pub mod exec;
 pub mod flock;
 pub mod ipam;
 pub mod kernel;
+pub mod kubelet;
 pub mod lab;
 pub mod observe;
 pub mod plan;

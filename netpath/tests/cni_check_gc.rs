@@ -224,13 +224,18 @@ fn gc_ends_the_dead_alone() {
 #[test]
 fn gc_sweeps_drafts_of_killed_writers() {
     let site = Site::new();
-    for (name, date) in [(".1-0", "1 hour ago"), (".2-0", "now")] {
-        let path = site.root.state().join(name);
-        site.write(&path, "{");
-        run(&["touch", "-d", date, path.to_str().unwrap()]);
+    let draft = |count: u32| site.root.state().join(format!(".0123456789abcdef-1-{count}"));
+    for count in [1, 2] {
+        site.write(&draft(count), "{");
     }
+    // One is still being written.
+    let file = fs::File::options().write(true).open(draft(2)).unwrap();
+    let lock = nix::fcntl::Flock::lock(file, nix::fcntl::FlockArg::LockExclusiveNonblock).unwrap();
     site.ours("GC", &gc(&[])).ok();
-    assert_eq!(site.leftovers(), [std::path::PathBuf::from("var/lib/netpath/v1/.2-0")]);
+    assert_eq!(site.leftovers(), [std::path::PathBuf::from("var/lib/netpath/v1/.0123456789abcdef-1-2")]);
+    drop(lock);
+    site.ours("GC", &gc(&[])).ok();
+    assert!(site.leftovers().is_empty(), "{:?}", site.leftovers());
 }
 
 #[test]

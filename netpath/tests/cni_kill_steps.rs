@@ -44,13 +44,15 @@ impl Pod {
         meta.cluster(json!({"cniVersion": "1.0.0", "name": "cbr0", "plugins": [
             {"type": "bridge", "bridge": "cbr0", "isGateway": true, "ipam": addresses("10.244.0.0/24")}]}));
         meta.nad("priv", zoned(json!({})));
-        meta.nad(
-            "list",
-            json!({"cniVersion": "1.0.0", "name": "list", "plugins": [
-                {"type": "bridge", "bridge": "br1", "ipam": addresses("10.245.0.0/24")},
-                {"type": "tuning", "sysctl": {"net.ipv4.conf.IFNAME.arp_filter": "1"}}]}),
-        );
-        let conf = meta.conf("priv,list", json!({}));
+        let list = json!({"cniVersion": "1.0.0", "name": "list", "plugins": [
+            {"type": "bridge", "bridge": "br1", "ipam": addresses("10.245.0.0/24")},
+            {"type": "tuning", "sysctl": {"net.ipv4.conf.IFNAME.arp_filter": "1"}}]});
+        let nad = json!({"kind": "NetworkAttachmentDefinition", "spec": {"config": list.to_string()},
+            "metadata": {"name": "list", "namespace": "web", "annotations": {"k8s.v1.cni.cncf.io/resourceName": "a/x"}}});
+        meta.site.write(&meta.site.root.join("nads/web-list.json"), &nad.to_string());
+        let known = meta.site.root.join("var/run/k8s.cni.cncf.io/devinfo/dp/a-x-d1-device.json");
+        meta.site.write(&known, r#"{"type": "pci"}"#);
+        let conf = meta.conf(r#"[{"name": "priv"}, {"name": "list", "deviceID": "d1"}]"#, json!({}));
         let pod = Self { meta, conf };
         // Bridges, maps and programs stay.
         pod.call("ADD").ok();

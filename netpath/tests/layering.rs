@@ -37,6 +37,7 @@ const MODULES: &[(&str, Layer)] = &[
     ("flock", Layer::Tool),
     ("whole", Layer::Tool),
     ("kernel", Layer::Effect),
+    ("kubelet", Layer::Effect),
     ("ipam", Layer::Effect),
     ("state", Layer::Effect),
     ("cluster", Layer::Effect),

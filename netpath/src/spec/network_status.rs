@@ -4,6 +4,7 @@ use std::net::IpAddr;
 
 use serde_json::{Map, Value};
 
+use super::device_info::DeviceInfo;
 use super::json::to_text;
 use super::result::{CniResult, Dns, Interface};
 
@@ -20,6 +21,7 @@ pub struct NetworkStatus {
     mtu: Option<u32>,
     is_default: bool,
     dns: Dns,
+    device: Option<DeviceInfo>,
     gateways: Vec<IpAddr>,
 }
 
@@ -38,6 +40,7 @@ impl NetworkStatus {
             mtu: interface.and_then(|it| it.mtu),
             is_default,
             dns: result.dns.clone(),
+            device: None,
             gateways: gateways.clone(),
         };
         if result.interfaces.len() <= 1 {
@@ -64,6 +67,11 @@ impl NetworkStatus {
             }
         }
         all
+    }
+
+    /// The same with what is known of the network's device.
+    pub fn with_device(self, device: Option<DeviceInfo>) -> Self {
+        Self { device, ..self }
     }
 
     /// The interface's name.
@@ -94,6 +102,7 @@ impl NetworkStatus {
         put("mtu", self.mtu.map(Value::from));
         put("default", Some(true.into()).filter(|_| self.is_default));
         put("dns", Some(self.dns.to_json()));
+        put("device-info", self.device.as_ref().map(DeviceInfo::to_json));
         put("gateway", texts(&self.gateways));
         Value::Object(map)
     }

@@ -37,6 +37,8 @@ pub struct Delegate {
     pub selection: Selection,
     /// Whether it is the pod's first network.
     pub is_first: bool,
+    /// The resource that its device is one of, where its NAD names one.
+    pub resource: Option<String>,
 }
 
 /// Key and capability for the device that was given to the pod.
@@ -85,7 +87,7 @@ impl Delegate {
             }),
             false => conf,
         };
-        Ok(Self { label, nad_namespace, conf, ifname, selection, is_first: index == 0 })
+        Ok(Self { label, nad_namespace, conf, ifname, selection, is_first: index == 0, resource: None })
     }
 
     /// What a plugin that declares the capability is told in `runtimeConfig`.
@@ -170,6 +172,7 @@ impl Delegate {
         put("IsFilterV4Gateway", Some(false.into()));
         put("IsFilterV6Gateway", Some(false.into()));
         put("deviceID", selection.device_id.as_deref().map(Value::from));
+        put("resourceName", self.resource.as_deref().map(Value::from));
         put("Bytes", Some(bytes.into()));
         Value::Object(cached)
     }
@@ -199,26 +202,14 @@ impl Delegate {
         // `cni-args` and device are in the configuration already, as it was executed.
         let mut delegate = Self::new(index, first, label, nad_namespace, conf, selection)?;
         delegate.selection.device_id = view.owned("deviceID")?;
+        delegate.resource = view.owned("resourceName")?;
         Ok(delegate)
     }
 
-    /// The file of the device's properties, for plugins that read or write it; the same as Multus's.
-    fn device_info(&self, container_id: &ContainerId) -> String {
-        let name = format!("{}-{container_id}_{}", self.label, self.ifname).replace('/', "-");
-        format!("/var/run/k8s.cni.cncf.io/devinfo/cni/{name}")
-    }
-
-    /// [`Self::capabilities`] with what is known only of the container.
-    pub fn capabilities_in(
-        &self,
-        container_id: &ContainerId,
-        runtime: &Map<String, Value>,
-    ) -> Map<String, Value> {
-        let mut all = self.capabilities(runtime);
-        if self.selection.device_id.is_some() {
-            all.insert("CNIDeviceInfoFile".to_owned(), self.device_info(container_id).into());
-        }
-        all
+    /// Name of the file that says what its device is, for plugins that read or write it; the same as Multus's.
+    pub fn device_file(&self, container_id: &ContainerId) -> Option<String> {
+        self.selection.device_id.as_ref()?;
+        Some(format!("{}-{container_id}_{}", self.label, self.ifname).replace('/', "-"))
     }
 
     fn wishes(&self) -> Vec<Wish> {

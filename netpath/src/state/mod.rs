@@ -1,6 +1,7 @@
 //! One record per attachment, and the lock that everything that writes shares.
 
 mod caches;
+mod device_infos;
 mod lock;
 mod record;
 mod records;
@@ -8,6 +9,7 @@ mod sandbox;
 mod tally;
 
 pub use caches::{CachedResult, DelegateCache, ResultCache};
+pub use device_infos::{DeviceInfoError, DeviceInfos};
 pub use lock::{Lock, LockError, PATIENCE};
 pub use record::{Endpoint, Kind, Master, Netns, Phase, Pod, Record, Zone};
 pub use records::{Listing, Records, StateError, Torn, TornCause, boot_id};

@@ -230,7 +230,10 @@ fn walk(top: &Path, dir: &Path, found: &mut BTreeMap<PathBuf, String>) {
         }
         if entry.file_type().unwrap().is_dir() {
             walk(top, &path, found);
-        } else if name != "lock" && !name.starts_with("last_reserved_ip.") {
+        } else if entry.file_type().unwrap().is_file()
+            && name != "lock"
+            && !name.starts_with("last_reserved_ip.")
+        {
             found.insert(path.strip_prefix(top).unwrap().to_owned(), fs::read_to_string(&path).unwrap());
         }
     }

@@ -4,14 +4,14 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use serde_json::{Map, Value};
 
-use super::{Call, MetaError, PluginError, chain, del, resolve, routes};
+use super::{Call, MetaError, PluginError, chain, del, devices, resolve, routes};
 use crate::{
     cluster::{ClusterError, Which},
     exec::Effects,
     kernel::netns::Netns,
     plugin::add::full,
     spec::{
-        CniResult, Command, Delegate, NetworkStatus, PodRef, Severity, meta::POD_ANNOTATIONS,
+        CniResult, Command, Delegate, DeviceInfo, NetworkStatus, PodRef, Severity, meta::POD_ANNOTATIONS,
         network_status::annotation,
     },
     state::{self, CachedResult, Phase, Pod, Records, Sandbox},
@@ -29,6 +29,8 @@ pub(super) struct Attached {
     pub(super) told: chain::Told,
     /// As its last plugin printed it.
     pub(super) result: Value,
+    /// What is known of its device.
+    pub(super) device: Option<DeviceInfo>,
 }
 
 /// Attaches every network in turn. When one fails, all are ended, the one that failed first.
@@ -98,11 +100,13 @@ fn attach(
             refuse_taken_name(call, pod, delegate)?;
         }
         *begun += 1;
+        devices::pass_on(call, delegate)?;
         let told = call.told(delegate)?;
         let result = chain::add(call, delegate, &told).map_err(of_network)?;
         // One that nobody could read is as good as none.
         CniResult::parse(delegate.conf.version, &result).map_err(|error| of_network(error.into()))?;
-        attached.push(Attached { delegate: delegate.clone(), told, result });
+        let device = devices::published(call, delegate)?;
+        attached.push(Attached { delegate: delegate.clone(), told, result, device });
     }
     Ok(())
 }
@@ -127,7 +131,8 @@ fn finish(
     let mut statuses = Vec::new();
     for it in attached.iter() {
         let result = CniResult::parse(it.delegate.conf.version, &it.result)?;
-        statuses.extend(NetworkStatus::of_result(&result, &it.delegate.label, it.delegate.is_first));
+        let all = NetworkStatus::of_result(&result, &it.delegate.label, it.delegate.is_first);
+        statuses.extend(all.into_iter().map(|status| status.with_device(it.device.clone())));
     }
     let pending = match asks {
         true => publish(call, attached, &statuses, &networks.which)?,

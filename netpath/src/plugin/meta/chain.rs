@@ -132,11 +132,23 @@ impl Call<'_> {
 
     /// What a network is told of this pod.
     pub(super) fn told(&self, delegate: &Delegate) -> Result<Told, PluginError> {
-        let container_id = self.attachment()?.0;
         Ok(Told {
             args: delegate.args(&self.env.args),
-            capabilities: delegate.capabilities_in(container_id, &self.meta.runtime),
+            capabilities: self.capabilities(delegate, &self.meta.runtime)?,
         })
+    }
+
+    /// What a plugin may be told in `runtimeConfig`, with the file of its device, which only the container makes known.
+    pub(super) fn capabilities(
+        &self,
+        delegate: &Delegate,
+        runtime: &Map<String, Value>,
+    ) -> Result<Map<String, Value>, PluginError> {
+        let mut all = delegate.capabilities(runtime);
+        if let Some(file) = self.device_infos().file(delegate, self.attachment()?.0) {
+            all.insert("CNIDeviceInfoFile".to_owned(), file.display().to_string().into());
+        }
+        Ok(all)
     }
 }
 

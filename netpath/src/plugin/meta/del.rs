@@ -94,12 +94,13 @@ fn end_one(
         args: delegate.args(args),
         capabilities: match &cached {
             Some(cached) if !cached.capabilities.is_empty() => cached.capabilities.clone(),
-            _ => delegate.capabilities_in(container_id, runtime),
+            _ => call.capabilities(delegate, runtime)?,
         },
     };
     let prev = cached.and_then(|cached| cached.result);
     let errors = chain::del(call, delegate, &told, prev.as_ref(), share);
     if errors.is_empty() {
+        call.device_infos().remove(delegate, container_id)?;
         call.result_cache().remove(&delegate.conf.name, container_id, &delegate.ifname)?;
     }
     Ok(errors)

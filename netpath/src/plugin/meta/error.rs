@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use crate::{
     cluster::ClusterError,
     delegate::DelegateError,
+    kubelet::KubeletError,
     plan::SeveralDefaults,
     plugin::PluginError,
     spec::{ConfError, code},
@@ -101,14 +102,21 @@ pub enum MetaError {
     },
     /// A device that nobody names.
     #[error(
-        "network `{network}` wants a device of `{resource}`, and none is known for this pod: name it by `deviceID`"
+        "network `{network}` wants a device of `{resource}` that pod {pod} does not have, or has in use for another network; {found}: add one to the `resources` of a container, or name a device by `deviceID` in the annotation"
     )]
     NoDevice {
         /// The network.
         network: String,
         /// The resource.
         resource: String,
+        /// Namespace, name and UID.
+        pod: String,
+        /// What it has.
+        found: String,
     },
+    /// The kubelet.
+    #[error(transparent)]
+    Kubelet(#[from] KubeletError),
     /// Two interfaces of one name.
     #[error(
         "interface `{ifname}` is asked for by `{first}` and by `{second}`: give one of them another `interface`"
@@ -200,6 +208,7 @@ impl MetaError {
             Self::Io { .. } => code::IO,
             Self::Conf { source, .. } => source.cni_code(),
             Self::Cluster(error) => error.cni_code(),
+            Self::Kubelet(error) => error.cni_code(),
             Self::NotReady { .. } | Self::Late { .. } => code::TRY_AGAIN,
             Self::Delegate(error) => error.cni_code(),
             Self::Network { source, .. } => source.cni_code(),

@@ -3,6 +3,7 @@
 mod add;
 mod chain;
 mod del;
+mod devices;
 mod error;
 mod resolve;
 mod routes;
@@ -23,7 +24,7 @@ use crate::{
     kernel::netns,
     root::Root,
     spec::{CniEnv, Command, ContainerId, IfName, MetaConf, NetConf, PodRef},
-    state::{DelegateCache, ResultCache, Sandboxes},
+    state::{DelegateCache, DeviceInfos, ResultCache, Sandboxes},
 };
 
 /// The time that one ADD may take in all: kubelet gives up on a sandbox after two minutes or more.
@@ -130,6 +131,10 @@ impl Call<'_> {
 
     fn sandboxes(&self) -> Sandboxes {
         Sandboxes::new(self.root)
+    }
+
+    fn device_infos(&self) -> DeviceInfos {
+        DeviceInfos::new(self.root)
     }
 
     fn cni_dir(&self) -> PathBuf {

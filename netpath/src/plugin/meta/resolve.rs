@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use super::{Call, MetaError, PluginError};
+use super::{Call, MetaError, PluginError, devices::Given};
 use crate::{
     cluster::{ClusterError, Which},
     plan,
@@ -101,10 +101,15 @@ fn assign(call: &Call<'_>, found: Vec<(Found, Selection, bool)>) -> Result<Vec<D
     let first = call.attachment()?.1;
     let mut delegates = Vec::new();
     let mut owners: HashMap<String, String> = HashMap::new();
-    for (index, (found, selection, is_chosen)) in found.into_iter().enumerate() {
+    let mut given = match found.iter().any(|(found, _, _)| found.resource.is_some()) {
+        true => Given::to(call)?,
+        false => Given::default(),
+    };
+    for (index, (found, mut selection, is_chosen)) in found.into_iter().enumerate() {
         refuse_meta(&found, false)?;
-        if let (Some(resource), None) = (&found.resource, &selection.device_id) {
-            return Err(MetaError::NoDevice { network: found.label, resource: resource.clone() }.into());
+        if let Some(resource) = &found.resource {
+            let device = given.next(call, &found.label, resource, selection.device_id.take())?;
+            selection.device_id = Some(device);
         }
         if found.nad_namespace.is_some() {
             for plugin in &found.conf.plugins {
@@ -113,8 +118,9 @@ fn assign(call: &Call<'_>, found: Vec<(Found, Selection, bool)>) -> Result<Vec<D
                 checked.map_err(|source| MetaError::Conf { network: found.label.clone(), source })?;
             }
         }
-        let Found { label, nad_namespace, conf, .. } = found;
+        let Found { label, nad_namespace, conf, resource } = found;
         let delegate = Delegate::new(index, first, label, nad_namespace, conf, selection)?;
+        let delegate = Delegate { resource, ..delegate };
         if let Some(wish) = delegate.unheard().first().filter(|_| is_chosen) {
             let unheard = MetaError::Unheard { network: delegate.label.clone(), wish };
             match call.meta.strict_capabilities {

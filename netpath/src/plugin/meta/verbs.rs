@@ -85,6 +85,7 @@ fn sweep(call: &Call<'_>) -> Result<(), PluginError> {
     call.sandboxes().sweep()?;
     call.delegate_cache().sweep()?;
     call.result_cache().sweep()?;
+    call.device_infos().sweep()?;
     Records::new(call.root).sweep()?;
     if let Some(source) = &call.source {
         source.sweep().map_err(MetaError::from)?;

@@ -104,10 +104,8 @@ fn a_device_is_told_to_each_plugin() {
     );
     assert_eq!(delegate.conf.raw()["pciBusID"], "0000:01:00.0");
     let id = ContainerId::parse("x", "c1").expect("is valid");
-    assert_eq!(
-        delegate.capabilities_in(&id, &Map::new())["CNIDeviceInfoFile"],
-        "/var/run/k8s.cni.cncf.io/devinfo/cni/web-mv-c1_net1"
-    );
+    assert_eq!(delegate.capabilities(&Map::new())["deviceID"], "0000:01:00.0");
+    assert_eq!(delegate.device_file(&id).as_deref(), Some("web-mv-c1_net1"));
 }
 
 #[test]
