@@ -7,7 +7,7 @@ mod common;
 use std::fs;
 
 use cni::{Site, conf, mac_of, pool, zoned};
-use common::{NetNs, run};
+use common::NetNs;
 use netpath_ebpf::abi::EndpointKey;
 use serde_json::{Value, json};
 
