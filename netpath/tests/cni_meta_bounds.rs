@@ -54,8 +54,8 @@ fn adds_that_fail_leave_nothing() {
         let (networks, code) = kinds[round % kinds.len()];
         meta.call("ADD", &meta.conf(networks, json!({}))).id(&format!("c{round}")).fails(code, "");
     };
-    // Bridge, maps and programs stay, and so does what was said to the pods' owners until their DEL.
-    add(0);
+    // Bridge, maps, programs and zones stay, and so does what was said to the pods' owners until their DEL.
+    (0..kinds.len()).for_each(add);
     let look = || {
         let mut all = meta.site.snapshot();
         all.retain(|key, _| {
