@@ -28,13 +28,24 @@ pub fn parse_value(bytes: &[u8]) -> Result<Value, serde_json::Error> {
     serde_json::from_slice(bytes).map(|LastWins(value)| value)
 }
 
-/// The text of a result or an error: 4 spaces of indentation, no newline at the end.
+/// What Go's encoder writes as an escape though JSON does not ask for it. They stand in strings only.
+const ESCAPED: [(char, &str); 5] =
+    [('<', "\\u003c"), ('>', "\\u003e"), ('&', "\\u0026"), ('\u{2028}', "\\u2028"), ('\u{2029}', "\\u2029")];
+
+/// The text of a result, an error or a status, as a plugin in Go writes it: 4 spaces of indentation, no newline at the
+/// end.
 pub fn to_text(value: &Value) -> String {
     let mut text = Vec::new();
     let mut serializer =
         serde_json::Serializer::with_formatter(&mut text, PrettyFormatter::with_indent(b"    "));
     value.serialize(&mut serializer).expect("a JSON value is written to memory without fail");
-    String::from_utf8(text).expect("serde_json writes UTF-8")
+    let mut text = String::from_utf8(text).expect("serde_json writes UTF-8");
+    for (character, escape) in ESCAPED {
+        if text.contains(character) {
+            text = text.replace(character, escape);
+        }
+    }
+    text
 }
 
 /// A JSON object that knows where it lies, so that errors can name the whole path.

@@ -158,6 +158,90 @@ mod tests {
         assert_eq!(annotation(&all), expected);
     }
 
+    /// What the client library of Multus writes, read off its structure and its order of fields.
+    #[test]
+    fn every_field_stands_where_multus_has_it() {
+        let status =
+            |value: Value, is_first: bool| NetworkStatus::of_result(&result(value), "web/a", is_first);
+        // Interfaces on the node count when it is asked whether there is but one, and are not listed.
+        let one = json!({"interfaces": [{"name": "net1", "mac": "02:00:00:00:00:01", "mtu": 9000, "sandbox": "/n",
+            "pciID": "0000:03:02.1"}],
+            "ips": [{"address": "10.1.1.11/24", "gateway": "10.1.1.1", "interface": 0}, {"address": "fd00::11/64"}],
+            "routes": [{"dst": "0.0.0.0/0", "gw": "10.1.1.1"}, {"dst": "::/0", "gw": "fd00::1"}, {"dst": "10.0.0.0/8", "gw": "10.1.1.9"}],
+            "dns": {"nameservers": ["10.1.1.1"], "domain": "a<b>&c", "search": ["x.y"], "options": ["ndots:2"]}});
+        let info = DeviceInfo::parse(
+            br#"{"type": "pci", "version": "1.1.0", "pci": {"pci-address": "0000:03:02.1"}}"#,
+        );
+        let device = info.expect("is valid");
+        let all: Vec<_> =
+            status(one, true).into_iter().map(|it| it.with_device(Some(device.clone()))).collect();
+        assert_eq!(
+            annotation(&all),
+            r#"[{
+    "name": "web/a",
+    "interface": "net1",
+    "ips": [
+        "10.1.1.11",
+        "fd00::11"
+    ],
+    "mac": "02:00:00:00:00:01",
+    "mtu": 9000,
+    "default": true,
+    "dns": {
+        "nameservers": [
+            "10.1.1.1"
+        ],
+        "domain": "a\u003cb\u003e\u0026c",
+        "search": [
+            "x.y"
+        ],
+        "options": [
+            "ndots:2"
+        ]
+    },
+    "device-info": {
+        "type": "pci",
+        "version": "1.1.0",
+        "pci": {
+            "pci-address": "0000:03:02.1"
+        }
+    },
+    "gateway": [
+        "10.1.1.1",
+        "fd00::1"
+    ]
+}]"#
+        );
+        let two = json!({"interfaces": [{"name": "a", "sandbox": "/n", "mtu": 1400}, {"name": "b", "sandbox": "/n"}],
+            "routes": [{"dst": "0.0.0.0/0", "gw": "10.1.1.1"}]});
+        assert_eq!(
+            annotation(&status(two, false)),
+            r#"[{
+    "name": "web/a",
+    "interface": "a",
+    "mtu": 1400,
+    "dns": {},
+    "gateway": [
+        "10.1.1.1"
+    ]
+},{
+    "name": "web/a",
+    "interface": "b",
+    "dns": {},
+    "gateway": [
+        "10.1.1.1"
+    ]
+}]"#
+        );
+        // Nothing in the pod: of one interface an entry without it, of several none.
+        let outside = json!({"interfaces": [{"name": "veth1", "mac": "02:00:00:00:00:01"}], "ips": [{"address": "10.0.0.1/24"}]});
+        assert_eq!(
+            annotation(&status(outside, false)),
+            "[{\n    \"name\": \"web/a\",\n    \"ips\": [\n        \"10.0.0.1\"\n    ],\n    \"dns\": {}\n}]"
+        );
+        assert_eq!(annotation(&status(json!({"interfaces": [{"name": "x"}, {"name": "y"}]}), true)), "[]");
+    }
+
     #[test]
     fn a_default_route_without_a_gateway_names_that_of_the_address() {
         let text = |value| annotation(&NetworkStatus::of_result(&result(value), "n", false));

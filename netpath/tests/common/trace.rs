@@ -57,6 +57,7 @@ const STOPPED: [&str; 3] = ["sh", "-c", "kill -STOP $$; exec \"$0\" \"$@\""];
 /// Runs `call`, which is killed right before effect `n`, the first being 1.
 ///
 /// All of it happens on the calling thread, as `ptrace` demands.
+#[expect(clippy::zombie_processes, reason = "it is waited for in the loop, as a tracer does")]
 pub(crate) fn killed_at(call: &Call, n: u32) -> End {
     let mut child = call.spawn(&STOPPED);
     let main = Pid::from_raw(i32::try_from(child.id()).unwrap());

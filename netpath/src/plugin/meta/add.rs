@@ -7,6 +7,7 @@ use serde_json::{Map, Value};
 use super::{Call, MetaError, PluginError, chain, del, devices, resolve, routes};
 use crate::{
     cluster::{ClusterError, Which},
+    delegate::DelegateError,
     exec::Effects,
     kernel::netns::Netns,
     plugin::add::full,
@@ -200,7 +201,10 @@ fn named_pod(call: &Call<'_>, which: &Which) -> Result<PodRef, PluginError> {
 fn take_back(call: &Call<'_>, begun: &[Delegate], failed: PluginError) -> PluginError {
     let deadline = Instant::now() + UNDO;
     let call = &Call { path: call.path.clone(), source: call.source.clone(), deadline, ..*call };
-    let errors = del::end(call, begun, None);
+    let mut errors = del::end(call, begun, None);
+    // A plugin that could not be found for ADD has made nothing.
+    errors
+        .retain(|error| missing_plugin(error).is_none() || missing_plugin(error) != missing_plugin(&failed));
     if errors.is_empty() {
         let forgotten = call.attachment().and_then(|(container_id, _)| {
             call.delegate_cache().remove(container_id)?;
@@ -213,6 +217,15 @@ fn take_back(call: &Call<'_>, begun: &[Delegate], failed: PluginError) -> Plugin
     }
     // The record stays: DEL, which comes next, finds in it what to end.
     PluginError::Undo { failed: Box::new(failed), left: errors.iter().map(|error| full(error)).collect() }
+}
+
+/// The plugin that was not found, where that is what went wrong.
+fn missing_plugin(error: &PluginError) -> Option<&str> {
+    match error {
+        PluginError::Meta(MetaError::Network { source, .. }) => missing_plugin(source),
+        PluginError::Meta(MetaError::Delegate(DelegateError::NotFound { plugin, .. })) => Some(plugin),
+        _ => None,
+    }
 }
 
 /// Writes down what is going to be done, before the first of it.
