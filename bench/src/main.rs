@@ -3,6 +3,7 @@
 //! One suite a module; README.md has the method and the results. Nothing here judges a time: a run fails where
 //! a case could not be run or a program did not do what the case says.
 
+mod cni;
 mod frames;
 mod machine;
 mod micro;
@@ -26,6 +27,8 @@ struct Cli {
 enum Suite {
     /// Nanoseconds a packet of each program, by BPF_PROG_TEST_RUN on the shipped object.
     Micro(micro::Args),
+    /// Microseconds of ADD and DEL above the plugins that the meta-plugin executes.
+    Cni(cni::Args),
 }
 
 /// Where the reference programs are; `cargo xtask bench` builds them and sets it.
@@ -51,6 +54,7 @@ fn run() -> anyhow::Result<()> {
     }
     match suite {
         Suite::Micro(args) => micro::run(&args, &reference),
+        Suite::Cni(args) => cni::run_suite(&args),
     }
 }
 

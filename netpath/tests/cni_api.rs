@@ -2,6 +2,8 @@
 
 #[path = "common/api.rs"]
 mod api;
+#[path = "common/api_site.rs"]
+mod api_site;
 #[path = "common/cni.rs"]
 mod cni;
 mod common;
@@ -10,59 +12,12 @@ mod meta;
 
 use std::fs;
 
-use api::{FakeApi, Fault, Times};
-use meta::{MetaSite, NOTHING};
-use serde_json::{Value, json};
+use api::{Fault, Times};
+use api_site::ApiSite;
+use meta::NOTHING;
+use serde_json::json;
 
 const STATUS: &str = "k8s.v1.cni.cncf.io/network-status";
-
-/// A node whose meta-plugin has a kubeconfig, and the server that it names.
-struct ApiSite {
-    meta: MetaSite,
-    api: FakeApi,
-}
-
-impl ApiSite {
-    #[track_caller]
-    fn new() -> Self {
-        let meta = MetaSite::new();
-        let api = FakeApi::new(&meta.site.node);
-        api.demand("Bearer secret");
-        let site = Self { meta, api };
-        site.kubeconfig(&site.api.kubeconfig());
-        site.api.pod("web", "p", "u1", json!({"k8s.v1.cni.cncf.io/networks": "a", "kept": "x"}));
-        site.api.nad("web", "a", &plugin("one"));
-        site
-    }
-
-    fn kubeconfig(&self, text: &str) {
-        self.meta.site.write(&self.meta.site.root.join("etc/kubeconfig"), text);
-    }
-
-    /// The configuration of a runtime that passes annotations.
-    fn conf(&self, annotation: &str) -> Value {
-        let mut conf = self.meta.conf(annotation, json!({"networks": "", "kubeconfig": "/etc/kubeconfig"}));
-        conf["runtimeConfig"]["io.kubernetes.cri.pod-annotations"]["kubernetes.io/config.source"] =
-            json!("api");
-        conf
-    }
-
-    /// That of one that does not.
-    fn mute(&self) -> Value {
-        let mut conf = self.conf("");
-        conf.as_object_mut().unwrap().remove("runtimeConfig");
-        conf
-    }
-
-    fn record(&self) -> Value {
-        let path = self.meta.site.root.state().join("sandboxes/c1.json");
-        serde_json::from_str(&fs::read_to_string(path).unwrap()).unwrap()
-    }
-}
-
-fn plugin(kind: &str) -> Value {
-    json!({"cniVersion": "1.0.0", "type": kind})
-}
 
 #[test]
 fn an_add_asks_twice_or_thrice_and_a_del_never() {

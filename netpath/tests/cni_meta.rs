@@ -264,6 +264,32 @@ fn annotations_come_from_a_manifest_where_the_runtime_passes_none() {
 }
 
 #[test]
+fn runtimes_without_kubernetes_ask_by_a_file_or_by_arguments() {
+    let meta = MetaSite::new();
+    meta.nad_in("default", "a", list(&["one"]));
+    meta.nad("b", list(&["two"]));
+    let mut conf = meta.conf("", json!({}));
+    conf.as_object_mut().unwrap().remove("runtimeConfig");
+    meta.site.write(&meta.site.root.join("nads/containers/shop"), "a@lan0, web/b\n");
+    // As podman calls.
+    let podman = "IgnoreUnknown=1;K8S_POD_NAMESPACE=shop;K8S_POD_NAME=shop;K8S_POD_INFRA_CONTAINER_ID=c1";
+    meta.call("ADD", &conf).args(podman).ok();
+    assert_eq!(meta.said(), ["ADD first eth0", "ADD one lan0", "ADD two net2"]);
+    meta.call("DEL", &conf).args(podman).ok();
+    assert_eq!(meta.said(), ["DEL two net2", "DEL one lan0", "DEL first eth0"]);
+    // As nerdctl calls: by the container's id.
+    meta.site.write(&meta.site.root.join("nads/containers/c7"), "a");
+    meta.call("ADD", &conf).id("c7").args("IgnoreUnknown=1").ok();
+    assert_eq!(meta.said(), ["ADD first eth0", "ADD one net1"]);
+    meta.call("ADD", &conf).id("c8").args("IgnoreUnknown=1;NETWORKS=a,web/b").ok();
+    assert_eq!(meta.said(), ["ADD first eth0", "ADD one net1", "ADD two net2"]);
+    // In a cluster CNI_ARGS ask for nothing.
+    let conf = meta.conf("", json!({}));
+    meta.call("ADD", &conf).id("c9").args("IgnoreUnknown=1;NETWORKS=a").ok();
+    assert_eq!(meta.said(), ["ADD first eth0"]);
+}
+
+#[test]
 fn the_first_network_can_be_another_and_every_pod_can_have_more() {
     let meta = MetaSite::new();
     meta.nad_in("kube-system", "other", list(&["two"]));

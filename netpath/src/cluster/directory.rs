@@ -3,15 +3,19 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::ErrorKind;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
 use super::{Cluster, ClusterError, Pod, Which};
 use crate::root::Root;
+use crate::spec::annotation::NETWORKS;
 use crate::spec::network_status::NETWORK_STATUS;
 use crate::spec::{ContainerId, Event, Nad, PodRef};
 use crate::whole;
+
+/// Where the networks of containers without manifests are written, one file each.
+const CONTAINERS: &str = "containers";
 
 /// Manifests in one directory, and beside the runtime's state what became of the sandboxes.
 #[derive(Clone, Debug)]
@@ -61,13 +65,25 @@ impl Directory {
             if !text.contains(name) || !text.contains(kind) {
                 continue;
             }
-            let documents = serde_saphyr::from_multiple::<Value>(&text)
-                .map_err(|source| ClusterError::Yaml { path: path.clone(), source: Box::new(source) })?;
+            let documents = documents(&path, &text)?;
             if let Some(found) = documents.into_iter().find_map(|it| pick(it, kind, namespace, name)) {
                 return Ok(Some((path, found)));
             }
         }
         Ok(None)
+    }
+
+    /// What the file of a container says, where people without manifests write what it gets.
+    fn asked_for(&self, name: &str) -> Result<Option<String>, ClusterError> {
+        if name.starts_with('.') || name.contains('/') {
+            return Ok(None);
+        }
+        let path = self.manifests.join(CONTAINERS).join(name);
+        match fs::read_to_string(&path) {
+            Ok(text) => Ok(Some(text.trim().to_owned())),
+            Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => Ok(None),
+            Err(error) => Err(ClusterError::io("read", &path)(error)),
+        }
     }
 
     fn update(
@@ -88,6 +104,15 @@ impl Directory {
     }
 }
 
+/// The objects of a file. JSON is YAML, but is read in a tenth of the time.
+fn documents(path: &Path, text: &str) -> Result<Vec<Value>, ClusterError> {
+    if let Ok(one) = serde_json::from_str(text) {
+        return Ok(vec![one]);
+    }
+    serde_saphyr::from_multiple(text)
+        .map_err(|source| ClusterError::Yaml { path: path.to_owned(), source: Box::new(source) })
+}
+
 /// The object itself, or that in a list.
 fn pick(document: Value, kind: &str, namespace: &str, name: &str) -> Option<Value> {
     let text = |path: &str| document.pointer(path).and_then(Value::as_str);
@@ -102,8 +127,12 @@ fn pick(document: Value, kind: &str, namespace: &str, name: &str) -> Option<Valu
 }
 
 impl Cluster for Directory {
-    /// A directory is not the list of all pods: one without a manifest is a pod without annotations.
+    /// A directory is not the list of all pods: one without a manifest asks for what the file of its name says, else
+    /// for nothing.
     fn pod(&self, pod: &PodRef) -> Result<Option<Pod>, ClusterError> {
+        if let Some(text) = self.asked_for(&pod.name)? {
+            return Ok(Some(Pod { uid: None, annotations: [(NETWORKS.to_owned(), text)].into() }));
+        }
         let Some((_, value)) = self.find("Pod", &pod.namespace, &pod.name)? else {
             return Ok(Some(Pod::default()));
         };
@@ -218,6 +247,17 @@ items:
         let known = directory.pod(&pod("p")).unwrap().unwrap();
         assert_eq!((known.uid.as_deref(), known.annotations["a"].as_str()), (Some("u"), "b"));
         assert_eq!(directory.pod(&pod("q")).unwrap(), Some(Pod::default()));
+    }
+
+    #[test]
+    fn a_file_of_the_containers_name_says_what_it_gets() {
+        let (dir, directory) = directory();
+        let containers = dir.path().join("nads/containers");
+        fs::create_dir(&containers).unwrap();
+        fs::write(containers.join("q"), " mv, infra/mv@lan0\n").unwrap();
+        let known = directory.pod(&pod("q")).unwrap().unwrap();
+        assert_eq!((known.uid, known.annotations[NETWORKS].as_str()), (None, "mv, infra/mv@lan0"));
+        assert_eq!(directory.pod(&pod("../containers/q")).unwrap(), Some(Pod::default()));
     }
 
     #[test]

@@ -248,6 +248,9 @@ fn serve(stream: &mut dyn Stream, raw: &TcpStream, state: &Mutex<State>, stop: &
             let given = asked.headers.get("authorization");
             (fault, state.authorization.as_ref().is_none_or(|expected| given == Some(expected)))
         };
+        if let Some(Fault::Slow(time)) = &fault {
+            wait(*time, stop);
+        }
         let (status, body) = match allowed {
             false => (401, failure(401, "Unauthorized", "Unauthorized")),
             true => match &fault {
@@ -278,7 +281,6 @@ fn serve(stream: &mut dyn Stream, raw: &TcpStream, state: &Mutex<State>, stop: &
                 return;
             }
             Some(Fault::CutOff) => response.truncate(response.len() - text.len() / 2),
-            Some(Fault::Slow(time)) => wait(time, stop),
             _ => {}
         }
         // A client that gave up is one of the things that are tested.

@@ -116,44 +116,53 @@ impl Client {
         request: &Request<'_>,
         deadline: Instant,
     ) -> Result<Answer, ClusterError> {
-        let start = Instant::now();
-        let mut pause = PAUSE;
-        for tries in 1.. {
+        let (start, mut pause) = (Instant::now(), PAUSE);
+        let mut tries = 0;
+        loop {
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
-                break;
+                return Err(self.late(request));
             }
-            let tried = connection.try_once(request, left.min(TRY));
-            let after = match &tried {
-                Ok((answer, after)) if is_passing(&request.method, answer.status) => *after,
-                Ok(_) => return tried.map(|(answer, _)| answer).or(Err(self.late(request))),
-                Err(Trouble::Lost(error)) => {
-                    tracing::debug!(request = request.what, error = %error, "no answer of the API server");
-                    None
+            tries += 1;
+            let (error, wish) = match connection.try_once(request, left.min(TRY)) {
+                Ok((answer, wish)) if is_passing(&request.method, answer.status) => {
+                    (self.overloaded(request, &answer, tries, start.elapsed()), wish)
                 }
-                Err(_) => None,
+                Ok((answer, _)) => return Ok(answer),
+                Err(trouble) => {
+                    let is_lost = matches!(trouble, Trouble::Lost(_));
+                    let error = self.failed(request, trouble, tries, start.elapsed());
+                    match is_lost {
+                        true => (error, None),
+                        false => return Err(error),
+                    }
+                }
             };
-            let wait = after.unwrap_or_else(|| jittered(pause));
-            let is_over = deadline <= Instant::now() + wait;
-            match tried {
-                Ok((answer, _)) if is_over => {
-                    return Err(ClusterError::Overloaded {
-                        server: connection.server.clone(),
-                        request: request.what.clone(),
-                        status: answer.status,
-                        said: said(&answer.body),
-                        tries,
-                        within: start.elapsed(),
-                    });
-                }
-                Err(trouble @ Trouble::Lost(_)) if !is_over => drop(trouble),
-                Err(trouble) => return Err(self.failed(request, trouble, tries, start.elapsed())),
-                Ok(_) => {}
+            let wait = wish.unwrap_or_else(|| jittered(pause));
+            if deadline <= Instant::now() + wait {
+                return Err(error);
             }
+            tracing::debug!(error = ?error, "the API server is asked again");
             rest(wait);
             pause = LONGEST_PAUSE.min(pause * 2);
         }
-        Err(self.late(request))
+    }
+
+    fn overloaded(
+        &self,
+        request: &Request<'_>,
+        answer: &Answer,
+        tries: u32,
+        within: Duration,
+    ) -> ClusterError {
+        ClusterError::Overloaded {
+            server: self.server(),
+            request: request.what.clone(),
+            status: answer.status,
+            said: said(&answer.body),
+            tries,
+            within,
+        }
     }
 
     fn late(&self, request: &Request<'_>) -> ClusterError {

@@ -144,8 +144,13 @@ impl Call<'_> {
     /// The pod, if the runtime names one.
     fn pod(&self) -> Option<PodRef> {
         let args = &self.env.args;
-        let (namespace, name) = (args.k8s_pod_namespace.clone()?, args.k8s_pod_name.clone()?);
-        Some(PodRef { namespace, name, uid: args.k8s_pod_uid.clone() })
+        let (mut namespace, name) = (args.k8s_pod_namespace.clone()?, args.k8s_pod_name.clone()?);
+        let uid = args.k8s_pod_uid.clone();
+        // Podman knows no namespaces, and fills in the container's name for both.
+        if self.meta.networks.is_some() && uid.is_none() && namespace == name {
+            namespace = "default".to_owned();
+        }
+        Some(PodRef { namespace, name, uid })
     }
 
     /// Whether the source can know of this pod: the API knows only those that have a name.

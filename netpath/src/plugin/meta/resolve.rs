@@ -178,6 +178,9 @@ fn annotations(call: &Call<'_>, pod: &PodRef) -> Result<(Annotations, Option<Str
             |(key, value): (&String, &serde_json::Value)| Some((key.clone(), value.as_str()?.to_owned()));
         return Ok((passed.iter().filter_map(text).collect(), None));
     }
+    if let Some(text) = asked_by_args(call) {
+        return Ok(([(NETWORKS.to_owned(), text)].into(), None));
+    }
     let Some(source) = call.source.as_ref().filter(|_| call.has_pod_of_source()) else {
         return Ok((HashMap::new(), None));
     };
@@ -191,6 +194,13 @@ fn annotations(call: &Call<'_>, pod: &PodRef) -> Result<(Annotations, Option<Str
         return Err(MetaError::Uid { pod, expected: expected.clone(), found: found.clone() }.into());
     }
     Ok((annotations, known.uid))
+}
+
+/// `NETWORKS` of CNI_ARGS: for who calls plugins by hand or by `cnitool`. In a cluster the pod alone says it.
+fn asked_by_args(call: &Call<'_>) -> Option<String> {
+    call.meta.networks.as_ref()?;
+    let pairs = &call.env.args.pairs;
+    pairs.iter().rev().find(|(key, _)| key == "NETWORKS").map(|(_, text)| text.clone())
 }
 
 /// Whether kubelet has the pod from elsewhere than the API.
