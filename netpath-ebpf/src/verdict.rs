@@ -47,9 +47,9 @@ impl Decision {
         Self(reason as u32)
     }
 
-    /// `rule` lets it pass.
+    /// `rule` decided, and lets it pass.
     #[inline(always)]
-    const fn passed_by(rule: u32) -> Self {
+    const fn by_rule(rule: u32) -> Self {
         Self(Self::RULED | (rule & 0xff) << 8)
     }
 
@@ -402,7 +402,7 @@ fn decide(facts: &Facts, slot: &ZoneSlot, index: u32, rules: &impl Rules, word: 
     }
     // Bit 31 is no part of a rule.
     let rule = word >> way.rule & 0x7f;
-    if word & way.wanted != 0 { Decision::passed_by(rule) } else { outside(slot, rule) }
+    if word & way.wanted != 0 { Decision::by_rule(rule) } else { outside(slot, rule) }
 }
 
 /// What a zone's `word` says of asking for an address: it may be asked for if anything may be sent to it.
@@ -413,7 +413,7 @@ fn reaches(slot: &ZoneSlot, word: u32) -> Decision {
         0 => outside(slot, rule),
         // Open by ports, and a question for an address has none: no entry decides.
         zone_verdict::PORTS => Decision::PASS,
-        _ => Decision::passed_by(rule),
+        _ => Decision::by_rule(rule),
     }
 }
 
@@ -421,7 +421,7 @@ fn reaches(slot: &ZoneSlot, word: u32) -> Decision {
 #[inline(always)]
 fn outside(slot: &ZoneSlot, rule: u32) -> Decision {
     let told = if slot.flags & zone_flags::REJECT != 0 { Decision::REJECT } else { 0 };
-    Decision(Decision::deny(DropReason::ZoneDeny).0 | Decision::passed_by(rule).0 | told)
+    Decision(Decision::deny(DropReason::ZoneDeny).0 | Decision::by_rule(rule).0 | told)
 }
 
 /// The bit of "no entry": lower ones are those of the inline entries.
