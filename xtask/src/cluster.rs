@@ -133,7 +133,9 @@ pub(crate) fn run(action: Action) -> Result<()> {
         }
         Action::Up(options) => up(options),
         Action::Down { place } => down(&place.dir()?),
-        Action::Stop { machine, program, place } => Cluster::read(&place.dir()?)?.machine(&machine)?.kill(&program),
+        Action::Stop { machine, program, place } => {
+            Cluster::read(&place.dir()?)?.machine(&machine)?.kill(&program)
+        }
         Action::Start { machine, program, place } => Cluster::read(&place.dir()?)?.start(&machine, &program),
         Action::PowerOff { machine, place } => Cluster::read(&place.dir()?)?.machine(&machine)?.power_off(),
         Action::Boot { machine, place } => Cluster::read(&place.dir()?)?.boot_again(&machine),
@@ -362,7 +364,12 @@ impl Cluster {
     fn explain(&self) {
         for machine in self.machines.values() {
             let dir = self.dir.join(&machine.name);
-            say(format_args!("{}: nsenter --target={} --all; logs in {}", machine.name, machine.init, dir.display()));
+            say(format_args!(
+                "{}: nsenter --target={} --all; logs in {}",
+                machine.name,
+                machine.init,
+                dir.display()
+            ));
         }
         if let Some(kubectl) = &self.kubectl {
             say(format_args!("\n    {} get nodes", kubectl.display()));
@@ -373,9 +380,14 @@ impl Cluster {
     fn last_words(&self) -> String {
         let mut words = String::from("the cluster was not to be stood up; what its parts said last:");
         for machine in self.machines.values() {
-            for program in
-                ["etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "containerd", "kubelet"]
-            {
+            for program in [
+                "etcd",
+                "kube-apiserver",
+                "kube-controller-manager",
+                "kube-scheduler",
+                "containerd",
+                "kubelet",
+            ] {
                 let text = fs::read_to_string(machine.log(program)).unwrap_or_default();
                 for line in text.lines().rev().take(5).collect::<Vec<_>>().into_iter().rev() {
                     words.push_str(&format!("\n  {} {program}: {line}", machine.name));

@@ -73,7 +73,8 @@ fn build(work: &Path) -> Result<PathBuf> {
     let gopath = source.join(".go");
     let link = gopath.join("src/k8s.io/kubernetes");
     fs::create_dir_all(gopath.join("src/k8s.io")).context("cannot create a GOPATH")?;
-    std::os::unix::fs::symlink("../../..", &link).with_context(|| format!("cannot link {}", link.display()))?;
+    std::os::unix::fs::symlink("../../..", &link)
+        .with_context(|| format!("cannot link {}", link.display()))?;
 
     let what: Vec<_> = PROGRAMS.iter().map(|program| format!("cmd/{program}")).collect();
     let mut make = Command::new("make");
@@ -101,7 +102,8 @@ fn keep(built: &Path, draft: &Path, finished: &Path) -> Result<()> {
 
 fn unpacked(work: &Path) -> Result<PathBuf> {
     let is_source = |path: &PathBuf| {
-        path.is_dir() && path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("kubernetes-"))
+        path.is_dir()
+            && path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("kubernetes-"))
     };
     entries(work)?.into_iter().find(is_source).context("`apt-get source kubernetes` unpacked nothing")
 }
@@ -112,8 +114,5 @@ fn is_code(path: &Path) -> bool {
 
 fn entries(dir: &Path) -> Result<Vec<PathBuf>> {
     let context = || format!("cannot list {}", dir.display());
-    fs::read_dir(dir)
-        .with_context(context)?
-        .map(|entry| Ok(entry.with_context(context)?.path()))
-        .collect()
+    fs::read_dir(dir).with_context(context)?.map(|entry| Ok(entry.with_context(context)?.path())).collect()
 }

@@ -52,7 +52,8 @@ impl Stage {
         match runtime::newer() {
             Ok(dir) => stage.environment.push((NEWER, dir)),
             Err(error) => {
-                let note = format!("SKIPPED: CNI 1.1 and STATUS: a newer containerd cannot be had here: {error:#}");
+                let note =
+                    format!("SKIPPED: CNI 1.1 and STATUS: a newer containerd cannot be had here: {error:#}");
                 say(&note);
                 stage.note = Some(note);
                 stage.targets.retain(|target| target != NEEDS_NEWER);
