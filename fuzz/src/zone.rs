@@ -62,7 +62,8 @@ fn whole(zone: &Zone, entry: Option<&MasterEntry>) {
             }
         }
     }
-    let again = ZoneImage::from_maps(&image.slot(1), &image.trie4(2), &image.trie6(2), image.ports());
+    let again =
+        ZoneImage::from_maps(&image.slot(1), &image.trie4(2), &image.trie6(2), image.ports(), image.rules());
     assert_eq!(again.as_ref(), Ok(&image), "an image is read from the maps as it was written");
     let twin = zone::compile(zone).expect("as before");
     assert_eq!(image.digest("lan"), twin.digest("lan"), "one zone, one digest");

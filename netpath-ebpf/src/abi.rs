@@ -5,8 +5,8 @@
 //! [`ABI_VERSION`] layouts are append-only into padding: any mix of old and new programs on one set of
 //! maps is legal.
 
-/// Version of everything in this file; it names the pin directory (`v2`) and stands in [`Meta`].
-pub const ABI_VERSION: u32 = 2;
+/// Version of everything in this file; it names the pin directory (`v3`) and stands in [`Meta`].
+pub const ABI_VERSION: u32 = 3;
 
 mod zone;
 
@@ -368,8 +368,10 @@ pub struct DropEvent {
     pub source_mac: [u8; 6],
     /// Destination MAC.
     pub destination_mac: [u8; 6],
+    /// Where the zone denied it: which of the zone's rules did, 0 = no entry matched.
+    pub rule: u8,
     /// Always zero.
-    pub pad: [u8; 4],
+    pub pad: [u8; 3],
 }
 
 const _: () = assert!(size_of::<DropEvent>() == 4 + 4 + 2 + 2 + 4 + 16 + 16 + 2 + 2 + 4 + 6 + 6 + 4);

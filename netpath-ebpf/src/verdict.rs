@@ -6,7 +6,7 @@
 
 use crate::{
     abi::{
-        Endpoint, Master, ZONE_INLINE, ZONE_WORDS, ZoneSlot, endpoint_flags, kind, mode, place_of,
+        Endpoint, Master, PortRange, ZONE_INLINE, ZONE_WORDS, ZoneSlot, endpoint_flags, kind, mode, place_of,
         zone_flags, zone_verdict,
     },
     bits::{eq32, eq128, raw4, raw16},
@@ -28,22 +28,29 @@ pub trait Rules {
     fn ports(&self, slot: u32, set: u32, protocol: u8, port: u16) -> u32;
 }
 
-/// What a verdict comes to: a drop reason, and whether the sender is told.
+/// What a verdict comes to: a drop reason, whether the sender is told, and which rule of the zone decided.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Decision(u32);
 
 impl Decision {
     const REJECT: u32 = 1 << 16;
+    const RULED: u32 = 1 << 17;
 
-    /// It passes.
+    /// It passes, and no rule of the zone was asked.
     pub const PASS: Self = Self(0);
     /// There is nothing to judge by.
     pub const CLOSED: Self = Self::deny(DropReason::ZoneNotLoaded);
 
-    /// It is denied for `reason`.
+    /// It is denied for `reason`, and no rule of the zone was asked.
     #[inline(always)]
     const fn deny(reason: DropReason) -> Self {
         Self(reason as u32)
+    }
+
+    /// `rule` decided, and lets it pass.
+    #[inline(always)]
+    const fn by_rule(rule: u32) -> Self {
+        Self(Self::RULED | (rule & 0xff) << 8)
     }
 
     /// As one number: what a function of its own can return.
@@ -62,6 +69,12 @@ impl Decision {
     #[inline(always)]
     pub const fn reason(self) -> u8 {
         self.0.to_le_bytes()[0]
+    }
+
+    /// The rule of the zone that decided.
+    #[inline(always)]
+    pub const fn rule(self) -> Option<u8> {
+        if self.0 & Self::RULED == 0 { None } else { Some(self.0.to_le_bytes()[1]) }
     }
 
     /// Whether the sender shall be told.
@@ -192,7 +205,7 @@ fn egress4(facts: &Facts, endpoint: &Endpoint, rules: &impl Rules) -> Decision {
     if local_group != 0 {
         return Decision::PASS;
     }
-    let way = Way { wanted: zone_verdict::EGRESS, port: facts.destination_port };
+    let way = Way::out(facts.destination_port);
     decide(facts, slot, index, rules, entry4(slot, index, rules, destination), way)
 }
 
@@ -247,7 +260,7 @@ fn egress6(facts: &Facts, endpoint: &Endpoint, rules: &impl Rules) -> Decision {
     if neighbour {
         return reaches(slot, word);
     }
-    let way = Way { wanted: zone_verdict::EGRESS, port: facts.destination_port };
+    let way = Way::out(facts.destination_port);
     decide(facts, slot, index, rules, word, way)
 }
 
@@ -265,7 +278,7 @@ fn ingress4(facts: &Facts, endpoint: &Endpoint, slot: &ZoneSlot, index: u32, rul
     if quoted && reaches(slot, entry4(slot, index, rules, facts.target4)).reason() == 0 {
         return Decision::PASS;
     }
-    let way = Way { wanted: zone_verdict::INGRESS, port: facts.source_port };
+    let way = Way::inwards(facts.source_port);
     decide(facts, slot, index, rules, entry4(slot, index, rules, facts.source4), way)
 }
 
@@ -291,7 +304,7 @@ fn ingress6(facts: &Facts, endpoint: &Endpoint, slot: &ZoneSlot, index: u32, rul
     if bits & (bit::SOLICITATION | bit::ADVERTISEMENT) != 0 && word & zone_verdict::PORTS != 0 {
         return Decision::PASS;
     }
-    let way = Way { wanted: zone_verdict::INGRESS, port: facts.source_port };
+    let way = Way::inwards(facts.source_port);
     decide(facts, slot, index, rules, word, way)
 }
 
@@ -353,11 +366,25 @@ fn is_link_local6(address: [u64; 2]) -> bool {
     u64::from_be(address[0]) >> 54 == 0xfe80 >> 6
 }
 
-/// Which way a packet goes: the bit of [`zone_verdict`] it needs, and the port of the other end.
+/// Which way a packet goes: the bit of [`zone_verdict`] it needs, where the rule of that way stands, and the port of
+/// the other end.
 #[derive(Clone, Copy)]
 struct Way {
     wanted: u32,
+    rule: u32,
     port: u16,
+}
+
+impl Way {
+    #[inline(always)]
+    const fn out(port: u16) -> Self {
+        Self { wanted: zone_verdict::EGRESS, rule: zone_verdict::EGRESS_RULE_SHIFT, port }
+    }
+
+    #[inline(always)]
+    const fn inwards(port: u16) -> Self {
+        Self { wanted: zone_verdict::INGRESS, rule: zone_verdict::INGRESS_RULE_SHIFT, port }
+    }
 }
 
 /// What a zone's `word` says of a packet.
@@ -373,23 +400,28 @@ fn decide(facts: &Facts, slot: &ZoneSlot, index: u32, rules: &impl Rules, word: 
             word = range;
         }
     }
-    if word & way.wanted != 0 { Decision::PASS } else { outside(slot) }
+    // Bit 31 is no part of a rule.
+    let rule = word >> way.rule & 0x7f;
+    if word & way.wanted != 0 { Decision::by_rule(rule) } else { outside(slot, rule) }
 }
 
 /// What a zone's `word` says of asking for an address: it may be asked for if anything may be sent to it.
 #[inline(always)]
 fn reaches(slot: &ZoneSlot, word: u32) -> Decision {
+    let rule = word >> zone_verdict::EGRESS_RULE_SHIFT & 0xff;
     match word & (zone_verdict::EGRESS | zone_verdict::PORTS) {
-        0 => outside(slot),
-        _ => Decision::PASS,
+        0 => outside(slot, rule),
+        // Open by ports, and a question for an address has none: no entry decides.
+        zone_verdict::PORTS => Decision::PASS,
+        _ => Decision::by_rule(rule),
     }
 }
 
-/// A denial by the zone.
+/// A denial by `rule` of the zone.
 #[inline(always)]
-fn outside(slot: &ZoneSlot) -> Decision {
+fn outside(slot: &ZoneSlot, rule: u32) -> Decision {
     let told = if slot.flags & zone_flags::REJECT != 0 { Decision::REJECT } else { 0 };
-    Decision(Decision::deny(DropReason::ZoneDeny).0 | told)
+    Decision(Decision::deny(DropReason::ZoneDeny).0 | Decision::by_rule(rule).0 | told)
 }
 
 /// The bit of "no entry": lower ones are those of the inline entries.
@@ -441,9 +473,11 @@ fn word(words: &[u32; ZONE_WORDS], hits: u32) -> u32 {
     words[place_of(hits & hits.wrapping_neg()) as usize & (ZONE_WORDS - 1)]
 }
 
-/// What [`Rules::ports`] returns for a range with these verdicts, so that it reads as a word; never 0.
+/// What [`Rules::ports`] returns for `range`, so that it reads as a word; never 0.
 #[inline(always)]
-pub fn port_word(verdicts: u8) -> u32 {
+pub fn port_word(range: &PortRange) -> u32 {
     const FOUND: u32 = 1 << 31;
-    u32::from(verdicts) & (zone_verdict::EGRESS | zone_verdict::INGRESS) | FOUND
+    u32::from(range.verdicts) & (zone_verdict::EGRESS | zone_verdict::INGRESS)
+        | zone_verdict::rules(range.egress_rule, range.ingress_rule)
+        | FOUND
 }

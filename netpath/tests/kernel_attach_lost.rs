@@ -95,7 +95,7 @@ fn a_lost_pin_of_a_program_is_named_and_attached_again() {
 #[test]
 fn a_lost_pin_of_a_map_is_made_again_from_the_programs() {
     // These no program uses, so with the pin the map itself is gone.
-    let unused = ["meta", "owners", "zone_info"];
+    let unused = ["meta", "owners", "zone_info", "rules"];
     for by_add in [false, true] {
         let entry = json!({ "unknownSource": "drop", "xdp": "native" });
         let node = Node::new(&entry);

@@ -124,7 +124,7 @@ fn an_attachment_is_shown_with_what_happened_to_it() {
         assert!(hook["program_id"].as_u64().is_some_and(|id| id != 0), "{hook}");
     }
     assert_eq!(status["maps"]["endpoints"]["used"], 2, "{status}");
-    assert_eq!((&status["alerts"], &status["abi_version"]), (&json!([]), &json!(2)));
+    assert_eq!((&status["alerts"], &status["abi_version"]), (&json!([]), &json!(3)));
     let answer = lab.netpath(&["status"]);
     answer.says("zones on enp0s8 are advice: any NAD may use it without one");
     answer.says("MASTER  ID  HOOK     VIA");
@@ -156,7 +156,7 @@ fn an_attachment_is_shown_with_what_happened_to_it() {
     let zones = lab.json("zones");
     assert_eq!(
         zones["zones"][0]["prefixes"],
-        json!([{ "prefix": "10.12.34.0/24", "egress": true, "ingress": true }])
+        json!([{ "prefix": "10.12.34.0/24", "egress": true, "ingress": true, "ports": [] }])
     );
     assert_eq!(zones["zones"][0]["attachments"], json!(["default/net-pod/net1"]));
     lab.netpath(&["zones"]).says("privatezone (row 1, generation 1, enforce, used by default/net-pod/net1)");

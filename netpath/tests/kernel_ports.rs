@@ -1,14 +1,19 @@
-//! Ports in a zone as applications see them: connections, datagrams, fragments, neighbours, changes while pods run.
+//! Ports in a zone as applications see them: connections, datagrams, fragments, neighbours, changes while pods run;
+//! and what each entry of a zone counts, against what arrives.
 
 mod common;
 
+use std::collections::BTreeMap;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::thread;
 use std::time::Duration;
 
 use common::PATIENCE;
-use common::node::{GATEWAY, GATEWAY6, INTERNET, INTERNET6, MASTER, Node, Pod, WIRE, at, text};
+use common::node::{
+    GATEWAY, GATEWAY6, INTERNET, INTERNET6, MASTER, Node, OUTSIDE_MAC, Pod, WIRE, at, stay_on_this_cpu, text,
+};
+use common::wire::{carries, marker, udp_frame};
 use netpath_ebpf::drop_reason::DropReason;
 use serde_json::{Value, json};
 
@@ -216,5 +221,115 @@ fn a_network_may_not_open_a_port_that_the_masters_entry_does_not() {
             "`zone.allow` has `{shown}`, the bound `zone` allows `10.12.34.0/24 tcp/443,tcp/8000-9000`"
         );
         assert!(!output.status.success() && error.contains(&expected), "{error}");
+    }
+}
+
+/// What each entry of the only zone counted: packets and bytes sent, packets and bytes received.
+fn entries(node: &Node) -> BTreeMap<String, [u64; 4]> {
+    let shown: Value = serde_json::from_str(&node.netpath(&["zones", "-o", "json"])).expect("JSON");
+    let entries = shown["zones"][0]["entries"].as_array().expect("entries").clone();
+    let count = |entry: &Value| {
+        ["tx_packets", "tx_bytes", "rx_packets", "rx_bytes"].map(|key| entry[key].as_u64().expect("a number"))
+    };
+    let name = |entry: &Value| {
+        let kind = entry["kind"].as_str().expect("text");
+        format!("{kind} {}", entry["prefix"].as_str().unwrap_or("-"))
+    };
+    entries.iter().map(|entry| (name(entry), count(entry))).collect()
+}
+
+#[test]
+fn what_an_entry_counts_is_what_arrives_or_does_not() {
+    const POD: Ipv4Addr = Ipv4Addr::new(10, 12, 34, 200);
+    const SHUT: Ipv4Addr = Ipv4Addr::new(10, 12, 34, 13);
+    for xdp in ["off", "native"] {
+        let node = Node::new(&json!({ "unknownSource": "drop", "xdp": xdp }));
+        let zone = json!({
+            "policy": "private", "local": ["10.12.34.0/24"], "deny": [SHUT],
+            "allow": [{ "cidr": INTERNET, "ports": ["udp/53"] }],
+        });
+        let pod = node.pod(&["10.12.34.200/24"], Some(&zone));
+        let (inside, outside) = (pod.socket(), node.far_end());
+        stay_on_this_cpu();
+        let before = entries(&node);
+        // Entry, the other end and its port, how many packets, whether they may pass.
+        let plan = [
+            ("local 10.12.34.0/24", GATEWAY, 7, 3_u64, true),
+            ("allow 8.8.8.8/32", INTERNET, 53, 5, true),
+            ("deny 10.12.34.13/32", SHUT, 7, 4, false),
+            ("none -", INTERNET, 80, 2, false),
+        ];
+        let mut expected = before.clone();
+        let mut marks: [Vec<(Vec<u8>, &str, bool)>; 2] = [Vec::new(), Vec::new()];
+        for (entry, other, port, packets, passes) in plan {
+            for number in 0..packets {
+                let mark = |way: usize, marks: &mut [Vec<(Vec<u8>, &'static str, bool)>; 2]| {
+                    let mut mark = marker();
+                    marks[way].push((mark.clone(), entry, passes));
+                    // Lengths differ, so that bytes say which packets they were.
+                    mark.extend(vec![0; usize::try_from(number).expect("few") * 100]);
+                    mark
+                };
+                let out = mark(0, &mut marks);
+                let frame = udp_frame((pod.mac, OUTSIDE_MAC), POD, other, (7, port), &out);
+                assert_eq!(inside.send(&frame).is_ok(), passes, "{entry}");
+                let inward = mark(1, &mut marks);
+                let back = udp_frame((OUTSIDE_MAC, pod.mac), other, POD, (port, 7), &inward);
+                outside.send(&back).expect("sent");
+                if !passes {
+                    let counts = expected.get_mut(entry).expect("an entry");
+                    let lengths = [frame.len() as u64, back.len() as u64];
+                    *counts = [counts[0] + 1, counts[1] + lengths[0], counts[2] + 1, counts[3] + lengths[1]];
+                }
+            }
+        }
+        let mut fence = |from: &common::wire::RawSocket, to: &common::wire::RawSocket, way: usize| {
+            let last = marker();
+            let frame = match way {
+                0 => udp_frame((pod.mac, OUTSIDE_MAC), POD, GATEWAY, (7, 7), &last),
+                _ => udp_frame((OUTSIDE_MAC, pod.mac), GATEWAY, POD, (7, 7), &last),
+            };
+            from.send(&frame).expect("the fence is allowed");
+            let receiver = if way == 0 { OUTSIDE_MAC } else { pod.mac };
+            let seen = to.until(&last);
+            let seen: Vec<_> = seen.iter().filter(|frame| frame[..6] == receiver).collect();
+            // What arrived, by the entry that let it: the fence is one of the local prefix.
+            for (mark, entry, passes) in &marks[way] {
+                let frames: Vec<_> = seen.iter().filter(|frame| carries(frame, mark)).collect();
+                assert_eq!(frames.len(), usize::from(*passes), "xdp {xdp}: {entry}, way {way}");
+                for frame in frames {
+                    let counts = expected.get_mut(*entry).expect("an entry");
+                    counts[2 * way] += 1;
+                    counts[2 * way + 1] += frame.len() as u64;
+                }
+            }
+            let counts = expected.get_mut("local 10.12.34.0/24").expect("an entry");
+            counts[2 * way] += 1;
+            counts[2 * way + 1] += frame.len() as u64;
+        };
+        fence(&inside, &outside, 0);
+        fence(&outside, &inside, 1);
+        assert_eq!(entries(&node), expected, "xdp {xdp}");
+        // A zone that changes keeps what the entries that stay have counted, and shows it to people as well.
+        let narrower = json!({
+            "policy": "private", "local": ["10.12.34.0/24"], "deny": [SHUT, "10.12.34.14"],
+        });
+        apply(&node, &pod, &narrower);
+        expected.remove("allow 8.8.8.8/32");
+        expected.insert("deny 10.12.34.14/32".to_owned(), [0; 4]);
+        assert_eq!(entries(&node), expected, "xdp {xdp}");
+        let [sent, bytes, ..] = expected["deny 10.12.34.13/32"];
+        let table = node.netpath(&["zones"]);
+        let words = |line: &str| line.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
+        let shown = table.lines().map(words).any(|words| {
+            words.starts_with(&[
+                "deny".into(),
+                "10.12.34.13/32".into(),
+                "denied".into(),
+                sent.to_string(),
+                bytes.to_string(),
+            ])
+        });
+        assert!(shown, "{table}");
     }
 }

@@ -6,8 +6,16 @@ use super::NAME_LEN;
 pub const ZONE_INLINE: usize = 8;
 /// Places in [`ZoneSlot::words_v4`]: one for each inline entry and one for "no entry", by [`word_place`].
 pub const ZONE_WORDS: usize = 16;
-/// Port sets that one slot of a zone may have.
-pub const ZONE_PORT_SETS: u32 = 16;
+/// Rows of `rules` and `rule_counters` that each zone has. Rule 0 is "no entry matched", the last two are
+/// [`REST_ALLOW`] and [`REST_DENY`]; each of the others is an entry of the zone.
+pub const ZONE_RULES: u32 = 32;
+/// The rule of all entries of `local` and `allow` that have no row of their own.
+pub const REST_ALLOW: u8 = 30;
+/// The rule of all entries of `deny` that have no row of their own.
+pub const REST_DENY: u8 = 31;
+/// Port sets that one slot of a zone may have. Ranges of different rules make different sets, so that there are
+/// more than a person writes.
+pub const ZONE_PORT_SETS: u32 = 64;
 /// Port ranges of one prefix, those of the prefixes around it included.
 pub const PORT_RANGES: usize = 8;
 
@@ -23,8 +31,20 @@ pub mod zone_verdict {
     pub const PORTS: u32 = 1 << 2;
     /// The prefix is the network's own, not one that was allowed beyond it. The programs do not read it.
     pub const LOCAL: u32 = 1 << 3;
+    /// Where the rule stands that decides what the endpoint sends: eight bits, below [`super::ZONE_RULES`].
+    pub const EGRESS_RULE_SHIFT: u32 = 8;
     /// Where the number of the port set stands: eight bits, below [`super::ZONE_PORT_SETS`].
     pub const PORT_SET_SHIFT: u32 = 16;
+    /// Where the rule stands that decides what the endpoint receives: seven bits.
+    pub const INGRESS_RULE_SHIFT: u32 = 24;
+    /// The bits of both rules.
+    pub const RULES: u32 = 0xff << EGRESS_RULE_SHIFT | 0x7f << INGRESS_RULE_SHIFT;
+
+    /// The rules of a word that decide these two ways.
+    #[inline(always)]
+    pub const fn rules(egress: u8, ingress: u8) -> u32 {
+        (egress as u32) << EGRESS_RULE_SHIFT | (ingress as u32 & 0x7f) << INGRESS_RULE_SHIFT
+    }
 
     /// The port set of a word.
     #[inline(always)]
@@ -179,8 +199,10 @@ pub struct PortRange {
     pub protocol: u8,
     /// The bits `EGRESS` and `INGRESS` of [`zone_verdict`].
     pub verdicts: u8,
-    /// Always zero.
-    pub pad: [u8; 2],
+    /// Rule that decides by this range what the endpoint sends.
+    pub egress_rule: u8,
+    /// Rule that decides by this range what the endpoint receives.
+    pub ingress_rule: u8,
     /// First port of the other end: of the destination where the endpoint sends, else of the source.
     pub first: u16,
     /// Last port.
@@ -192,6 +214,58 @@ pub struct PortRange {
 pub type PortSet = [PortRange; PORT_RANGES];
 
 const _: () = assert!(size_of::<PortSet>() == 8 * PORT_RANGES);
+
+/// What a rule of a zone is.
+pub mod rule_kind {
+    /// The row is free, or was never used.
+    pub const FREE: u8 = 0;
+    /// An entry of `local`.
+    pub const LOCAL: u8 = 1;
+    /// An entry of `allow`.
+    pub const ALLOW: u8 = 2;
+    /// An entry of `deny`.
+    pub const DENY: u8 = 3;
+}
+
+/// Value of `rules`, index `zone * ZONE_RULES + rule`: which entry of the zone a rule is. For people, and for
+/// finding the row of an entry again when the zone is changed; the programs never read it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Rule {
+    /// Last generation of the zone that has the entry: below the one in force the row is nobody's.
+    pub generation: u64,
+    /// Network address; IPv4 in the first four bytes.
+    pub addr: [u8; 16],
+    /// Length of the prefix.
+    pub prefix_len: u8,
+    /// 4 or 6.
+    pub family: u8,
+    /// One of [`rule_kind`].
+    pub kind: u8,
+    /// Always zero.
+    pub pad: [u8; 5],
+    /// The ports that the entry is about; none: all that is sent. Only protocol, first and last are set.
+    pub ports: PortSet,
+}
+
+const _: () = assert!(size_of::<Rule>() == 8 + 16 + 8 + size_of::<PortSet>());
+
+/// Value of `rule_counters`, one for each CPU, index `zone * ZONE_RULES + rule`: packets that a rule decided, those
+/// that only would have been dropped included. Both generations of a zone count into the same rows.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct RuleCounters {
+    /// Packets that endpoints sent.
+    pub tx_packets: u64,
+    /// Their bytes.
+    pub tx_bytes: u64,
+    /// Packets to endpoints.
+    pub rx_packets: u64,
+    /// Their bytes.
+    pub rx_bytes: u64,
+}
+
+const _: () = assert!(size_of::<RuleCounters>() == 32);
 
 /// Value of `zone_info`, for people and for finding a zone again; the programs never read it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -210,6 +284,14 @@ const _: () = assert!(size_of::<ZoneInfo>() == NAME_LEN + 16 + 8);
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_word_has_room_for_its_parts() {
+        let parts = [0xf, 0xff << zone_verdict::PORT_SET_SHIFT, zone_verdict::RULES, 1 << 31];
+        assert_eq!(parts.iter().fold(0, |seen, part| if seen & part == 0 { seen | part } else { 0 }), !0xf0);
+        assert_eq!(zone_verdict::rules(REST_DENY, REST_DENY) & !zone_verdict::RULES, 0);
+        assert!(u32::from(REST_DENY) == ZONE_RULES - 1 && ZONE_PORT_SETS <= 1 << 8);
+    }
 
     #[test]
     fn every_entry_has_a_place_of_its_own() {

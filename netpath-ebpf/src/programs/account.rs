@@ -4,14 +4,14 @@ use core::arch::asm;
 
 use aya_ebpf::helpers::bpf_get_smp_processor_id;
 use netpath_ebpf::{
-    abi::{Counters, DropEvent, MasterCounters, REASON_SLOTS, direction},
+    abi::{Counters, DropEvent, MasterCounters, REASON_SLOTS, RuleCounters, ZONE_RULES, direction},
     bits::opaque,
     packet::{Facts, bit, l3},
 };
 
 use super::{
     globals,
-    maps::{BUDGETS, COUNTERS, DROPS, EVENTS, MASTER_COUNTERS, Scratch},
+    maps::{BUDGETS, COUNTERS, DROPS, EVENTS, MASTER_COUNTERS, RULE_COUNTERS, Scratch},
 };
 
 /// How much one frame counts for.
@@ -30,6 +30,15 @@ pub(crate) fn counters(id: u32) -> Option<&'static mut Counters> {
     let cpu = unsafe { bpf_get_smp_processor_id() };
     let slot = COUNTERS.get_ptr_mut(id.wrapping_mul(globals::cpus()).wrapping_add(cpu))?;
     // SAFETY: As above.
+    Some(unsafe { &mut *slot })
+}
+
+/// This CPU's counters of a rule of a zone.
+#[inline(always)]
+pub(crate) fn rule_counters(zone: u32, rule: u8) -> Option<&'static mut RuleCounters> {
+    let row = zone.wrapping_mul(ZONE_RULES).wrapping_add(u32::from(rule) & (ZONE_RULES - 1));
+    let slot = RULE_COUNTERS.get_ptr_mut(row)?;
+    // SAFETY: As in `counters`.
     Some(unsafe { &mut *slot })
 }
 
@@ -62,8 +71,10 @@ pub(crate) struct Drop {
     pub direction: u8,
     /// 1 = the packet passes all the same.
     pub audited: u8,
+    /// The rule of the zone that denied it.
+    pub rule: u8,
     /// Always zero.
-    pub pad: [u8; 5],
+    pub pad: [u8; 4],
 }
 
 /// Adds to a counter that all CPUs share. `AtomicU64` does not exist for this target.
@@ -157,7 +168,8 @@ unsafe fn fill(event: *mut DropEvent, drop: &Drop, facts: &Facts) {
         (*event).length = facts.length;
         (*event).source_mac = mac(drop.macs[0]);
         (*event).destination_mac = mac(drop.macs[1]);
-        (&raw mut (*event).pad).cast::<u32>().write(0);
+        // With its padding: one word.
+        (&raw mut (*event).rule).cast::<u32>().write(u32::from_ne_bytes([drop.rule, 0, 0, 0]));
     }
 }
 

@@ -9,8 +9,8 @@ use aya_ebpf::{
 use netpath_ebpf::{
     abi::{
         Budget, CookieKey, CookieOwner, Counters, DropCounters, DropEvent, Endpoint, EndpointKey, HEAD_LEN,
-        MAX_MASTERS, Master, MasterCounters, Meta, Owner, PortSet, Reject, TrieKey4, TrieKey6, VlanKey,
-        VlanMaster, ZONE_PORT_SETS, ZoneInfo, ZoneSlot,
+        MAX_MASTERS, Master, MasterCounters, Meta, Owner, PortSet, Reject, Rule, RuleCounters, TrieKey4,
+        TrieKey6, VlanKey, VlanMaster, ZONE_PORT_SETS, ZONE_RULES, ZoneInfo, ZoneSlot,
     },
     packet::Facts,
 };
@@ -21,6 +21,7 @@ const CPUS: usize = 2;
 const PREFIXES: usize = 16_384;
 const VLANS: usize = 1024;
 const PORT_SETS: usize = 2 * ZONES * ZONE_PORT_SETS as usize;
+const RULE_ROWS: usize = ZONES * ZONE_RULES as usize;
 const MMAPABLE: usize = BPF_F_MMAPABLE as usize;
 
 /// What one frame needs on the way to its verdict; nothing in it outlives a packet.
@@ -56,6 +57,10 @@ pub(crate) static ZONE_TRIE_V4: LpmTrie<TrieKey4, u32, PREFIXES> = LpmTrie::new(
 pub(crate) static ZONE_TRIE_V6: LpmTrie<TrieKey6, u32, PREFIXES> = LpmTrie::new();
 #[btf_map(name = "ports")]
 pub(crate) static PORTS: Array<PortSet, PORT_SETS> = Array::new();
+#[btf_map(name = "rules")]
+pub(crate) static RULES: Array<Rule, RULE_ROWS> = Array::new();
+#[btf_map(name = "rule_counters")]
+pub(crate) static RULE_COUNTERS: PerCpuArray<RuleCounters, RULE_ROWS> = PerCpuArray::new();
 #[btf_map(name = "cookies")]
 pub(crate) static COOKIES: HashMap<CookieKey, CookieOwner, ENDPOINTS> = HashMap::new();
 #[btf_map(name = "claims_v4")]

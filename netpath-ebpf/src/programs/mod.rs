@@ -8,7 +8,7 @@ mod reject;
 mod rules;
 mod sender;
 
-use account::{Drop, Size, counters, master_counters, report};
+use account::{Drop, Size, counters, master_counters, report, rule_counters};
 use aya_ebpf::{
     bindings::{__sk_buff, TC_ACT_SHOT, TC_ACT_UNSPEC, xdp_action, xdp_md},
     helpers::{bpf_skb_load_bytes, bpf_xdp_adjust_meta},
@@ -169,6 +169,7 @@ fn tell(scratch: *mut Scratch, drop: Drop) {
         (*to).reason = drop.reason;
         (*to).direction = drop.direction;
         (*to).audited = drop.audited;
+        (*to).rule = drop.rule;
         report(&*scratch);
     }
 }
@@ -215,6 +216,12 @@ fn sent(row: &Endpoint, ethernet: &Ethernet, scratch: *mut Scratch, size: Size, 
     if fate != Fate::Drop && !counts {
         return Sent::Passed;
     }
+    if let Some(rule) = decision.rule()
+        && let Some(count) = rule_counters(row.zone, rule)
+    {
+        count.tx_packets += size.packets;
+        count.tx_bytes += size.bytes;
+    }
     if let Some(count) = counters(row.id) {
         match fate {
             Fate::Drop => count.tx_dropped += size.packets,
@@ -236,7 +243,8 @@ fn sent(row: &Endpoint, ethernet: &Ethernet, scratch: *mut Scratch, size: Size, 
             reason,
             direction: direction::TX,
             audited: u8::from(fate == Fate::Audit),
-            pad: [0; 5],
+            rule: decision.rule().unwrap_or(0),
+            pad: [0; 4],
         };
         tell(scratch, drop);
     }
@@ -269,6 +277,12 @@ fn received(
     if fate != Fate::Drop && !claim() {
         return true;
     }
+    if let Some(rule) = decision.rule()
+        && let Some(count) = rule_counters(row.zone, rule)
+    {
+        count.rx_packets += size.packets;
+        count.rx_bytes += size.bytes;
+    }
     if let Some(count) = counters(row.id) {
         match fate {
             Fate::Drop => count.rx_dropped += size.packets,
@@ -290,7 +304,8 @@ fn received(
             reason,
             direction: direction::RX,
             audited: u8::from(fate == Fate::Audit),
-            pad: [0; 5],
+            rule: decision.rule().unwrap_or(0),
+            pad: [0; 4],
         };
         tell(scratch, drop);
     }
@@ -415,7 +430,8 @@ fn tell_offence(
         reason: offence.reason,
         direction: direction::TX,
         audited: u8::from(!dropped),
-        pad: [0; 5],
+        rule: 0,
+        pad: [0; 4],
     };
     tell(scratch, drop);
     if dropped { SHOT } else { NEXT }

@@ -49,7 +49,7 @@ fn port_range(index: u32, protocol: u32, port: u32) -> u32 {
     for range in set {
         let inside = u32::from(range.first) <= port && port <= u32::from(range.last);
         if u32::from(range.protocol) == protocol && protocol != 0 && inside {
-            return port_word(range.verdicts);
+            return port_word(range);
         }
     }
     0

@@ -218,7 +218,7 @@ impl Rules for Maps<'_> {
         let used = image.ports[set as usize].iter().filter(|range| range.protocol != 0);
         let mut holding =
             used.filter(|range| range.protocol == protocol && (range.first..=range.last).contains(&port));
-        holding.next().map_or(0, |range| verdict::port_word(range.verdicts))
+        holding.next().map_or(0, verdict::port_word)
     }
 }
 

@@ -146,6 +146,7 @@ mod tests {
             length: 42,
             source_mac: [2; 6],
             destination_mac: [0xff; 6],
+            rule: 0,
         }
     }
 

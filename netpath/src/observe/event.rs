@@ -130,6 +130,8 @@ pub struct Event {
     pub source_mac: [u8; 6],
     /// Destination MAC.
     pub destination_mac: [u8; 6],
+    /// Where the zone denied it: the number of the rule that did, as `netpath zones -o json` has it.
+    pub rule: u8,
 }
 
 impl Event {
@@ -169,6 +171,7 @@ impl Event {
             length: u32::from_ne_bytes(field(record, offset_of!(DropEvent, length))),
             source_mac: field(record, offset_of!(DropEvent, source_mac)),
             destination_mac: field(record, offset_of!(DropEvent, destination_mac)),
+            rule: u8::from_ne_bytes(field(record, offset_of!(DropEvent, rule))),
         })
     }
 
@@ -198,6 +201,7 @@ impl Event {
             "length": self.length,
             "source_mac": mac_text(self.source_mac),
             "destination_mac": mac_text(self.destination_mac),
+            "rule": (self.reason == Reason::Known(DropReason::ZoneDeny)).then_some(self.rule),
         })
     }
 
@@ -258,6 +262,7 @@ pub(super) mod tests {
             length: 74,
             source_mac: [2, 0, 0, 0, 0, 0x0a],
             destination_mac: [2, 0, 0, 0, 0, 0x0b],
+            rule: 2,
         }
     }
 
@@ -281,7 +286,7 @@ pub(super) mod tests {
             &event.length.to_ne_bytes(),
             &event.source_mac,
             &event.destination_mac,
-            &[0; 4],
+            &[event.rule, 0, 0, 0],
         ]
         .concat()
     }
@@ -336,7 +341,7 @@ pub(super) mod tests {
             "audited": false, "reason": "zone-deny", "reason_number": 14, "ethertype": 2048, "protocol": 6,
             "source": "10.12.34.200", "destination": "8.8.8.8", "source_port": 40000, "destination_port": 443,
             "icmp_type": null, "icmp_code": null, "length": 74, "source_mac": "02:00:00:00:00:0a",
-            "destination_mac": "02:00:00:00:00:0b",
+            "destination_mac": "02:00:00:00:00:0b", "rule": 2,
         });
         assert_eq!(syn().to_json(Some("net-pod/net1")), expected);
         let ping =
@@ -345,6 +350,8 @@ pub(super) mod tests {
         assert_eq!((&ping["source_port"], &ping["destination_port"]), (&json!(null), &json!(null)));
         let arp = Event { ethertype: number::ARP, protocol: 0, source_port: 0, destination_port: 0, ..syn() };
         assert_eq!(arp.to_json(None)["protocol"], json!(null));
+        let other = Event { reason: Reason::Known(DropReason::Malformed), ..syn() };
+        assert_eq!(other.to_json(None)["rule"], json!(null));
     }
 
     proptest! {
@@ -356,7 +363,7 @@ pub(super) mod tests {
                     // What is read says everything but the padding and whether `audited` was 1 or more.
                     let again = record(&event);
                     prop_assert_eq!(&again[..14], &bytes[..14]);
-                    prop_assert_eq!(&again[15..LEN - 4], &bytes[15..LEN - 4]);
+                    prop_assert_eq!(&again[15..LEN - 3], &bytes[15..LEN - 3]);
                 }
                 Err(DecodeError::Length(length)) => prop_assert!(length == bytes.len() && length != LEN),
                 Err(DecodeError::Direction(direction)) => prop_assert!(1 < direction && bytes.len() == LEN),

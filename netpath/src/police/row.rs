@@ -109,7 +109,7 @@ pub fn content(image: &ZoneImage) -> ZoneContent {
             image.v6().iter().map(|(net, v)| (u32::from(net.prefix()), net.network().octets(), *v)).collect()
         }
     };
-    ZoneContent { slot, trie_v4, trie_v6, ports: image.ports().to_vec() }
+    ZoneContent { slot, trie_v4, trie_v6, ports: image.ports().to_vec(), rules: image.rules().to_vec() }
 }
 
 /// What the maps hold of a zone, as an image.
@@ -125,7 +125,13 @@ pub fn image(content: &ZoneContent) -> Result<ZoneImage, SlotError> {
         key: TrieKey6 { slot: 0, addr },
         verdicts,
     });
-    ZoneImage::from_maps(&content.slot, &v4.collect::<Vec<_>>(), &v6.collect::<Vec<_>>(), &content.ports)
+    ZoneImage::from_maps(
+        &content.slot,
+        &v4.collect::<Vec<_>>(),
+        &v6.collect::<Vec<_>>(),
+        &content.ports,
+        &content.rules,
+    )
 }
 
 /// Puts the attachment's zone and row in force. The caller holds the lock, and the master is attached.

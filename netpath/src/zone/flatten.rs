@@ -13,53 +13,69 @@ use std::collections::BTreeMap;
 use ipnetwork::IpNetwork;
 use netpath_ebpf::abi::{PORT_RANGES, PortRange, zone_verdict};
 
+use super::ports::merged;
 use super::prefix::{canonical, covers};
-use super::{Ingress, Ports, Zone, ZoneError};
+use super::rules::Numbered;
+use super::{Ingress, List, Ports, Zone, ZoneEntry, ZoneError};
 
-/// What is written about one prefix.
+/// Ports and the rule that they are of.
+type Ruled = (Ports, u8);
+
+/// What is written about one prefix: which rules, and ports of rules.
 #[derive(Default)]
 struct Written {
-    local: bool,
-    allow: bool,
-    deny: bool,
-    allow_ports: Vec<Ports>,
-    deny_ports: Vec<Ports>,
+    local: Option<u8>,
+    allow: Option<u8>,
+    deny: Option<u8>,
+    allow_ports: Vec<Ruled>,
+    deny_ports: Vec<Ruled>,
 }
 
 /// One prefix of the zone, as a program has to find it.
 pub(super) struct Flat {
     pub(super) prefix: IpNetwork,
-    /// Bits of [`zone_verdict`] for what no range holds.
+    /// Word of [`zone_verdict`] for what no range holds.
     pub(super) word: u32,
     /// The first that holds a packet decides. Each changes something.
     pub(super) ranges: Vec<PortRange>,
+}
+
+/// The longest entry of a kind around a prefix.
+#[derive(Clone, Copy)]
+struct Longest {
+    length: u8,
+    rule: u8,
 }
 
 /// A prefix around the one that is looked at, and the longest of each kind from it outwards.
 struct Outer<'a> {
     prefix: IpNetwork,
     written: &'a Written,
-    // `None` is less than any length.
-    local: Option<u8>,
-    open: Option<u8>,
-    closed: Option<u8>,
+    local: Option<Longest>,
+    open: Option<Longest>,
+    closed: Option<Longest>,
 }
 
-/// Every prefix of `zone`, once.
-pub(super) fn flatten(zone: &Zone) -> Result<Vec<Flat>, ZoneError> {
+/// Every prefix of `zone`, once, with the numbers that `rules` gives its entries.
+pub(super) fn flatten(zone: &Zone, rules: &Numbered) -> Result<Vec<Flat>, ZoneError> {
     let mut all: BTreeMap<IpNetwork, Written> = BTreeMap::new();
     for prefix in &zone.local {
-        all.entry(canonical(*prefix)).or_default().local = true;
+        let number = rules.number(List::Local, &ZoneEntry::whole(*prefix))?;
+        all.entry(canonical(*prefix)).or_default().local = Some(number);
     }
-    for entry in &zone.allow {
-        let written = all.entry(canonical(entry.prefix())).or_default();
-        written.allow |= entry.is_whole();
-        written.allow_ports.extend(entry.ports());
-    }
-    for entry in &zone.deny {
-        let written = all.entry(canonical(entry.prefix())).or_default();
-        written.deny |= entry.is_whole();
-        written.deny_ports.extend(entry.ports());
+    for (list, entries) in [(List::Allow, &zone.allow), (List::Deny, &zone.deny)] {
+        for entry in entries {
+            let number = rules.number(list, entry)?;
+            let written = all.entry(canonical(entry.prefix())).or_default();
+            let (whole, ports) = match list {
+                List::Deny => (&mut written.deny, &mut written.deny_ports),
+                List::Local | List::Allow => (&mut written.allow, &mut written.allow_ports),
+            };
+            match entry.is_whole() {
+                true => *whole = Some(number),
+                false => ports.extend(entry.ports().iter().map(|ports| (*ports, number))),
+            }
+        }
     }
     // By address, the shorter first: what is around a prefix stands before it, and nothing between is not.
     let mut around: Vec<Outer<'_>> = Vec::new();
@@ -68,14 +84,15 @@ pub(super) fn flatten(zone: &Zone) -> Result<Vec<Flat>, ZoneError> {
         while around.last().is_some_and(|outer| !covers(outer.prefix, prefix)) {
             around.pop();
         }
-        let length = Some(prefix.prefix());
         let outer = around.last();
-        let longest = |here: bool, outer: Option<u8>| if here { length } else { outer };
+        let longest = |here: Option<u8>, outer: Option<Longest>| {
+            here.map(|rule| Longest { length: prefix.prefix(), rule }).or(outer)
+        };
         around.push(Outer {
             prefix,
             written,
             local: longest(written.local, outer.and_then(|outer| outer.local)),
-            open: longest(written.local || written.allow, outer.and_then(|outer| outer.open)),
+            open: longest(written.local.or(written.allow), outer.and_then(|outer| outer.open)),
             closed: longest(written.deny, outer.and_then(|outer| outer.closed)),
         });
         flat.push(one(zone.ingress, prefix, &around)?);
@@ -83,26 +100,37 @@ pub(super) fn flatten(zone: &Zone) -> Result<Vec<Flat>, ZoneError> {
     Ok(flat)
 }
 
+/// Whether what opens an address wins against what closes it, and the rule that decides.
+fn decides(open: Option<Longest>, closed: Option<Longest>) -> (bool, u8) {
+    let length = |longest: Option<Longest>| longest.map(|longest| longest.length);
+    // `None` is less than any length.
+    match length(closed) < length(open) {
+        true => (true, open.map_or(0, |open| open.rule)),
+        false => (false, closed.map_or(0, |closed| closed.rule)),
+    }
+}
+
 /// What is said of `prefix`, which is the last of `around`.
 fn one(ingress: Ingress, prefix: IpNetwork, around: &[Outer<'_>]) -> Result<Flat, ZoneError> {
     let Some(own) = around.last() else { return Ok(Flat { prefix, word: 0, ranges: Vec::new() }) };
-    let egress = own.closed < own.open;
-    let enters = match ingress {
-        Ingress::Zone => egress,
-        Ingress::Any => true,
-        Ingress::Local => own.closed < own.local,
+    let (egress, egress_rule) = decides(own.open, own.closed);
+    let (enters, ingress_rule) = match ingress {
+        Ingress::Zone => (egress, egress_rule),
+        // No entry is asked.
+        Ingress::Any => (true, 0),
+        Ingress::Local => decides(own.local, own.closed),
     };
     let bit = |set: bool, bit: u32| if set { bit } else { 0 };
     let base = bit(egress, zone_verdict::EGRESS) | bit(enters, zone_verdict::INGRESS);
     // What the prefix is, not what is around it: `LOCAL` is read prefix by prefix.
-    let local = bit(own.written.local && !own.written.deny, zone_verdict::LOCAL);
+    let local = bit(own.written.local.is_some() && own.written.deny.is_none(), zone_verdict::LOCAL);
 
     // The longest first, so that a range is its own prefix's where several hold a packet.
-    let mut denied: Vec<Ports> = Vec::new();
-    let mut allowed: Vec<Ports> = Vec::new();
+    let mut denied: Vec<Ruled> = Vec::new();
+    let mut allowed: Vec<Ruled> = Vec::new();
     for outer in around.iter().rev() {
         denied.extend(sorted(&outer.written.deny_ports));
-        if own.closed < Some(outer.prefix.prefix()) {
+        if own.closed.is_none_or(|closed| closed.length < outer.prefix.prefix()) {
             allowed.extend(sorted(&outer.written.allow_ports));
         }
     }
@@ -111,42 +139,51 @@ fn one(ingress: Ingress, prefix: IpNetwork, around: &[Outer<'_>]) -> Result<Flat
     let (denied, allowed) = match egress {
         true => (first_of_each(denied).ok_or_else(too_many)?, Vec::new()),
         false => {
-            let open = Gaps::between(&denied);
-            let allowed: Vec<Ports> = allowed.into_iter().filter(|ports| open.reach(*ports)).collect();
+            let closed = Closed::by(&denied);
+            allowed.retain(|(ports, _)| !closed.hold(*ports));
             let allowed = first_of_each(allowed).ok_or_else(too_many)?;
-            denied.retain(|ports| allowed.iter().any(|other| meet(*ports, *other)));
+            denied.retain(|(ports, _)| allowed.iter().any(|(other, _)| meet(*ports, *other)));
             (first_of_each(denied).ok_or_else(too_many)?, allowed)
         }
     };
     if PORT_RANGES < denied.len() + allowed.len() {
         return Err(too_many());
     }
-    let closed = bit(ingress == Ingress::Any, zone_verdict::INGRESS);
-    let open = zone_verdict::EGRESS | bit(enters || ingress == Ingress::Zone, zone_verdict::INGRESS);
-    let range = |ports: &Ports, verdicts: u32| PortRange {
+    let range = |(ports, rule): &Ruled, verdicts: u32, ingress_rule: u8| PortRange {
         protocol: ports.protocol.number(prefix),
         verdicts: verdicts.to_le_bytes()[0],
+        egress_rule: *rule,
+        ingress_rule,
         first: ports.first,
         last: ports.last,
-        ..PortRange::default()
     };
-    let denied = denied.iter().map(|ports| range(ports, closed));
-    let ranges = denied.chain(allowed.iter().map(|ports| range(ports, open))).collect();
-    Ok(Flat { prefix, word: base | local, ranges })
+    let denied = denied.iter().map(|ruled| match ingress {
+        Ingress::Any => range(ruled, zone_verdict::INGRESS, 0),
+        Ingress::Zone | Ingress::Local => range(ruled, 0, ruled.1),
+    });
+    let allowed = allowed.iter().map(|ruled| match ingress {
+        Ingress::Zone => range(ruled, zone_verdict::EGRESS | zone_verdict::INGRESS, ruled.1),
+        // Who may come in is not theirs to say.
+        Ingress::Local | Ingress::Any => {
+            range(ruled, zone_verdict::EGRESS | bit(enters, zone_verdict::INGRESS), ingress_rule)
+        }
+    });
+    let ranges = denied.chain(allowed).collect();
+    Ok(Flat { prefix, word: base | local | zone_verdict::rules(egress_rule, ingress_rule), ranges })
 }
 
-fn sorted(ports: &[Ports]) -> Vec<Ports> {
-    let mut ports = ports.to_vec();
-    ports.sort_unstable();
-    ports
+fn sorted(ruled: &[Ruled]) -> Vec<Ruled> {
+    let mut ruled = ruled.to_vec();
+    ruled.sort_unstable();
+    ruled
 }
 
 /// Without those that an earlier one holds; `None` if more are left than fit.
-fn first_of_each(ports: Vec<Ports>) -> Option<Vec<Ports>> {
-    let mut kept: Vec<Ports> = Vec::new();
-    for ports in ports {
-        if !kept.iter().any(|earlier| earlier.holds(ports)) {
-            kept.push(ports);
+fn first_of_each(all: Vec<Ruled>) -> Option<Vec<Ruled>> {
+    let mut kept: Vec<Ruled> = Vec::new();
+    for ruled in all {
+        if !kept.iter().any(|(earlier, _)| earlier.holds(ruled.0)) {
+            kept.push(ruled);
             if PORT_RANGES < kept.len() {
                 return None;
             }
@@ -159,18 +196,16 @@ fn meet(a: Ports, b: Ports) -> bool {
     a.protocol == b.protocol && a.first <= b.last && b.first <= a.last
 }
 
-/// What ranges leave open: they may close another one together that none of them closes alone.
-struct Gaps(Vec<Ports>);
+/// Ranges joined where they meet, in order: they may hold another one together that none of them holds alone.
+struct Closed(Vec<Ports>);
 
-impl Gaps {
-    /// `closed` joined where they meet, in order.
-    fn between(closed: &[Ports]) -> Self {
-        Self(super::ports::merged(closed.to_vec()))
+impl Closed {
+    fn by(denied: &[Ruled]) -> Self {
+        Self(merged(denied.iter().map(|(ports, _)| *ports).collect()))
     }
 
-    /// Whether some of `ports` is in none of them.
-    fn reach(&self, ports: Ports) -> bool {
-        !self.0.iter().any(|closed| closed.holds(ports))
+    fn hold(&self, ports: Ports) -> bool {
+        self.0.iter().any(|closed| closed.holds(ports))
     }
 }
 

@@ -5,7 +5,7 @@ use std::fmt::{Display, Formatter, Result as FmtResult};
 use std::net::IpAddr;
 
 use ipnetwork::{IpNetwork, Ipv4Network, Ipv6Network};
-use netpath_ebpf::abi::{PortRange, PortSet, zone_flags, zone_verdict};
+use netpath_ebpf::abi::{PortRange, PortSet, Rule, zone_flags, zone_verdict};
 use sha2::{Digest, Sha256};
 
 use super::ports::range_text;
@@ -20,6 +20,8 @@ pub struct ZoneImage {
     pub(super) v6: Vec<(Ipv6Network, u32)>,
     /// Each once and not empty; all of them are named by a word.
     pub(super) ports: Vec<PortSet>,
+    /// The entries that have a number of their own: their place, counted from 1. Words and ranges name them.
+    pub(super) rules: Vec<Rule>,
 }
 
 impl ZoneImage {
@@ -43,6 +45,11 @@ impl ZoneImage {
         &self.ports
     }
 
+    /// The zone's entries as far as they are counted one by one; the number of each is its place, counted from 1.
+    pub fn rules(&self) -> &[Rule] {
+        &self.rules
+    }
+
     /// Both families.
     pub fn prefixes(&self) -> impl Iterator<Item = (IpNetwork, u32)> {
         let v4 = self.v4.iter().map(|&(prefix, word)| (IpNetwork::V4(prefix), word));
@@ -51,12 +58,13 @@ impl ZoneImage {
 
     /// What `word` says, which is one of this image's.
     pub fn ruling(&self, word: u32) -> Ruling {
-        let verdicts = word & !(zone_verdict::PORTS | 0xff << zone_verdict::PORT_SET_SHIFT);
-        Ruling { verdicts, ranges: self.ranges(word).copied().collect() }
+        let verdicts = word & (zone_verdict::EGRESS | zone_verdict::INGRESS | zone_verdict::LOCAL);
+        let range = |range: &PortRange| PortRange { egress_rule: 0, ingress_rule: 0, ..*range };
+        Ruling { verdicts, ranges: self.ranges(word).map(range).collect() }
     }
 
     /// The ranges of the port set that `word` names; none where it names none.
-    fn ranges(&self, word: u32) -> impl Iterator<Item = &PortRange> {
+    pub(super) fn ranges(&self, word: u32) -> impl Iterator<Item = &PortRange> {
         let number = (word & zone_verdict::PORTS != 0).then(|| zone_verdict::port_set(word));
         let set = number.and_then(|number| self.ports.get(usize::try_from(number).ok()?));
         set.into_iter().flatten().filter(|range| range.protocol != 0)
@@ -94,7 +102,7 @@ impl ZoneImage {
     /// meet on purpose: hence a cryptographic hash. It is kept in pins, so it must not change within an ABI.
     pub fn digest(&self, name: &str) -> [u8; 16] {
         let mut hash = Sha256::new();
-        hash.update(b"netpath zone 1\0");
+        hash.update(b"netpath zone 3\0");
         // Every part has a fixed length or its length before it, so that no two inputs read the same.
         hash.update((name.len() as u64).to_be_bytes());
         hash.update(name);
@@ -111,14 +119,14 @@ impl ZoneImage {
             hash.update([prefix.prefix()]);
             hash.update(verdicts.to_be_bytes());
         }
-        // Nothing at all where there are none, so that a zone without ports is the one it was before ports.
-        if !self.ports.is_empty() {
-            hash.update((self.ports.len() as u64).to_be_bytes());
-            for range in self.ports.iter().flatten() {
-                hash.update([range.protocol, range.verdicts]);
-                hash.update(range.first.to_be_bytes());
-                hash.update(range.last.to_be_bytes());
-            }
+        hash.update((self.ports.len() as u64).to_be_bytes());
+        self.ports.iter().flatten().for_each(|range| hash_range(&mut hash, range));
+        // What is counted belongs to it: an entry that changes no verdict is one to be told about.
+        hash.update((self.rules.len() as u64).to_be_bytes());
+        for rule in &self.rules {
+            hash.update(rule.addr);
+            hash.update([rule.prefix_len, rule.family, rule.kind]);
+            rule.ports.iter().for_each(|range| hash_range(&mut hash, range));
         }
         let mut digest = [0; 16];
         digest.copy_from_slice(&hash.finalize()[..16]);
@@ -132,7 +140,7 @@ impl ZoneImage {
         self.v6.sort_by_key(|&(prefix, verdicts)| (Reverse(prefix.prefix()), allows(verdicts), prefix));
     }
 
-    /// What must be told to somebody who knows `old` to know `new`.
+    /// What must be told to somebody who knows what `old` lets through to know it of `new`.
     pub fn difference(old: &Self, new: &Self) -> Difference {
         let of = |image: &Self, prefix| {
             image.prefixes().find(|(p, _)| *p == prefix).map(|(_, word)| image.ruling(word))
@@ -148,6 +156,12 @@ impl ZoneImage {
         changes.extend(fresh.map(|(prefix, word)| (prefix, None, Some(new.ruling(word)))));
         Difference { flags: (old.flags != new.flags).then_some((old.flags, new.flags)), changes }
     }
+}
+
+fn hash_range(hash: &mut Sha256, range: &PortRange) {
+    hash.update([range.protocol, range.verdicts, range.egress_rule, range.ingress_rule]);
+    hash.update(range.first.to_be_bytes());
+    hash.update(range.last.to_be_bytes());
 }
 
 /// One prefix a line, in the order in which they are tried, then what the flags add.
@@ -196,7 +210,7 @@ pub struct Difference {
 }
 
 impl Difference {
-    /// Whether the images are the same.
+    /// Whether the images let the same through.
     pub fn is_empty(&self) -> bool {
         self.flags.is_none() && self.changes.is_empty()
     }
@@ -280,7 +294,7 @@ everything else is denied
     #[test]
     fn the_digest_is_stable() {
         let hex: String = lab().digest("privatezone").iter().map(|byte| format!("{byte:02x}")).collect();
-        assert_eq!(hex, "4a66fccbb58e734b3fc639310a8236c6");
+        assert_eq!(hex, "9f0149a72edc157f59eee5ca4b04637c");
     }
 
     #[test]

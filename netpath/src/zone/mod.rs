@@ -16,6 +16,7 @@ mod masters;
 mod ports;
 mod prefix;
 mod resolve;
+mod rules;
 mod slot;
 
 #[cfg(test)]
@@ -29,4 +30,5 @@ pub use image::{Difference, Ruling, ZoneImage};
 pub use masters::{Masters, MastersError};
 pub use ports::{Ports, Protocol, ZoneEntry, range_text};
 pub use resolve::{Zone, ZoneWarning, resolve};
+pub use rules::{List, ZoneRule};
 pub use slot::{SlotError, TrieEntry};

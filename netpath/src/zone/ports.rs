@@ -72,6 +72,12 @@ pub struct Ports {
 }
 
 impl Ports {
+    /// The ports of a range in the maps.
+    pub(super) fn from_range(range: &PortRange) -> Option<Self> {
+        let protocol = Protocol::from_number(range.protocol)?;
+        Some(Self { protocol, first: range.first, last: range.last })
+    }
+
     /// Whatever packets the protocol has.
     const fn all(protocol: Protocol) -> Self {
         Self { protocol, first: 0, last: u16::MAX }
@@ -115,8 +121,8 @@ impl Display for Ports {
 
 /// The ports of a range in the maps, as the configuration writes them.
 pub fn range_text(range: &PortRange) -> String {
-    match Protocol::from_number(range.protocol) {
-        Some(protocol) => Ports { protocol, first: range.first, last: range.last }.to_string(),
+    match Ports::from_range(range) {
+        Some(ports) => ports.to_string(),
         None => format!("protocol {} from {} to {}", range.protocol, range.first, range.last),
     }
 }
@@ -130,6 +136,11 @@ pub struct ZoneEntry {
 }
 
 impl ZoneEntry {
+    /// An entry about `ports`, or about whatever is sent if there are none.
+    pub(super) fn new(prefix: IpNetwork, ports: Vec<Ports>) -> Self {
+        Self { prefix, ports: merged(ports) }
+    }
+
     /// An entry about whatever is sent to or from `prefix`.
     pub fn whole(prefix: IpNetwork) -> Self {
         Self { prefix, ports: Vec::new() }

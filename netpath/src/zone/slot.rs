@@ -4,7 +4,7 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 
 use ipnetwork::{IpNetwork, Ipv4Network, Ipv6Network};
 use netpath_ebpf::abi::{
-    PortSet, Prefix4, Prefix6, TrieKey4, TrieKey6, ZoneSlot, word_place, zone_flags, zone_verdict,
+    PortSet, Prefix4, Prefix6, Rule, TrieKey4, TrieKey6, ZoneSlot, word_place, zone_flags, zone_verdict,
 };
 
 use super::ZoneImage;
@@ -109,13 +109,14 @@ impl ZoneImage {
         self.v6.iter().map(entry).collect()
     }
 
-    /// Reads an image back from a slot and those entries of the tries and of `ports` that belong to it; those of
-    /// the tries in any order.
+    /// Reads an image back from a slot and those entries of the tries, of `ports` and of `rules` that belong to it;
+    /// those of the tries in any order.
     pub fn from_maps(
         slot: &ZoneSlot,
         trie4: &[TrieEntry<TrieKey4>],
         trie6: &[TrieEntry<TrieKey6>],
         ports: &[PortSet],
+        rules: &[Rule],
     ) -> Result<Self, SlotError> {
         if slot.generation == 0 {
             return Err(SlotError::Empty);
@@ -130,7 +131,7 @@ impl ZoneImage {
         } else {
             trie6.iter().map(from_trie6).collect::<Result<_, _>>()?
         };
-        let mut image = Self { flags: slot.flags, v4, v6, ports: ports.to_vec() };
+        let mut image = Self { flags: slot.flags, v4, v6, ports: ports.to_vec(), rules: rules.to_vec() };
         image.sort();
         let lost = image
             .prefixes()
@@ -233,17 +234,17 @@ mod tests {
         assert_eq!(slot.v4[2], Prefix4 { net: [172, 16, 5, 0], mask: [255, 255, 255, 0] });
         assert_eq!(slot.v4[3..], [Prefix4::NONE; 5]);
         let words = |words: [u32; 16], count: usize| -> Vec<u32> {
-            (0..count).map(|index| words[word_place(index)]).collect()
+            (0..count).map(|index| words[word_place(index)] & !zone_verdict::RULES).collect()
         };
         assert_eq!(words(slot.words_v4, 9), [0, 11, 1, 0, 0, 0, 0, 0, 0]);
         // The local /24 has a longer prefix in it.
-        assert_eq!((slot.near_v4, slot.near_word_v4), (slot.v4[2], 1));
+        assert_eq!((slot.near_v4, slot.near_word_v4 & !zone_verdict::RULES), (slot.v4[2], 1));
         let (mut net, mut mask) = ([0; 16], [0; 16]);
         (net[0], mask[0], mask[1]) = (0xfd, 0xff, 0xff);
         assert_eq!(slot.v6[0], Prefix6 { net, mask });
         assert_eq!(slot.v6[1..], [Prefix6::NONE; 7]);
         assert_eq!(words(slot.words_v6, 9), [1, 0, 0, 0, 0, 0, 0, 0, 0]);
-        assert_eq!((slot.near_v6, slot.near_word_v6), (slot.v6[0], 1));
+        assert_eq!((slot.near_v6, slot.near_word_v6 & !zone_verdict::RULES), (slot.v6[0], 1));
     }
 
     /// `0.0.0.0/0` has the mask of an unused entry and must not be one.
@@ -254,7 +255,7 @@ mod tests {
                 .expect("fits");
         let slot = image.slot(1);
         assert_eq!(slot.v4[0], Prefix4 { net: [0; 4], mask: [0; 4] });
-        assert_eq!(ZoneImage::from_maps(&slot, &[], &[], &[]), Ok(image));
+        assert_eq!(ZoneImage::from_maps(&slot, &[], &[], &[], image.rules()), Ok(image.clone()));
     }
 
     #[test]
@@ -263,28 +264,28 @@ mod tests {
         let image = compile(&Zone::from_json(&zone).expect("valid zone")).expect("fits");
         let slot = image.slot(1);
         assert_eq!(slot.near_word_v4, zone_verdict::PORTS, "what is open by ports alone can be near");
-        assert_eq!(ZoneImage::from_maps(&slot, &[], &[], image.ports()), Ok(image.clone()));
+        assert_eq!(ZoneImage::from_maps(&slot, &[], &[], image.ports(), image.rules()), Ok(image.clone()));
         let error = SlotError::Ports { prefix: "10.0.0.1/32".parse().expect("prefix"), set: 0 };
-        assert_eq!(ZoneImage::from_maps(&slot, &[], &[], &[]), Err(error));
-        assert_eq!(ZoneImage::from_maps(&slot, &[], &[], &[PortSet::default()]), Err(error));
+        assert_eq!(ZoneImage::from_maps(&slot, &[], &[], &[], &[]), Err(error));
+        assert_eq!(ZoneImage::from_maps(&slot, &[], &[], &[PortSet::default()], &[]), Err(error));
     }
 
     #[test]
     fn what_we_did_not_write_is_an_error() {
         let image = compile(&Zone::from_json(&json!({ "local": ["10.0.0.0/8"] })).expect("valid zone"))
             .expect("fits");
-        assert_eq!(ZoneImage::from_maps(&image.slot(0), &[], &[], &[]), Err(SlotError::Empty));
+        assert_eq!(ZoneImage::from_maps(&image.slot(0), &[], &[], &[], &[]), Err(SlotError::Empty));
         let mut slot = image.slot(1);
         slot.v4[0].mask = [255, 0, 255, 0];
         let inline = Err(SlotError::Inline { family: "IPv4", index: 0 });
-        assert_eq!(ZoneImage::from_maps(&slot, &[], &[], &[]), inline);
+        assert_eq!(ZoneImage::from_maps(&slot, &[], &[], &[], &[]), inline);
         slot.v4[0] = Prefix4 { net: [10, 0, 0, 1], mask: [255, 0, 0, 0] };
-        assert_eq!(ZoneImage::from_maps(&slot, &[], &[], &[]), inline);
+        assert_eq!(ZoneImage::from_maps(&slot, &[], &[], &[], &[]), inline);
         slot.flags = zone_flags::TRIE_V4;
         for (prefix_len, addr) in [(31, [0; 4]), (65, [0; 4]), (40, [10, 0, 0, 1])] {
             let entry = TrieEntry { prefix_len, key: TrieKey4 { slot: 2, addr }, verdicts: 3 };
             let error = Err(SlotError::Trie { family: "IPv4", prefix_len });
-            assert_eq!(ZoneImage::from_maps(&slot, &[entry], &[], &[]), error);
+            assert_eq!(ZoneImage::from_maps(&slot, &[entry], &[], &[], &[]), error);
         }
     }
 }

@@ -49,7 +49,8 @@ fn decode(bytes: &[u8]) -> DropEvent {
         length: u32_at(52),
         source_mac: bytes[56..62].try_into().expect("six bytes"),
         destination_mac: bytes[62..68].try_into().expect("six bytes"),
-        pad: bytes[68..72].try_into().expect("four bytes"),
+        rule: bytes[68],
+        pad: bytes[69..72].try_into().expect("three bytes"),
     }
 }
 
@@ -111,7 +112,8 @@ fn events_say_what_the_frame_was() {
         length: 0,
         source_mac: POD_MAC,
         destination_mac: PEER_MAC,
-        pad: [0; 4],
+        rule: 0,
+        pad: [0; 3],
     };
     let ip4 = DropEvent { source: mapped(POD4), destination: mapped(FAR4), ..basis };
     let ip6 = DropEvent { ethertype: 0x86dd, source: POD6.octets(), destination: FAR6.octets(), ..basis };

@@ -11,6 +11,7 @@ mod events;
 mod host;
 mod node;
 mod reject;
+mod rules;
 mod sender;
 mod verdicts;
 mod zones;

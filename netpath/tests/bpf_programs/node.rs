@@ -300,6 +300,7 @@ pub(crate) fn content(image: &Image) -> ZoneContent {
         trie_v4: image.trie_v4.clone(),
         trie_v6: image.trie_v6.clone(),
         ports: image.ports.clone(),
+        rules: Vec::new(),
     }
 }
 

@@ -9,12 +9,12 @@ use std::{
 
 use aya::{
     Pod,
-    maps::{Array, HashMap, LpmTrie, Map, MapData, MapError},
+    maps::{Array, HashMap, LpmTrie, Map, MapData, MapError, PerCpuArray},
 };
 use netpath_ebpf::abi::{
     ABI_VERSION, Budget, CookieKey, CookieOwner, Counters, DropCounters, Endpoint, EndpointKey, Master,
-    MasterCounters, Meta, Owner, PortSet, REASON_SLOTS, Reject, TrieKey4, TrieKey6, VlanKey, ZoneInfo,
-    ZoneSlot,
+    MasterCounters, Meta, Owner, PortSet, REASON_SLOTS, Reject, Rule, RuleCounters, TrieKey4, TrieKey6,
+    VlanKey, ZoneInfo, ZoneSlot,
 };
 
 use super::sys::Mapped;
@@ -112,6 +112,8 @@ plain!(
     Owner,
     Reject,
     PortSet,
+    Rule,
+    RuleCounters,
     TrieKey4,
     TrieKey6,
     VlanKey,
@@ -138,6 +140,8 @@ pub struct Maps {
     pub(super) zone_trie_v4: LpmTrie<MapData, Raw<TrieKey4>, Raw<u32>>,
     pub(super) zone_trie_v6: LpmTrie<MapData, Raw<TrieKey6>, Raw<u32>>,
     pub(super) ports: Table<PortSet>,
+    pub(super) rules: Table<Rule>,
+    pub(super) rule_counters: PerCpuArray<MapData, Raw<RuleCounters>>,
     pub(super) cookies: HashMap<MapData, Raw<CookieKey>, Raw<CookieOwner>>,
     pub(super) claims_v4: LpmTrie<MapData, Raw<TrieKey4>, Raw<u32>>,
     pub(super) claims_v6: LpmTrie<MapData, Raw<TrieKey6>, Raw<u32>>,
@@ -164,6 +168,8 @@ pub const NAMES: &[&str] = &[
     "zone_trie_v4",
     "zone_trie_v6",
     "ports",
+    "rules",
+    "rule_counters",
     "cookies",
     "claims_v4",
     "claims_v6",
@@ -253,6 +259,8 @@ impl Maps {
             zone_trie_v4: open(pins, "zone_trie_v4", Map::LpmTrie)?,
             zone_trie_v6: open(pins, "zone_trie_v6", Map::LpmTrie)?,
             ports: open(pins, "ports", Map::Array)?,
+            rules: open(pins, "rules", Map::Array)?,
+            rule_counters: open(pins, "rule_counters", Map::PerCpuArray)?,
             cookies: open(pins, "cookies", Map::HashMap)?,
             claims_v4: open(pins, "claims_v4", Map::LpmTrie)?,
             claims_v6: open(pins, "claims_v6", Map::LpmTrie)?,

@@ -7,6 +7,7 @@ pub mod identity;
 pub mod maps;
 pub mod object;
 pub mod pins;
+pub mod rules;
 pub mod selftest;
 pub mod support;
 pub mod sys;

@@ -10,7 +10,7 @@ use aya::{
     programs::{Program, ProgramType},
     sys::{BpfHelper, is_helper_supported},
 };
-use netpath_ebpf::abi::{MAX_MASTERS, ZONE_PORT_SETS};
+use netpath_ebpf::abi::{MAX_MASTERS, ZONE_PORT_SETS, ZONE_RULES};
 use serde::Deserialize;
 
 use super::{
@@ -113,6 +113,8 @@ pub fn load(pins: &Path, settings: &Settings, master: u16, cpus: u32) -> Result<
         ("zone_trie_v4", settings.prefixes),
         ("zone_trie_v6", settings.prefixes),
         ("ports", 2 * zones * ZONE_PORT_SETS),
+        ("rules", zones * ZONE_RULES),
+        ("rule_counters", zones * ZONE_RULES),
         ("cookies", settings.endpoints),
         ("claims_v4", settings.prefixes),
         ("claims_v6", settings.prefixes),

@@ -2,7 +2,7 @@
 
 use aya::maps::{MapError, lpm_trie::Key};
 use netpath_ebpf::abi::{
-    NAME_LEN, PORT_RANGES, PortRange, PortSet, TrieKey4, TrieKey6, ZONE_PORT_SETS, ZoneInfo, ZoneSlot,
+    NAME_LEN, PORT_RANGES, PortRange, PortSet, Rule, TrieKey4, TrieKey6, ZONE_PORT_SETS, ZoneInfo, ZoneSlot,
     zone_flags, zone_word,
 };
 
@@ -22,6 +22,8 @@ pub struct ZoneContent {
     pub trie_v6: Vec<(u32, [u8; 16], u32)>,
     /// The port sets that its words name, at most [`ZONE_PORT_SETS`].
     pub ports: Vec<PortSet>,
+    /// The entries that its words and ranges name by their place, counted from 1.
+    pub rules: Vec<Rule>,
 }
 
 /// A zone as the maps have it.
@@ -92,11 +94,15 @@ impl Maps {
             }
             let used = ports.iter().rposition(|set| *set != NO_PORTS).map_or(0, |last| last + 1);
             ports.truncate(used);
+            let (rules, numbers) = self.entries(id, slot.generation)?;
             // Readers hold no lock: what was flipped meanwhile is read again.
             let after: u32 = get(&self.zone_words, "zone_words", id)?;
             let again: ZoneSlot = get(&self.zone_slots, "zone_slots", index)?;
             if after == word && again == slot {
-                return Ok(Some(ZoneContent { slot, trie_v4, trie_v6, ports }));
+                trie_v4.iter_mut().for_each(|(_, _, word)| *word = numbers.word(*word));
+                trie_v6.iter_mut().for_each(|(_, _, word)| *word = numbers.word(*word));
+                ports.iter_mut().for_each(|set| *set = numbers.set(*set));
+                return Ok(Some(ZoneContent { slot: numbers.slot(slot), trie_v4, trie_v6, ports, rules }));
             }
         }
     }
@@ -115,6 +121,7 @@ impl Maps {
             return Ok(row.id);
         }
         let id = self.free_zone()?;
+        self.forget(id)?;
         self.write_zone(id, name, digest, content)?;
         Ok(id)
     }
@@ -135,6 +142,19 @@ impl Maps {
             capacity: capacity - 1,
             setting: "zones",
         })
+    }
+
+    /// Takes the zone that had row `id` before out of force, if one had, and forgets what it counted. No endpoint
+    /// names it.
+    fn forget(&mut self, id: u32) -> Result<(), MapsError> {
+        let word: u32 = get(&self.zone_words, "zone_words", id)?;
+        let current: ZoneSlot = get(&self.zone_slots, "zone_slots", slot_index(id, word))?;
+        if current.generation == 0 {
+            return Ok(());
+        }
+        self.remove_zone(id)?;
+        sys::grace_period().map_err(|source| MapsError::Grace { zone: id, source })?;
+        self.reset_rules(id)
     }
 
     /// Waits until nothing reads the idle slots of these zones any more, so that writing them does not have
@@ -174,20 +194,21 @@ impl Maps {
             sys::grace_period().map_err(|source| MapsError::Grace { zone: id, source })?;
         }
         self.clear_tries(index)?;
+        let numbers = self.place_rules(id, current.generation, content)?;
         // Sets that no word names are emptied too: what the slot held before is nobody's.
         for (row, ranges) in port_rows(index).zip(content.ports.iter().chain(std::iter::repeat(&NO_PORTS))) {
-            set(&mut self.ports, "ports", row, *ranges)?;
+            set(&mut self.ports, "ports", row, numbers.set(*ranges))?;
         }
-        let slot = ZoneSlot { generation: current.generation + 1, ..content.slot };
+        let slot = numbers.slot(ZoneSlot { generation: current.generation + 1, ..content.slot });
         set(&mut self.zone_slots, "zone_slots", index, slot)?;
-        for (length, addr, verdict) in &content.trie_v4 {
+        for (length, addr, word) in &content.trie_v4 {
             let key = Key::new(32 + length, Raw(TrieKey4 { slot: index, addr: *addr }));
-            let result = self.zone_trie_v4.insert(&key, Raw(*verdict), 0);
+            let result = self.zone_trie_v4.insert(&key, Raw(numbers.word(*word)), 0);
             result.map_err(|source| trie_error("zone_trie_v4", source))?;
         }
-        for (length, addr, verdict) in &content.trie_v6 {
+        for (length, addr, word) in &content.trie_v6 {
             let key = Key::new(32 + length, Raw(TrieKey6 { slot: index, addr: *addr }));
-            let result = self.zone_trie_v6.insert(&key, Raw(*verdict), 0);
+            let result = self.zone_trie_v6.insert(&key, Raw(numbers.word(*word)), 0);
             result.map_err(|source| trie_error("zone_trie_v6", source))?;
         }
         // Whoever is ended between these steps leaves a zone without a digest, never a wrong one.
@@ -223,7 +244,7 @@ impl Maps {
 
 /// A port set that holds nothing.
 const NO_PORTS: PortSet =
-    [PortRange { protocol: 0, verdicts: 0, pad: [0; 2], first: 0, last: 0 }; PORT_RANGES];
+    [PortRange { protocol: 0, verdicts: 0, egress_rule: 0, ingress_rule: 0, first: 0, last: 0 }; PORT_RANGES];
 
 /// Rows of `ports` that belong to row `slot` of `zone_slots`.
 fn port_rows(slot: u32) -> std::ops::Range<u32> {
