@@ -454,8 +454,8 @@ mod tests {
 
     #[test]
     fn what_is_not_there_is_named() {
-        let error =
-            run(Command::new("/nonexistent/plugin"), b"", LONG, group_dies_with_us).expect_err("there is none");
+        let error = run(Command::new("/nonexistent/plugin"), b"", LONG, group_dies_with_us)
+            .expect_err("there is none");
         assert_eq!(error.to_string(), "cannot execute /nonexistent/plugin");
     }
 

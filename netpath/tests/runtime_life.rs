@@ -79,7 +79,10 @@ fn a_power_failure_leaves_nothing_that_the_runtime_does_not_end() {
     assert_eq!(site.network_status(&old)[1]["ips"], json!(["10.12.34.120"]));
 
     site.reboot();
-    assert_eq!(site.node.sh("ls /sys/fs/bpf /run/netns; ls /run/netpath 2>/dev/null || :"), "/run/netns:\n\n/sys/fs/bpf:\nmaps.debug\nprogs.debug\n");
+    assert_eq!(
+        site.node.sh("ls /sys/fs/bpf /run/netns; ls /run/netpath 2>/dev/null || :"),
+        "/run/netns:\n\n/sys/fs/bpf:\nmaps.debug\nprogs.debug\n"
+    );
     assert_eq!(site.cri.sandboxes(), [old.clone()], "the runtime remembers the sandbox");
     record(&site);
     // What kubelet does first, before and after it has made the pod's new sandbox.
@@ -192,13 +195,18 @@ fn faults_of_one_network_are_not_the_nodes() {
 fn pods_of_the_stock_configuration_end_through_netpath() {
     let site = Site::new();
     let switch = |there: bool| {
-        let (from, to) = if there { (".saved", "00-netpath.conflist") } else { ("00-netpath.conflist", ".saved") };
+        let (from, to) =
+            if there { (".saved", "00-netpath.conflist") } else { ("00-netpath.conflist", ".saved") };
         site.node.sh(&format!("cd /etc/cni/net.d; mv {from} {to}"));
         let in_force = || {
             let cni: Value = serde_json::from_str(&site.cri.runtime().1["cniconfig"]).unwrap();
             let networks = cni["Networks"].as_array().unwrap().clone();
-            networks.iter().any(|it| (it["Config"]["Name"] == "netpath") == there
-                && it["Config"]["Name"] != "cni-loopback").then_some(())
+            networks
+                .iter()
+                .any(|it| {
+                    (it["Config"]["Name"] == "netpath") == there && it["Config"]["Name"] != "cni-loopback"
+                })
+                .then_some(())
         };
         eventually(PATIENCE, "the runtime has taken note of the configuration", in_force);
     };

@@ -93,7 +93,10 @@ fn a_newer_runtime_gets_the_newest_version_and_the_cluster_networks_status() {
         assert!(!of.is_empty(), "no {command} in {calls:?}");
         assert!(of.iter().all(|call| call.contains(" 1.1.0 ")), "the newest of cniVersions: {calls:?}");
     }
-    assert!(calls.contains(&"STATUS 1.1.0 0".to_owned()) && calls.contains(&"STATUS 1.1.0 1".to_owned()), "{calls:?}");
+    assert!(
+        calls.contains(&"STATUS 1.1.0 0".to_owned()) && calls.contains(&"STATUS 1.1.0 1".to_owned()),
+        "{calls:?}"
+    );
     assert_eq!(site.node.leftovers(), NOTHING);
 }
 

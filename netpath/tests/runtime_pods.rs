@@ -23,7 +23,10 @@ fn a_pod_has_two_networks_and_its_zone_is_enforced() {
     let (ip, _) = site.cri.status(&id);
     assert!(ip.starts_with("10.244.101."), "the pod's address is that of the first network: {ip}");
     let status = site.network_status(&id);
-    assert_eq!((&status[0]["name"], &status[0]["ips"], &status[0]["default"]), (&json!("cbr0"), &json!([ip]), &json!(true)));
+    assert_eq!(
+        (&status[0]["name"], &status[0]["ips"], &status[0]["default"]),
+        (&json!("cbr0"), &json!([ip]), &json!(true))
+    );
     assert_eq!((&status[1]["name"], &status[1]["interface"]), (&json!("web/priv"), &json!("net1")));
     assert_eq!(status[1]["ips"], json!(["10.12.34.120"]));
 
@@ -42,7 +45,8 @@ fn a_pod_has_two_networks_and_its_zone_is_enforced() {
     let drops = drops["drops"].as_array().unwrap();
     let ours: Vec<_> = drops.iter().filter(|drop| drop["container_id"] == json!(id)).collect();
     assert_eq!(ours.len(), 1, "{drops:?}");
-    let told = ["namespace", "name", "ifname", "direction", "reason"].map(|key| ours[0][key].as_str().unwrap());
+    let told =
+        ["namespace", "name", "ifname", "direction", "reason"].map(|key| ours[0][key].as_str().unwrap());
     assert_eq!(told, ["web", "p", "net1", "tx", "zone-deny"]);
     assert_eq!(ours[0]["dropped"], 3);
     let rows = site.node.pods();

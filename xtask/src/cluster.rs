@@ -133,7 +133,7 @@ pub(crate) fn run(action: Action) -> Result<()> {
         }
         Action::Up(options) => up(options),
         Action::Down { place } => down(&place.dir()?),
-        Action::Stop { machine, program, place } => Cluster::read(&place.dir()?)?.machine(&machine)?.kill(&program),
+        Action::Stop { machine, program, place } => stop(&place.dir()?, &machine, &program),
         Action::Start { machine, program, place } => Cluster::read(&place.dir()?)?.start(&machine, &program),
         Action::PowerOff { machine, place } => Cluster::read(&place.dir()?)?.machine(&machine)?.power_off(),
         Action::Boot { machine, place } => Cluster::read(&place.dir()?)?.boot_again(&machine),
@@ -201,6 +201,11 @@ pub(crate) fn down(dir: &Path) -> Result<()> {
         }
         Ok(()) | Err(_) => Ok(()),
     }
+}
+
+/// Kills a program of a machine.
+fn stop(dir: &Path, machine: &str, program: &str) -> Result<()> {
+    Cluster::read(dir)?.machine(machine)?.kill(program)
 }
 
 /// Where a cluster of the tests lies: each checkout has its own.
@@ -362,7 +367,12 @@ impl Cluster {
     fn explain(&self) {
         for machine in self.machines.values() {
             let dir = self.dir.join(&machine.name);
-            say(format_args!("{}: nsenter --target={} --all; logs in {}", machine.name, machine.init, dir.display()));
+            say(format_args!(
+                "{}: nsenter --target={} --all; logs in {}",
+                machine.name,
+                machine.init,
+                dir.display()
+            ));
         }
         if let Some(kubectl) = &self.kubectl {
             say(format_args!("\n    {} get nodes", kubectl.display()));
@@ -373,9 +383,14 @@ impl Cluster {
     fn last_words(&self) -> String {
         let mut words = String::from("the cluster was not to be stood up; what its parts said last:");
         for machine in self.machines.values() {
-            for program in
-                ["etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "containerd", "kubelet"]
-            {
+            for program in [
+                "etcd",
+                "kube-apiserver",
+                "kube-controller-manager",
+                "kube-scheduler",
+                "containerd",
+                "kubelet",
+            ] {
                 let text = fs::read_to_string(machine.log(program)).unwrap_or_default();
                 for line in text.lines().rev().take(5).collect::<Vec<_>>().into_iter().rev() {
                     words.push_str(&format!("\n  {} {program}: {line}", machine.name));

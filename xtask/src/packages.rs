@@ -82,41 +82,21 @@ const TOOLS: &[Tool] = &[
         found_by: FoundBy::Program("containerd"),
         why: "the container runtime that pods are made by",
     },
-    Tool {
-        package: "runc",
-        found_by: FoundBy::Program("runc"),
-        why: "starts what containerd is told to",
-    },
-    Tool {
-        package: "openssl",
-        found_by: FoundBy::Program("openssl"),
-        why: "keys of the test cluster",
-    },
+    Tool { package: "runc", found_by: FoundBy::Program("runc"), why: "starts what containerd is told to" },
+    Tool { package: "openssl", found_by: FoundBy::Program("openssl"), why: "keys of the test cluster" },
     Tool {
         package: "etcd-server",
         found_by: FoundBy::Program("etcd"),
         why: "where the test cluster keeps its objects",
     },
-    Tool {
-        package: "conntrack",
-        found_by: FoundBy::Program("conntrack"),
-        why: "kubelet calls it",
-    },
+    Tool { package: "conntrack", found_by: FoundBy::Program("conntrack"), why: "kubelet calls it" },
     Tool {
         package: "iptables",
         found_by: FoundBy::Program("iptables"),
         why: "kubelet and the standard portmap plugin call it",
     },
-    Tool {
-        package: "make",
-        found_by: FoundBy::Program("make"),
-        why: "Kubernetes is built with it",
-    },
-    Tool {
-        package: "jq",
-        found_by: FoundBy::Program("jq"),
-        why: "Kubernetes' build calls it",
-    },
+    Tool { package: "make", found_by: FoundBy::Program("make"), why: "Kubernetes is built with it" },
+    Tool { package: "jq", found_by: FoundBy::Program("jq"), why: "Kubernetes' build calls it" },
     Tool {
         package: "dpkg-dev",
         found_by: FoundBy::Program("dpkg-source"),

@@ -335,7 +335,8 @@ mod tests {
     #[test]
     fn every_file_belongs_to_one_tier() {
         let files =
-            by_tier(&names(&["bpf_egress", "kernel_netns", "lab", "layering", "runtime_pods", "vm_masters"])).unwrap();
+            by_tier(&names(&["bpf_egress", "kernel_netns", "lab", "layering", "runtime_pods", "vm_masters"]))
+                .unwrap();
         assert_eq!(files[&Tier::Programs], ["bpf_egress"]);
         assert_eq!(files[&Tier::Unit], ["layering"]);
         assert_eq!(files[&Tier::Runtime], ["runtime_pods"]);

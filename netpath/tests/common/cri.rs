@@ -229,11 +229,7 @@ impl Cri {
     }
 
     /// The same, given up on after some time.
-    pub(crate) fn run_within(
-        &self,
-        config: &PodSandboxConfig,
-        patience: Duration,
-    ) -> Result<String, Status> {
+    pub(crate) fn run_within(&self, config: &PodSandboxConfig, patience: Duration) -> Result<String, Status> {
         let request = RunPodSandboxRequest { config: Some(config.clone()) };
         self.call("RunPodSandbox", request, patience).map(|answer: Id| answer.id)
     }
@@ -299,8 +295,7 @@ impl Cri {
     /// What the runtime says of itself, and more about it.
     #[track_caller]
     pub(crate) fn runtime(&self) -> (Vec<Condition>, HashMap<String, String>) {
-        let answer: StatusResponse =
-            self.call("Status", StatusRequest { verbose: true }, PATIENCE).unwrap();
+        let answer: StatusResponse = self.call("Status", StatusRequest { verbose: true }, PATIENCE).unwrap();
         (answer.status.unwrap().conditions, answer.info)
     }
 

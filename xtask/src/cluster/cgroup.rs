@@ -41,7 +41,8 @@ fn make_unified(root: &Path, top: &str, node: &str) -> Result<()> {
     let mut parent = root.to_owned();
     for name in [top, node] {
         let offered = fs::read_to_string(parent.join("cgroup.controllers")).unwrap_or_default();
-        for controller in CONTROLLERS.iter().filter(|name| offered.split_whitespace().any(|it| it == **name)) {
+        for controller in CONTROLLERS.iter().filter(|name| offered.split_whitespace().any(|it| it == **name))
+        {
             let file = parent.join("cgroup.subtree_control");
             fs::write(&file, format!("+{controller}"))
                 .with_context(|| format!("cannot enable {controller} in {}", file.display()))?;

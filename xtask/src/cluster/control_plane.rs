@@ -143,16 +143,22 @@ impl ControlPlane<'_> {
         }
         for node in nodes {
             let request = self.dir.join("token-request.json");
-            write(&request, r#"{"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {"expirationSeconds": 86400}}"#)?;
+            write(
+                &request,
+                r#"{"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {"expirationSeconds": 86400}}"#,
+            )?;
             let path = "/api/v1/namespaces/netpath/serviceaccounts/netpath/token";
-            let answer = self.kubectl(&["create", "--raw", path, "--filename", &request.to_string_lossy()])?;
+            let answer =
+                self.kubectl(&["create", "--raw", path, "--filename", &request.to_string_lossy()])?;
             let answer: serde_json::Value =
                 serde_json::from_str(&answer).context("a token request is not answered with JSON")?;
-            let token = answer["status"]["token"].as_str().context("a token request is answered without a token")?;
+            let token =
+                answer["status"]["token"].as_str().context("a token request is answered without a token")?;
             let path = node.path(cni::KUBECONFIG);
             write(&path, &self.kubeconfig(token)?)?;
             let only_root = std::os::unix::fs::PermissionsExt::from_mode(0o600);
-            fs::set_permissions(&path, only_root).with_context(|| format!("cannot protect {}", path.display()))?;
+            fs::set_permissions(&path, only_root)
+                .with_context(|| format!("cannot protect {}", path.display()))?;
         }
         Ok(())
     }
@@ -199,14 +205,53 @@ impl ControlPlane<'_> {
             "subjectAltName=IP:{},IP:127.0.0.1,IP:10.96.0.1,DNS:kubernetes.default.svc",
             network::public(network::CONTROL_PLANE)
         );
-        let run = |words: &[&str]| process::output(Command::new("openssl").args(words).current_dir(&dir)).map(drop);
+        let run =
+            |words: &[&str]| process::output(Command::new("openssl").args(words).current_dir(&dir)).map(drop);
         write(&dir.join("names"), &names)?;
-        run(&["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "3650", "-subj", "/CN=netpath-cluster",
-              "-keyout", "ca.key", "-out", "ca.crt"])?;
-        run(&["req", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=kube-apiserver", "-keyout", "apiserver.key",
-              "-out", "apiserver.csr"])?;
-        run(&["x509", "-req", "-in", "apiserver.csr", "-CA", "ca.crt", "-CAkey", "ca.key", "-CAcreateserial",
-              "-days", "3650", "-extfile", "names", "-out", "apiserver.crt"])
+        run(&[
+            "req",
+            "-x509",
+            "-newkey",
+            "rsa:2048",
+            "-nodes",
+            "-days",
+            "3650",
+            "-subj",
+            "/CN=netpath-cluster",
+            "-keyout",
+            "ca.key",
+            "-out",
+            "ca.crt",
+        ])?;
+        run(&[
+            "req",
+            "-newkey",
+            "rsa:2048",
+            "-nodes",
+            "-subj",
+            "/CN=kube-apiserver",
+            "-keyout",
+            "apiserver.key",
+            "-out",
+            "apiserver.csr",
+        ])?;
+        run(&[
+            "x509",
+            "-req",
+            "-in",
+            "apiserver.csr",
+            "-CA",
+            "ca.crt",
+            "-CAkey",
+            "ca.key",
+            "-CAcreateserial",
+            "-days",
+            "3650",
+            "-extfile",
+            "names",
+            "-out",
+            "apiserver.crt",
+        ])
     }
 
     fn kubeconfig(&self, token: &str) -> Result<String> {

@@ -73,13 +73,16 @@ fn build(work: &Path) -> Result<PathBuf> {
     let gopath = source.join(".go");
     let link = gopath.join("src/k8s.io/kubernetes");
     fs::create_dir_all(gopath.join("src/k8s.io")).context("cannot create a GOPATH")?;
-    std::os::unix::fs::symlink("../../..", &link).with_context(|| format!("cannot link {}", link.display()))?;
+    std::os::unix::fs::symlink("../../..", &link)
+        .with_context(|| format!("cannot link {}", link.display()))?;
 
     let what: Vec<_> = PROGRAMS.iter().map(|program| format!("cmd/{program}")).collect();
     let mut make = Command::new("make");
     make.arg(format!("WHAT={}", what.join(" "))).arg("GOLDFLAGS=-s -w").current_dir(&source);
     let path = std::env::var("PATH").unwrap_or_default();
     make.env("PATH", format!("{GO}:{path}")).env("GOPATH", &gopath).env("GOCACHE", work.join("go-cache"));
+    // All in one pass: by itself the kubelet would have every package compiled once more.
+    make.env("KUBE_STATIC_OVERRIDES", "kubelet");
     make.env("CGO_ENABLED", "0").env("GOPROXY", "off").env("GO111MODULE", "auto");
     process::run(&mut make)?;
     Ok(source.join("_output/bin"))
@@ -101,7 +104,8 @@ fn keep(built: &Path, draft: &Path, finished: &Path) -> Result<()> {
 
 fn unpacked(work: &Path) -> Result<PathBuf> {
     let is_source = |path: &PathBuf| {
-        path.is_dir() && path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("kubernetes-"))
+        path.is_dir()
+            && path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("kubernetes-"))
     };
     entries(work)?.into_iter().find(is_source).context("`apt-get source kubernetes` unpacked nothing")
 }
@@ -112,8 +116,5 @@ fn is_code(path: &Path) -> bool {
 
 fn entries(dir: &Path) -> Result<Vec<PathBuf>> {
     let context = || format!("cannot list {}", dir.display());
-    fs::read_dir(dir)
-        .with_context(context)?
-        .map(|entry| Ok(entry.with_context(context)?.path()))
-        .collect()
+    fs::read_dir(dir).with_context(context)?.map(|entry| Ok(entry.with_context(context)?.path())).collect()
 }

@@ -48,7 +48,13 @@ pub(crate) fn gateway(switch: &Machine, gateway: &Machine) -> Result<()> {
 }
 
 /// Joins a machine to both networks; `others` are the numbers of the other nodes.
-pub(crate) fn join(switch: &Machine, gateway: &Machine, machine: &Machine, number: u8, others: &[u8]) -> Result<()> {
+pub(crate) fn join(
+    switch: &Machine,
+    gateway: &Machine,
+    machine: &Machine,
+    number: u8,
+    others: &[u8],
+) -> Result<()> {
     cable(switch, machine, "public", PUBLIC)?;
     cable(switch, machine, "private", PRIVATE)?;
     machine.sh(&format!(

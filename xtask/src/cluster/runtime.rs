@@ -38,7 +38,8 @@ impl Containerd {
         match dir {
             Some(dir) => Ok(Self(dir.to_owned())),
             None => {
-                let found = find_program("containerd").context("containerd is missing: `cargo xtask setup`")?;
+                let found =
+                    find_program("containerd").context("containerd is missing: `cargo xtask setup`")?;
                 Ok(Self(found.parent().context("a program lies in a directory")?.to_owned()))
             }
         }
@@ -142,7 +143,8 @@ pub(crate) fn image(dir: &Path) -> Result<PathBuf> {
         "rootfs": {"type": "layers", "diff_ids": [format!("sha256:{sum}")]},
     });
     write(&parts.join("config.json"), &config.to_string())?;
-    let manifest = json!([{"Config": "config.json", "RepoTags": [IMAGE, LAB_IMAGE], "Layers": ["layer.tar"]}]);
+    let manifest =
+        json!([{"Config": "config.json", "RepoTags": [IMAGE, LAB_IMAGE], "Layers": ["layer.tar"]}]);
     write(&parts.join("manifest.json"), &manifest.to_string())?;
     tar(&archive, &parts)?;
     let rest = dir.join("image");
