@@ -78,9 +78,10 @@ impl<'a> Namespace<'a> {
     pub(crate) fn new(kube: &'a Kube, name: &str) -> Self {
         kube.kubectl(&["create", "namespace", name], "");
         let namespace = Self { kube, name: name.to_owned() };
-        // Pods are refused before its service account is there.
+        // Pods are refused before its service account has a token.
         eventually(PATIENCE, "the namespace can have pods", || {
-            namespace.try_get("serviceaccount", "default").map(drop)
+            let account = namespace.try_get("serviceaccount", "default")?;
+            account["secrets"].is_array().then_some(())
         });
         namespace
     }
