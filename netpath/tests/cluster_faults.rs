@@ -13,7 +13,6 @@ use std::time::{Duration, Instant};
 
 use common::eventually;
 use kube::{Kube, Namespace, PATIENCE};
-use serde_json::json;
 use site::{Machine, private};
 
 const NODE: &str = "worker02";
