@@ -3,6 +3,7 @@
 //! One suite a module; README.md has the method and the results. Nothing here judges a time: a run fails where
 //! a case could not be run or a program did not do what the case says.
 
+mod cluster;
 mod cni;
 mod frames;
 mod machine;
@@ -29,6 +30,8 @@ enum Suite {
     Micro(micro::Args),
     /// Microseconds of ADD and DEL above the plugins that the meta-plugin executes.
     Cni(cni::Args),
+    /// Time that a container runtime takes for pods on a cluster of real parts.
+    Cluster(cluster::Args),
 }
 
 /// Where the reference programs are; `cargo xtask bench` builds them and sets it.
@@ -46,15 +49,18 @@ fn main() -> ExitCode {
 
 fn run() -> anyhow::Result<()> {
     let Cli { suite } = Cli::parse();
-    let Some(reference) = std::env::var_os(REFERENCE_VARIABLE).map(PathBuf::from) else {
-        anyhow::bail!("{REFERENCE_VARIABLE} is not set: start the benchmark by `cargo xtask bench`");
-    };
     for line in machine::describe() {
         say(line);
     }
     match suite {
-        Suite::Micro(args) => micro::run(&args, &reference),
+        Suite::Micro(args) => {
+            let Some(reference) = std::env::var_os(REFERENCE_VARIABLE).map(PathBuf::from) else {
+                anyhow::bail!("{REFERENCE_VARIABLE} is not set: start the benchmark by `cargo xtask bench`");
+            };
+            micro::run(&args, &reference)
+        }
         Suite::Cni(args) => cni::run_suite(&args),
+        Suite::Cluster(args) => cluster::run(&args),
     }
 }
 

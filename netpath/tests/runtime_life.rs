@@ -83,7 +83,7 @@ fn a_power_failure_leaves_nothing_that_the_runtime_does_not_end() {
         site.node.sh("ls /sys/fs/bpf /run/netns; ls /run/netpath 2>/dev/null || :"),
         "/run/netns:\n\n/sys/fs/bpf:\nmaps.debug\nprogs.debug\n"
     );
-    assert_eq!(site.cri.sandboxes(), [old.clone()], "the runtime remembers the sandbox");
+    assert_eq!(site.cri.sandboxes(), std::slice::from_ref(&old), "the runtime remembers the sandbox");
     record(&site);
     // What kubelet does first, before and after it has made the pod's new sandbox.
     site.cri.stop(&old).unwrap();

@@ -2,7 +2,7 @@
 
 use anyhow::{Result, bail};
 
-use crate::{build, ebpf, process, workspace};
+use crate::{build, cluster::stage::Stage, ebpf, process, workspace};
 
 /// Tells the benchmark where the programs are that it compares ours with.
 const REFERENCE_VARIABLE: &str = "NETPATH_BENCH_REFERENCE";
@@ -15,6 +15,9 @@ pub(crate) fn run(args: &[String]) -> Result<()> {
     if !process::is_root()? {
         bail!("the benchmark loads programs: run it as root");
     }
+    if args.first().is_some_and(|suite| suite == "cluster") {
+        return on_a_cluster(args);
+    }
     ebpf::run()?;
     let reference = ebpf::reference()?;
     let mut command = workspace::cargo()?;
@@ -24,6 +27,14 @@ pub(crate) fn run(args: &[String]) -> Result<()> {
     // The kernel takes the times, or those of other processes: how this program was compiled changes none.
     command.args(["run", "--quiet", "--locked", "--package", "netpath-bench", "--"]).args(args);
     process::run(command.env(REFERENCE_VARIABLE, reference))
+}
+
+/// Stands up a cluster for the suite that needs one, and removes it.
+fn on_a_cluster(args: &[String]) -> Result<()> {
+    let stage = Stage::of_benchmark()?;
+    let mut command = workspace::cargo()?;
+    command.args(["run", "--quiet", "--locked", "--package", "netpath-bench", "--"]).args(args);
+    process::run(command.envs(stage.environment.iter().map(|(name, value)| (name, value))))
 }
 
 /// The shortest run of every suite: fails only where a case did not run or a verdict is wrong.

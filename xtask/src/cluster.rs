@@ -133,9 +133,7 @@ pub(crate) fn run(action: Action) -> Result<()> {
         }
         Action::Up(options) => up(options),
         Action::Down { place } => down(&place.dir()?),
-        Action::Stop { machine, program, place } => {
-            Cluster::read(&place.dir()?)?.machine(&machine)?.kill(&program)
-        }
+        Action::Stop { machine, program, place } => stop(&place.dir()?, &machine, &program),
         Action::Start { machine, program, place } => Cluster::read(&place.dir()?)?.start(&machine, &program),
         Action::PowerOff { machine, place } => Cluster::read(&place.dir()?)?.machine(&machine)?.power_off(),
         Action::Boot { machine, place } => Cluster::read(&place.dir()?)?.boot_again(&machine),
@@ -203,6 +201,11 @@ pub(crate) fn down(dir: &Path) -> Result<()> {
         }
         Ok(()) | Err(_) => Ok(()),
     }
+}
+
+/// Kills a program of a machine.
+fn stop(dir: &Path, machine: &str, program: &str) -> Result<()> {
+    Cluster::read(dir)?.machine(machine)?.kill(program)
 }
 
 /// Where a cluster of the tests lies: each checkout has its own.

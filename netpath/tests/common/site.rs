@@ -24,6 +24,8 @@ const NODE: &str = "worker01";
 
 /// Files that only say how far something has come.
 const MEMORY: [&str; 2] = ["lock", "last_reserved_ip."];
+/// What outlives pods: how the master was before them, and how often something has happened on the node.
+const LASTING: [&str; 2] = ["/var/lib/netpath/promisc", "/var/lib/netpath/v1/counters/"];
 
 /// The program of `cargo xtask`, which `cargo xtask test` names.
 #[track_caller]
@@ -75,7 +77,7 @@ impl Machine {
         let found = self.sh(find);
         let is_kept = |path: &&str| {
             let name = path.rsplit('/').next().unwrap_or_default();
-            !MEMORY.iter().any(|it| name.starts_with(it)) && !path.starts_with("/var/lib/netpath/promisc")
+            !MEMORY.iter().any(|it| name.starts_with(it)) && !LASTING.iter().any(|it| path.starts_with(it))
         };
         let mut left: Vec<String> = found.lines().filter(is_kept).map(str::to_owned).collect();
         let links: Value = serde_json::from_str(&self.sh("ip -j link show")).unwrap();

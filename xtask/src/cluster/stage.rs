@@ -7,7 +7,7 @@ use std::{
 
 use anyhow::{Context as _, Result};
 
-use super::{down, kubernetes, place, runtime, stand_up};
+use super::{down, kubernetes, place, runtime, stand_up, stop};
 use crate::{
     build::{self, Profile},
     process::say,
@@ -68,12 +68,26 @@ impl Stage {
     /// A cluster for all tests.
     pub(crate) fn of_kubernetes(targets: &[String]) -> Result<Self> {
         let mut stage = Self::bare(targets);
-        let netpath = build::run(Profile::Debug)?;
-        let dir = place("kubernetes")?;
-        stand_up(&dir, &netpath, Some(&kubernetes::get()?), None)?;
-        stage.environment.extend([(XTASK, xtask()?), (CLUSTER, dir.clone())]);
-        stage.stands = Some(Stands::Cluster(dir));
+        stage.stand_up("kubernetes", Profile::Debug)?;
         Ok(stage)
+    }
+
+    /// A cluster with what is shipped. The kubelet of its first node is stopped: it would end pods that it does not
+    /// know.
+    pub(crate) fn of_benchmark() -> Result<Self> {
+        let mut stage = Self::bare(&[]);
+        let dir = stage.stand_up("bench", Profile::Release)?;
+        stop(&dir, "worker01", "kubelet")?;
+        Ok(stage)
+    }
+
+    fn stand_up(&mut self, name: &str, profile: Profile) -> Result<PathBuf> {
+        let netpath = build::run(profile)?;
+        let dir = place(name)?;
+        stand_up(&dir, &netpath, Some(&kubernetes::get()?), None)?;
+        self.environment.extend([(XTASK, xtask()?), (CLUSTER, dir.clone())]);
+        self.stands = Some(Stands::Cluster(dir.clone()));
+        Ok(dir)
     }
 }
 

@@ -111,6 +111,9 @@ struct Reader<'a> {
     path: &'a Path,
 }
 
+/// A client's certificate and its key, both in PEM.
+type Identity = (Vec<u8>, Vec<u8>);
+
 impl Reader<'_> {
     fn resolve(&self, file: File) -> Result<Kubeconfig, ClusterError> {
         let contexts = file.contexts.unwrap_or_default();
@@ -187,7 +190,7 @@ impl Reader<'_> {
         Ok(Some(pem))
     }
 
-    fn client(&self, user: &User) -> Result<Option<(Vec<u8>, Vec<u8>)>, ClusterError> {
+    fn client(&self, user: &User) -> Result<Option<Identity>, ClusterError> {
         let certificate =
             self.data("client-certificate", &user.client_certificate_data, &user.client_certificate)?;
         let key = self.data("client-key", &user.client_key_data, &user.client_key)?;
