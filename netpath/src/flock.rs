@@ -5,7 +5,7 @@ use std::io::{self, ErrorKind};
 use std::path::Path;
 use std::sync::mpsc;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
@@ -14,6 +14,17 @@ use nix::fcntl::{Flock, FlockArg};
 ///
 /// The lock ends when the returned value is dropped, or with the process however it ends.
 pub fn exclusive(file: File, patience: Duration) -> Result<Option<Flock<File>>, Errno> {
+    exclusive_in_line(file, patience, patience, || ())
+}
+
+/// The same, where `patience` is for one holder: it begins anew as long as `holder` tells of another one at its end.
+/// After `longest` it is over.
+pub fn exclusive_in_line<T: PartialEq>(
+    file: File,
+    patience: Duration,
+    longest: Duration,
+    holder: impl Fn() -> T,
+) -> Result<Option<Flock<File>>, Errno> {
     let file = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
         Ok(locked) => return Ok(Some(locked)),
         Err((file, Errno::EWOULDBLOCK | Errno::EINTR)) => file,
@@ -25,9 +36,18 @@ pub fn exclusive(file: File, patience: Duration) -> Result<Option<Flock<File>>, 
     thread::spawn(move || {
         let _ = sender.send(wait_in_line(file));
     });
-    match receiver.recv_timeout(patience) {
-        Ok(result) => result.map(Some),
-        Err(_) => Ok(None),
+    let end = Instant::now() + longest;
+    let mut known = holder();
+    loop {
+        let left = end.saturating_duration_since(Instant::now());
+        if let Ok(result) = receiver.recv_timeout(patience.min(left)) {
+            return result.map(Some);
+        }
+        let now = holder();
+        if now == known || left <= patience {
+            return Ok(None);
+        }
+        known = now;
     }
 }
 
@@ -62,7 +82,6 @@ fn wait_in_line(mut file: File) -> Result<Flock<File>, Errno> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::Instant;
 
     const LONG: Duration = Duration::from_secs(20);
 
@@ -83,6 +102,26 @@ mod tests {
         drop(held);
         // The thread of the second caller may get the lock before us; it must not keep it.
         assert!(exclusive(open(&path), LONG).unwrap().is_some());
+    }
+
+    #[test]
+    fn patience_is_for_one_holder_and_has_an_end() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("lock");
+        let held = exclusive(open(&path), LONG).unwrap().expect("nobody else holds it");
+        let (patience, longest) = (Duration::from_millis(20), Duration::from_millis(100));
+        let looks = std::cell::Cell::new(0);
+        let another = || looks.replace(looks.get() + 1);
+        let start = Instant::now();
+        assert!(exclusive_in_line(open(&path), patience, longest, another).unwrap().is_none());
+        assert!(start.elapsed() >= longest, "the line moves: {:?}", start.elapsed());
+        assert!(looks.get() > 3);
+
+        let looks = std::cell::Cell::new(0);
+        let same = || looks.set(looks.get() + 1);
+        assert!(exclusive_in_line(open(&path), patience, LONG, same).unwrap().is_none());
+        assert_eq!(looks.get(), 2, "one holder has one patience");
+        drop(held);
     }
 
     #[test]

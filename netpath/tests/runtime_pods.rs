@@ -107,7 +107,7 @@ fn an_add_that_fails_says_why_and_leaves_nothing() {
         ("odd", "privat"),
         ("full@net1,lost@net1", "net1"),
         ("[{\"nam\": \"full\"}]", "name"),
-        ("priv,,", "empty"),
+        ("priv,,", "a name is missing"),
     ] {
         let error = site.cri.run(&site.pod("p", networks)).expect_err(networks);
         let message = error.message();

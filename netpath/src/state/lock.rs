@@ -13,8 +13,11 @@ use crate::flock;
 use crate::root::Root;
 use crate::spec::code;
 
-/// How long an ADD waits: a holder needs milliseconds, so one that takes longer is stuck or starved.
+/// How long an ADD waits for one holder, who needs milliseconds: one that takes longer is stuck or starved.
 pub const PATIENCE: Duration = Duration::from_secs(2);
+
+/// How long it stands in line: when a node boots, all its pods are made at once.
+const LINE: Duration = Duration::from_secs(30);
 
 /// Proof that this process alone changes maps and pins; dropping it ends that.
 ///
@@ -26,16 +29,18 @@ pub struct Lock {
 }
 
 impl Lock {
-    /// Takes the lock of `root`, waiting for [`PATIENCE`] at most.
+    /// Takes the lock of `root`, waiting for [`PATIENCE`] at most as long as the same process holds it.
     pub fn acquire(root: &Root) -> Result<Self, LockError> {
         Self::acquire_within(root, PATIENCE)
     }
 
-    /// Takes the lock of `root`, waiting for `patience` at most.
+    /// Takes the lock of `root`, waiting for `patience` at most as long as the same process holds it.
     pub fn acquire_within(root: &Root, patience: Duration) -> Result<Self, LockError> {
         let path = root.lock();
         let file = open(&path).map_err(|source| LockError::Open { path: path.clone(), source })?;
-        match flock::exclusive(file, patience) {
+        // Who takes the lock signs it.
+        let signed = || fs::metadata(&path).and_then(|it| it.modified()).ok();
+        match flock::exclusive_in_line(file, patience, LINE.max(patience), signed) {
             Ok(Some(file)) => {
                 let mut lock = Self { file };
                 lock.sign().map_err(|source| LockError::Sign { path, source })?;

@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use prost::Message;
 use tonic::transport::{Channel, Endpoint};
@@ -197,14 +197,24 @@ pub(crate) struct Cri {
 }
 
 impl Cri {
-    /// Connects to a socket.
+    /// Connects to a socket, and waits until the runtime has found out what it had before it was started.
     #[track_caller]
     pub(crate) fn connect(socket: &Path) -> Self {
         let tokio = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let endpoint = Endpoint::from_shared(format!("unix://{}", socket.display())).unwrap();
         let channel = tokio.block_on(endpoint.connect());
         let channel = channel.unwrap_or_else(|error| panic!("{}: {error:?}", socket.display()));
-        Self { tokio, channel }
+        let cri = Self { tokio, channel };
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let answer: Result<StatusResponse, _> =
+                cri.call("Status", StatusRequest { verbose: false }, PATIENCE);
+            match answer {
+                Ok(_) => return cri,
+                Err(error) => assert!(Instant::now() < deadline, "{}: {error:?}", socket.display()),
+            }
+            std::thread::park_timeout(Duration::from_millis(10));
+        }
     }
 
     fn call<Q, A>(&self, method: &str, request: Q, patience: Duration) -> Result<A, Status>
