@@ -97,8 +97,8 @@ impl Zones {
             // Rows that shared a zone share it again: it is found by its content.
             let Some(record) = record else { return Ok(0) };
             let zone = record.zone.as_ref().and_then(|zone| Zone::from_json(&zone.compiled).ok());
-            let Some(zone) = zone else { return Ok(0) };
-            let (image, network) = (compile(&zone), record.network.as_str());
+            let Some(image) = zone.and_then(|zone| compile(&zone).ok()) else { return Ok(0) };
+            let network = record.network.as_str();
             return Ok(maps.ensure_zone(network, image.digest(network), &content(&image))?);
         };
         if let Some(new) = self.done.get(&row.zone) {
