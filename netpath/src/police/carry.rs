@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, path::Path};
 
-use netpath_ebpf::abi::{ABI_VERSION, Endpoint, EndpointKey, mode};
+use netpath_ebpf::abi::{ABI_VERSION, Endpoint, mode};
 
 use super::{
     PoliceError, content, identity,
@@ -12,9 +12,9 @@ use crate::{
     kernel::{
         bpf::{
             bases::{Bases, COUNTED, MASTER_COUNTERS, Of, Rows},
-            maps::Maps,
+            maps::{Maps, without_meta},
             object::{self, Settings},
-            tree::Tree,
+            tree::{Tree, same_rules},
         },
         netlink::Netlink,
         netns,
@@ -125,66 +125,70 @@ pub(super) fn forget_trials(maps: &Maps, master: u16) -> Result<(), PoliceError>
 /// Makes what was counted in the tree in force, before it, and in those that somebody had begun, the base of what the
 /// tree at `stage` counts. Nothing but the programs of `stage` may run any more.
 pub(super) fn counters(old: &Old, stage: &Path) -> Result<(), PoliceError> {
-    let bases = Bases::open(stage)?;
+    let new = Tree::open(stage)?.ok_or_else(|| without_meta(stage))?;
+    add(&old.tree, &new, Some(old.tree.bases()))?;
+    // The bases of what had been begun are those of the tree in force, and what that one counted until then.
+    old.begun.iter().try_for_each(|begun| add(begun, &new, None))
+}
+
+/// Adds what `old` counted to the bases of `new`, for rows whose holder is the same.
+fn add(old: &Tree, new: &Tree, before: Option<&Bases>) -> Result<(), PoliceError> {
+    let same = Same::of(old, new)?;
     for counted in COUNTED {
-        let Some(base) = bases.of(counted) else { continue };
-        let (live, before) = (old.tree.counted(counted)?, old.tree.bases().of(counted));
-        let begun = old.begun.iter().map(|tree| Ok((Held::of(tree, counted.of)?, tree.counted(counted)?)));
-        let begun = begun.collect::<Result<Vec<_>, PoliceError>>()?;
-        let rows: Vec<u32> = match counted.of {
-            // Row 0 is that of frames that nobody owns.
-            Of::Endpoint => std::iter::once(0).chain(old.rows.iter().map(|(_, row)| row.id)).collect(),
-            Of::Master => old.masters.iter().map(|(id, _)| u32::from(*id)).collect(),
-        };
-        for row in rows {
-            let mut total = vec![0u64; counted.words];
-            let also = begun.iter().filter(|(held, _)| held.is_same(old, row));
-            let sources = also.filter_map(|(_, rows)| rows.as_ref()).chain(&live).chain(before);
-            for source in sources {
-                for (sum, word) in total.iter_mut().zip(source.get(row)?).skip(counted.first) {
+        let Some(base) = new.bases().of(counted) else { continue };
+        let live = old.counted(counted)?;
+        let before = before.and_then(|bases| bases.of(counted));
+        for (was, is) in same.rows(counted.of) {
+            let mut total = base.get(*is)?;
+            let own = total.clone();
+            for source in live.iter().chain(before) {
+                for (sum, word) in total.iter_mut().zip(source.get(*was)?).skip(counted.first) {
                     *sum = sum.wrapping_add(word);
                 }
             }
-            if total.iter().any(|word| *word != 0) {
-                base.set(row, &total)?;
+            if total != own {
+                base.set(*is, &total)?;
             }
         }
     }
     Ok(())
 }
 
-/// Whose rows of counters were in a tree that somebody had begun.
-enum Held {
-    Endpoints(BTreeMap<u32, (EndpointKey, u32)>),
-    Masters(BTreeMap<u32, u64>),
+/// Rows of counters that have the same holder in two trees: there and here.
+struct Same {
+    endpoints: Vec<(u32, u32)>,
+    masters: Vec<(u32, u32)>,
+    rules: Vec<(u32, u32)>,
 }
 
-impl Held {
-    fn of(tree: &Tree, of: Of) -> Result<Self, PoliceError> {
-        Ok(match of {
-            Of::Endpoint => {
-                let rows = tree.endpoints()?.into_iter();
-                Self::Endpoints(rows.map(|(key, row)| (row.id, (key, row.generation))).collect())
+impl Same {
+    fn of(old: &Tree, new: &Tree) -> Result<Self, PoliceError> {
+        let (were, are) = (old.endpoints()?, new.endpoints()?);
+        // Row 0 is that of frames that nobody owns.
+        let (mut endpoints, mut zones) = (vec![(0, 0)], BTreeMap::new());
+        for (key, row) in are {
+            let held = were
+                .iter()
+                .find(|(was, old)| *was == key && (old.id, old.generation) == (row.id, row.generation));
+            let Some((_, old)) = held else { continue };
+            endpoints.push((old.id, row.id));
+            if old.zone != 0 && row.zone != 0 {
+                zones.entry(old.zone).or_insert(row.zone);
             }
-            Of::Master => {
-                let rows = tree.masters()?.into_iter();
-                Self::Masters(rows.map(|(id, row)| (id.into(), row.stamp)).collect())
-            }
-        })
+        }
+        let (were, are) = (old.masters()?, new.masters()?);
+        let drawn =
+            are.iter().filter(|are| were.iter().any(|was| (was.0, was.1.stamp) == (are.0, are.1.stamp)));
+        let masters = drawn.map(|(id, _)| (u32::from(*id), u32::from(*id))).collect();
+        let zones: Vec<(u32, u32)> = zones.into_iter().collect();
+        Ok(Self { endpoints, masters, rules: same_rules(old, new, &zones)? })
     }
 
-    /// Whether the row is that of the same holder now.
-    fn is_same(&self, old: &Old, row: u32) -> bool {
-        match self {
-            Self::Endpoints(_) if row == 0 => true,
-            Self::Endpoints(held) => held.get(&row).is_some_and(|(key, generation)| {
-                old.rows.iter().any(|(now, endpoint)| {
-                    endpoint.id == row && now == key && endpoint.generation == *generation
-                })
-            }),
-            Self::Masters(held) => held.get(&row).is_some_and(|stamp| {
-                old.masters.iter().any(|(id, master)| u32::from(*id) == row && master.stamp == *stamp)
-            }),
+    fn rows(&self, of: Of) -> &[(u32, u32)] {
+        match of {
+            Of::Endpoint => &self.endpoints,
+            Of::Master => &self.masters,
+            Of::Rule => &self.rules,
         }
     }
 }
@@ -192,16 +196,11 @@ impl Held {
 /// Whether programs have counted anything in the tree at `stage`.
 pub(super) fn is_counted(stage: &Path) -> Result<bool, PoliceError> {
     let Some(tree) = Tree::open(stage)? else { return Ok(false) };
-    let endpoints = tree.endpoints()?;
-    let masters = tree.masters()?;
+    let same = Same::of(&tree, &tree)?;
     for counted in COUNTED {
         let Some(live) = tree.counted(counted)? else { continue };
-        let rows: Vec<u32> = match counted.of {
-            Of::Endpoint => std::iter::once(0).chain(endpoints.iter().map(|(_, row)| row.id)).collect(),
-            Of::Master => masters.iter().map(|(id, _)| u32::from(*id)).collect(),
-        };
-        for row in rows {
-            if live.get(row)?.iter().skip(counted.first).any(|word| *word != 0) {
+        for (row, _) in same.rows(counted.of) {
+            if live.get(*row)?.iter().skip(counted.first).any(|word| *word != 0) {
                 return Ok(true);
             }
         }

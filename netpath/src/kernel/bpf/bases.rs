@@ -6,7 +6,10 @@
 
 use std::{io, path::Path};
 
-use aya::maps::{MapData, MapError};
+use aya::{
+    maps::{MapData, MapError, MapType},
+    util::nr_cpus,
+};
 
 use super::{
     maps::{MapsError, pin_of},
@@ -20,6 +23,8 @@ pub enum Of {
     Endpoint,
     /// A master: the row is its dense id.
     Master,
+    /// A rule of a zone: the row is that of `rules`.
+    Rule,
 }
 
 /// A map of counters: rows of 64-bit words.
@@ -33,14 +38,14 @@ pub struct Counted {
     pub words: usize,
     /// The first word that only grows.
     pub first: usize,
-    /// Each CPU has a row of its own: `row * CPUs + CPU`.
+    /// Each CPU has a row of its own: `row * CPUs + CPU`. Of a per-CPU map a row is all of them by itself.
     pub per_cpu: bool,
     /// What a row belongs to.
     pub of: Of,
 }
 
 /// Every map whose contents outlive it.
-pub const COUNTED: &[Counted] = &[COUNTERS, MASTER_COUNTERS, DROPS, REJECTS];
+pub const COUNTED: &[Counted] = &[COUNTERS, MASTER_COUNTERS, DROPS, REJECTS, RULE_COUNTERS];
 
 pub(super) const COUNTERS: Counted =
     Counted { map: "counters", base: "base_counters", words: 8, first: 0, per_cpu: true, of: Of::Endpoint };
@@ -58,6 +63,8 @@ pub(super) const DROPS: Counted =
 /// The bucket and the time of its last refill are no counters.
 pub(super) const REJECTS: Counted =
     Counted { map: "rejects", base: "base_rejects", words: 4, first: 2, per_cpu: false, of: Of::Endpoint };
+pub(super) const RULE_COUNTERS: Counted =
+    Counted { map: "rule_counters", base: "base_rules", words: 4, first: 0, per_cpu: false, of: Of::Rule };
 
 /// A pinned array of rows of 64-bit words.
 #[derive(Debug)]
@@ -67,6 +74,8 @@ pub struct Rows {
     words: usize,
     /// Rows that are added up to one.
     copies: u32,
+    /// Values that one look-up yields, to be added up as well.
+    lanes: usize,
     rows: u32,
 }
 
@@ -91,7 +100,13 @@ impl Rows {
             let source = MapError::InvalidValueSize { size, expected };
             return Err(MapsError::Layout { path, source });
         }
-        Ok(Some(Self { data, name, words, copies, rows: info.max_entries() / copies.max(1) }))
+        let lanes = match info.map_type().map_err(failed)? {
+            MapType::PerCpuArray => {
+                nr_cpus().map_err(|(_, source)| MapsError::Row { op: "size", map: name, source })?
+            }
+            _ => 1,
+        };
+        Ok(Some(Self { data, name, words, copies, lanes, rows: info.max_entries() / copies.max(1) }))
     }
 
     /// Rows there are.
@@ -110,12 +125,14 @@ impl Rows {
         if self.rows <= row {
             return Ok(total);
         }
-        let mut words = total.clone();
+        let mut words = vec![0u64; self.words * self.lanes];
         for copy in 0..self.copies {
             let index = row * self.copies + copy;
             sys::read_words(self.data.fd(), index, &mut words).map_err(self.failed("read"))?;
-            for (sum, word) in total.iter_mut().zip(&words) {
-                *sum = sum.wrapping_add(*word);
+            for lane in words.chunks(self.words) {
+                for (sum, word) in total.iter_mut().zip(lane) {
+                    *sum = sum.wrapping_add(*word);
+                }
             }
         }
         Ok(total)
@@ -126,7 +143,7 @@ impl Rows {
         sys::write_words(self.data.fd(), row, words).map_err(self.failed("write"))
     }
 
-    /// Writes zeros, on every CPU; for rows that nothing counts in yet.
+    /// Writes zeros, on every CPU, to a row of an array that nothing counts in.
     pub fn clear(&self, row: u32) -> Result<(), MapsError> {
         let zeros = vec![0; self.words];
         (0..self.copies).try_for_each(|copy| self.set(row * self.copies + copy, &zeros))
@@ -188,10 +205,15 @@ impl Bases {
         Ok(())
     }
 
+    /// Forgets what the last holder of a row counted.
+    pub(super) fn forget(&self, counted: &Counted, row: u32) -> Result<(), MapsError> {
+        self.of(counted).map_or(Ok(()), |rows| rows.clear(row))
+    }
+
     /// Forgets what the last holder of an endpoint id counted.
     pub(super) fn forget_endpoint(&self, id: u32) -> Result<(), MapsError> {
-        for (counted, rows) in self.0.iter().filter(|(counted, _)| counted.of == Of::Endpoint) {
-            rows.set(id, &vec![0; counted.words])?;
+        for (counted, _) in self.0.iter().filter(|(counted, _)| counted.of == Of::Endpoint) {
+            self.forget(counted, id)?;
         }
         Ok(())
     }

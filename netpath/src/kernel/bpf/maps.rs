@@ -13,8 +13,8 @@ use aya::{
 };
 use netpath_ebpf::abi::{
     ABI_VERSION, Budget, CookieKey, CookieOwner, Counters, DropCounters, Endpoint, EndpointKey, Master, Meta,
-    Owner, PortSet, READABLE_BY, REASON_SLOTS, Reject, Rule, RuleCounters, TrieKey4, TrieKey6, VlanKey, ZoneInfo,
-    ZoneSlot,
+    Owner, PortSet, READABLE_BY, REASON_SLOTS, Reject, Rule, RuleCounters, TrieKey4, TrieKey6, VlanKey,
+    ZoneInfo, ZoneSlot,
 };
 
 use super::{
@@ -178,7 +178,7 @@ pub struct Maps {
     rejects: Table<Reject>,
     /// The two that are read from mapped memory.
     counted: [Rows; 2],
-    bases: Bases,
+    pub(super) bases: Bases,
     cpus: u32,
     /// The kernel's number for `meta`.
     tree: Option<u32>,

@@ -289,10 +289,10 @@ unsafe fn element(command: libc::c_long, map_fd: u32, index: u32, value: u64) ->
     unsafe { bpf(command, &attr) }.map(drop)
 }
 
-/// A value of an array as 64-bit words, of which the caller knows that a value has `words.len()`.
+/// A value of an array as 64-bit words, of which the caller knows that a look-up yields `words.len()`.
 pub(super) fn read_words(map: impl AsFd, index: u32, words: &mut [u64]) -> io::Result<()> {
     let fd = u32::try_from(map.as_fd().as_raw_fd()).map_err(io::Error::other)?;
-    // SAFETY: `words` is as long as a value: `Rows::open` compares the sizes.
+    // SAFETY: `words` is as long as a value, of a per-CPU map those of all CPUs: `Rows::open` compares the sizes.
     unsafe { element(command::MAP_LOOKUP_ELEM, fd, index, words.as_mut_ptr() as u64) }
 }
 

@@ -1,17 +1,21 @@
 //! A tree of pins of any ABI that this version can read: who is on which master, and what was counted.
 //!
 //! Everything else of an older tree is not read: zones come from the records, and what is known of senders is made
-//! of the rows. So a version is described by the layout of three maps, and of the words of its counters, which
+//! of the rows. So a version is described by the layout of a few maps, and of the words of its counters, which
 //! [`super::bases::COUNTED`] has for all of them until one differs.
 
 use std::path::{Path, PathBuf};
 
 use aya::maps::{Array, HashMap, Map, MapData, MapError};
-use netpath_ebpf::abi::{ABI_VERSION, Endpoint, EndpointKey, Master, Meta, Owner, READABLE_BY};
+use netpath_ebpf::abi::{
+    ABI_VERSION, Endpoint, EndpointKey, Master, Meta, Owner, READABLE_BY, REST_ALLOW, REST_DENY, Rule,
+    rule_kind,
+};
 
 use super::{
     bases::{Bases, Counted, Rows},
     maps::{MapsError, Plain, Raw, Table, get, open, pin_of},
+    rules,
 };
 
 /// Rows by their keys.
@@ -22,26 +26,31 @@ struct Layout {
     masters: fn(&Path, u32) -> Listed<u16, Master>,
     owners: fn(&Path) -> Listed<u32, Owner>,
     endpoints: fn(&Path) -> Listed<EndpointKey, Endpoint>,
+    /// Rows of `rules` and of their counters, where it has them.
+    rules: Option<fn(&Path) -> Listed<u32, Rule>>,
 }
 
 /// This version's own.
-const OWN: Layout =
-    Layout { masters: masters::<Master>, owners: owners::<Owner>, endpoints: endpoints::<Endpoint> };
+const OWN: Layout = Layout {
+    masters: masters::<Master>,
+    owners: owners::<Owner>,
+    endpoints: endpoints::<Endpoint>,
+    rules: Some(all_rules::<Rule>),
+};
 
 /// Version 2.
 const V2: Layout = Layout {
     masters: masters::<v2::Master>,
     owners: owners::<v2::Owner>,
     endpoints: endpoints::<v2::Endpoint>,
+    rules: None,
 };
 
-/// The layout of a version; `None` if it is not known.
-///
-/// Version 1 was in no release. Its rows have other sizes than those of version 2, by which they are refused.
+/// The layout of a version; `None` if it is not known. Version 1 was in no release.
 fn layout(meta: &Meta) -> Option<&'static Layout> {
     match meta.abi_version {
         ABI_VERSION => Some(&OWN),
-        1..=2 => Some(&V2),
+        2 => Some(&V2),
         // A newer version whose rows are those that this one knows says so.
         version if ABI_VERSION < version && meta.readable_by != 0 && meta.readable_by <= ABI_VERSION => {
             Some(&OWN)
@@ -87,6 +96,11 @@ impl Tree {
     /// Every endpoint and foreign row.
     pub fn endpoints(&self) -> Result<Vec<(EndpointKey, Endpoint)>, MapsError> {
         (self.layout.endpoints)(&self.pins)
+    }
+
+    /// The entries of all zones, by row; those that are gone are not always told from those in force.
+    pub fn rules(&self) -> Result<Vec<(u32, Rule)>, MapsError> {
+        self.layout.rules.map_or(Ok(Vec::new()), |rules| rules(&self.pins))
     }
 
     /// The rows that its programs count in; `None` if it has no such map.
@@ -137,6 +151,45 @@ fn endpoints<T: Plain + Into<Endpoint>>(pins: &Path) -> Listed<EndpointKey, Endp
         map: "endpoints",
         source,
     })
+}
+
+fn all_rules<T: Plain + Into<Rule>>(pins: &Path) -> Listed<u32, Rule> {
+    let table: Array<MapData, Raw<T>> = open(pins, "rules", Map::Array)?;
+    let mut found = Vec::new();
+    for row in 0..table.len() {
+        let rule: Rule = get(&table, "rules", row)?.into();
+        if rule.kind != rule_kind::FREE {
+            found.push((row, rule));
+        }
+    }
+    Ok(found)
+}
+
+/// Pairs of rows of rules that stand for one entry, of `old` and of `new`, for each pair of zones.
+pub fn same_rules(old: &Tree, new: &Tree, zones: &[(u32, u32)]) -> Result<Vec<(u32, u32)>, MapsError> {
+    if old.layout.rules.is_none() {
+        return Ok(Vec::new());
+    }
+    let (were, are) = (old.rules()?, new.rules()?);
+    let of = |zone: u32, rows: &[(u32, Rule)]| -> Vec<(u32, Rule)> {
+        let own = rules::row_of(zone, 0)..rules::row_of(zone + 1, 0);
+        rows.iter().copied().filter(|(row, _)| own.contains(row)).collect()
+    };
+    let mut pairs = Vec::new();
+    for (was, is) in zones {
+        for number in [0, REST_ALLOW, REST_DENY] {
+            pairs.push((rules::row_of(*was, number), rules::row_of(*is, number)));
+        }
+        let were = of(*was, &were);
+        for (row, rule) in of(*is, &are) {
+            // An entry that went and came again may have a second row, which rests.
+            let same = were.iter().filter(|(_, old)| rules::is_same(old, &rule));
+            if let Some((before, _)) = same.max_by_key(|(_, old)| old.generation) {
+                pairs.push((*before, row));
+            }
+        }
+    }
+    Ok(pairs)
 }
 
 /// The rows of version 2. What stands here does not change any more.
@@ -259,6 +312,7 @@ mod tests {
         assert!(layout(&meta_of(ABI_VERSION + 1, ABI_VERSION)).is_some());
         assert!(layout(&meta_of(ABI_VERSION + 1, ABI_VERSION + 1)).is_none());
         assert!(layout(&meta_of(ABI_VERSION + 1, 0)).is_none());
+        assert!(layout(&meta_of(1, 0)).is_none());
         assert!(is_readable_by(ABI_VERSION), "a version reads its own");
     }
 }
