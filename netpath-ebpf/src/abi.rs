@@ -7,6 +7,9 @@
 
 /// Version of everything in this file; it names the pin directory (`v3`) and stands in [`Meta`].
 pub const ABI_VERSION: u32 = 3;
+/// The oldest version that reads `masters`, `owners`, `endpoints` and all counters of this one as its own: its
+/// programs can take the place of these. It stands in [`Meta`]; raise it with a layout of those maps.
+pub const READABLE_BY: u32 = 2;
 
 mod zone;
 
@@ -376,7 +379,7 @@ pub struct DropEvent {
 
 const _: () = assert!(size_of::<DropEvent>() == 4 + 4 + 2 + 2 + 4 + 16 + 16 + 2 + 2 + 4 + 6 + 6 + 4);
 
-/// The one value of `meta`: what wrote these maps.
+/// The one value of `meta`: what wrote these maps. The same in every version.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
 pub struct Meta {
@@ -390,8 +393,8 @@ pub struct Meta {
     pub zone_rows: u32,
     /// The highest row of `masters` that was ever used.
     pub master_rows: u32,
-    /// Always zero.
-    pub pad: u32,
+    /// [`READABLE_BY`] of the writer; 0: of nobody but its own version.
+    pub readable_by: u32,
 }
 
 const _: () = assert!(size_of::<Meta>() == 24);

@@ -242,17 +242,17 @@ fn beside_another_abi_nothing_is_attached_and_what_it_made_is_deleted() {
     let node = Node::new(&json!({}));
     let pod = policed(&node);
     let pins = node.root.pins();
-    for version in ["v1", "v99"] {
+    for (version, what) in [("v1", "older netpath, of ABI 1"), ("v99", "newer netpath, of ABI 99")] {
         let other = pins.parent().expect("a parent").join(version);
         std::fs::rename(&pins, &other).expect("renamed");
         let netns = NetNs::new("pod");
         let output = node.call("ADD", &netns, &conf(&["10.12.34.201/24"], Some(&private())));
         let said = String::from_utf8_lossy(&output.stdout).into_owned();
-        assert!(!output.status.success() && said.contains("another ABI") && said.contains(version), "{said}");
+        assert!(!output.status.success() && said.contains(what) && said.contains(version), "{said}");
         assert!(!netns.ip("link").contains("net1"), "a refused ADD leaves nothing behind");
         let output = node.try_netpath(&["attach", MASTER]);
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert!(!output.status.success() && said.contains("another ABI"), "{said}");
+        assert!(!output.status.success() && said.contains(what), "{said}");
         assert!(is_enforced(&node, &pod), "the other one goes on");
         std::fs::rename(&other, &pins).expect("renamed back");
     }

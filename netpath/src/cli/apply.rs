@@ -2,7 +2,7 @@
 
 use std::{path::PathBuf, process::ExitCode};
 
-use anyhow::{Context, anyhow};
+use anyhow::{Context, anyhow, bail};
 
 use super::{
     manifest::{self, Network},
@@ -40,6 +40,11 @@ struct Resolved {
 /// Applies each network by itself: one that is refused keeps its last good zone and stops no other.
 pub(super) fn run(root: &Root, args: &Args) -> anyhow::Result<ExitCode> {
     let mut maps = view::open(root)?;
+    if police::is_unfinished(root)? {
+        bail!(
+            "an upgrade was ended half-way, and some hooks would not know of what is applied now: run `netpath upgrade`"
+        );
+    }
     let masters = police::masters(root)?;
     let mut node = Netlink::open()?;
     let mut networks = Vec::new();
@@ -119,6 +124,9 @@ fn apply(root: &Root, maps: &mut Maps, network: &Network, resolved: &Resolved) -
     maps.settle(&zones)?;
     let (running, applied) = {
         let _lock = Lock::acquire(root)?;
+        if !maps.is_in_force() {
+            bail!("other maps took the place of those that were read: apply it again");
+        }
         let running = police::running(root, maps, *id, name)?;
         let applied = police::apply(maps, &running, name, resolved.zone.as_ref())?;
         (running, applied)

@@ -9,10 +9,7 @@ use super::{
     view::{self, ATTENTION},
 };
 use crate::{
-    kernel::{
-        bpf::attach::{Change, inspect},
-        netlink::Netlink,
-    },
+    kernel::{bpf::attach::inspect, netlink::Netlink},
     police::{self, MasterLink},
     root::Root,
     state::Lock,
@@ -54,11 +51,7 @@ pub(super) fn run(root: &Root, args: &Args) -> anyhow::Result<ExitCode> {
         let attached = police::attach(root, &mut node, &MasterLink { link, entry }, true)
             .with_context(|| format!("cannot attach to `{name}`"))?;
         for change in attached.changes {
-            say(match change {
-                Change::Attached(hook, via) => format!("{name}: {} attached ({})", hook.name(), via.name()),
-                Change::Replaced(hook, via) => format!("{name}: {} replaced ({})", hook.name(), via.name()),
-                Change::Detached(hook) => format!("{name}: {} detached", hook.name()),
-            });
+            say(view::change(&name, &change));
         }
         // Who stands before us there was attached after us, and stays: only its owner can move it.
         let states = inspect(&root.pins(), attached.id, index)?;

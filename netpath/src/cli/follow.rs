@@ -69,7 +69,9 @@ pub(super) fn run(root: &Root, mut maps: Maps, format: Format) -> anyhow::Result
         if LOOK <= now.duration_since(looked) {
             looked = now;
             if std::fs::metadata(&pin).map(|meta| meta.ino()).ok() != Some(identity) {
-                bail!("netpath was uninstalled meanwhile: start again to follow what is loaded now");
+                bail!(
+                    "netpath was upgraded or uninstalled meanwhile: start again to follow what is loaded now"
+                );
             }
         }
     }

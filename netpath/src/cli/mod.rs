@@ -13,6 +13,7 @@ mod programs;
 mod status;
 mod table;
 mod uninstall;
+mod upgrade;
 mod view;
 mod zones;
 
@@ -50,6 +51,8 @@ enum Command {
     Apply(apply::Args),
     /// Attach the programs to masters, or bring attached ones to this build.
     Attach(attach::Args),
+    /// Bring what is in force to this version and to settings.json, without a gap.
+    Upgrade(upgrade::Args),
     /// Detach everything and remove every pin; asks first.
     Uninstall(uninstall::Args),
     /// Try the programs on this kernel without attaching them; one JSON object a line.
@@ -71,6 +74,7 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Drops(args) => drops::run(&root, &args),
         Command::Apply(args) => apply::run(&root, &args),
         Command::Attach(args) => attach::run(&root, &args),
+        Command::Upgrade(args) => upgrade::run(&root, &args),
         Command::Uninstall(args) => uninstall::run(&root, &args),
         Command::Programs => programs::run(),
         Command::Lab(args) => lab::run(&args),

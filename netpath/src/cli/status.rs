@@ -20,6 +20,7 @@ use crate::{
             attach::{self, HookState, Via},
             maps::{Fill, Maps},
             object,
+            trees::Trees,
         },
         ethtool,
         netlink::{Link, Netlink},
@@ -39,6 +40,11 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(root: &Root, args: &Args) -> anyhow::Result<ExitCode> {
+    view::check_rights(root)?;
+    let trees = Trees::list(&root.pins())?;
+    if let Err(error) = trees.check() {
+        return Ok(of_another_version(root, args.output, &error.to_string()));
+    }
     let Some(maps) = view::open(root)? else {
         if root.disable().exists() && args.output.output == Format::Table {
             say(disabled(root));
@@ -52,12 +58,26 @@ pub(super) fn run(root: &Root, args: &Args) -> anyhow::Result<ExitCode> {
         }
         return Ok(code);
     };
-    let status = Status::read(root, &maps)?;
+    let mut status = Status::read(root, &maps)?;
+    status.upgrade(root, &trees)?;
     match args.output.output {
         Format::Json => say(crate::spec::json::to_text(&status.to_json(root))),
         Format::Table => status.print(root),
     }
     Ok(if status.alerts.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(ATTENTION) })
+}
+
+/// Another version's tree is in force, or several are: which, and what to do about it.
+fn of_another_version(root: &Root, output: Output, error: &str) -> ExitCode {
+    match output.output {
+        Format::Json => {
+            let mut answer = head(root, None);
+            answer["alerts"] = json!([error]);
+            say(crate::spec::json::to_text(&answer));
+        }
+        Format::Table => say(format_args!("ALERT: {error}")),
+    }
+    ExitCode::from(ATTENTION)
 }
 
 /// All that is shown, before it is shown.
@@ -86,6 +106,30 @@ struct Shown {
 }
 
 impl Status {
+    /// What `netpath upgrade` would do.
+    fn upgrade(&mut self, root: &Root, trees: &Trees) -> anyhow::Result<()> {
+        if !trees.unfinished(&root.pins()).is_empty() {
+            self.alerts.push(
+                "an upgrade was ended half-way: hooks enforce, some by maps that no later change reaches: run `netpath \
+                 upgrade`"
+                    .to_owned(),
+            );
+        }
+        match police::settings(root) {
+            Ok(settings) => {
+                let resized = object::resized(&root.pins(), &settings)?;
+                if !resized.is_empty() {
+                    self.notes.push(format!(
+                        "settings.json asks for other sizes of {}: `netpath upgrade` makes them without a gap",
+                        resized.join(", ")
+                    ));
+                }
+            }
+            Err(error) => self.alerts.push(format!("{:#}", anyhow::Error::from(error))),
+        }
+        Ok(())
+    }
+
     fn read(root: &Root, maps: &Maps) -> anyhow::Result<Self> {
         let (meta, view, counters) = (maps.meta()?, View::read(root, maps)?, maps.counters()?);
         let mut node = Netlink::open()?;

@@ -13,7 +13,7 @@ use serde_json::Value;
 
 use super::say;
 use crate::{
-    kernel::bpf::{Hook, maps::Maps, zones::ZoneRow},
+    kernel::bpf::{Hook, attach::Change, maps::Maps, trees::Trees, zones::ZoneRow},
     root::Root,
     spec::Mac,
     state::{self, Record, Records, Torn},
@@ -61,6 +61,15 @@ pub(super) fn ahead(master: &str, hook: Hook, programs: &[String]) -> String {
     )
 }
 
+/// What `attach` and `upgrade` say of a hook.
+pub(super) fn change(master: &str, change: &Change) -> String {
+    match change {
+        Change::Attached(hook, via) => format!("{master}: {} attached ({})", hook.name(), via.name()),
+        Change::Replaced(hook, via) => format!("{master}: {} replaced ({})", hook.name(), via.name()),
+        Change::Detached(hook) => format!("{master}: {} detached", hook.name()),
+    }
+}
+
 /// Attachments of this boot that were made with a zone, where nothing is loaded that could enforce it.
 pub(super) fn unenforced(root: &Root) -> anyhow::Result<Vec<String>> {
     let boot = state::boot_id()?;
@@ -76,9 +85,10 @@ pub(super) fn unenforced(root: &Root) -> anyhow::Result<Vec<String>> {
     Ok(zoned.map(sentence).collect())
 }
 
-/// Opens the maps; `None` if nothing is loaded. Missing rights are an error that says so.
+/// Opens the maps; `None` if nothing is loaded. Missing rights, and another version's maps, are an error that says so.
 pub(super) fn open(root: &Root) -> anyhow::Result<Option<Maps>> {
     check_rights(root)?;
+    Trees::list(&root.pins())?.check()?;
     Maps::open(&root.pins()).context("cannot read what is loaded")
 }
 

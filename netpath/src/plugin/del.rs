@@ -8,7 +8,7 @@ use super::{Call, PluginError, Role, add::full, police::failed};
 use crate::{
     ipam,
     kernel::{
-        bpf::maps::{Maps, MapsError},
+        bpf::maps::{Maps, MapsError, pin_of},
         netlink::{Link, Netlink, NetlinkError},
         netns::{self, Netns},
     },
@@ -151,8 +151,7 @@ fn delete_row_of(call: &Call<'_>, link: &Link, cookie: Option<u64>) -> Result<()
     let (Some(mac), Some(cookie)) = (link.mac, cookie) else { return Ok(()) };
     let ifname = call.attachment()?.1;
     let unusable = |error: MapsError| failed(ifname, error.into());
-    let Some(mut maps) = usable_maps(call).map_err(unusable)? else { return Ok(()) };
-    let _lock = Lock::acquire(call.root)?;
+    let Some((mut maps, _lock)) = locked_maps(call, unusable)? else { return Ok(()) };
     for (key, row) in maps.endpoints().map_err(unusable)? {
         if key.mac == mac.bytes()
             && row.kind == kind::ENDPOINT
@@ -175,6 +174,18 @@ fn usable_maps(call: &Call<'_>) -> Result<Option<Maps>, MapsError> {
     }
 }
 
+/// The same with the lock, under which no others take their place. Where there are none it is not asked for.
+fn locked_maps(
+    call: &Call<'_>,
+    unusable: impl FnOnce(MapsError) -> PluginError,
+) -> Result<Option<(Maps, Lock)>, PluginError> {
+    if !pin_of(&call.root.pins(), "meta").exists() {
+        return Ok(None);
+    }
+    let lock = Lock::acquire(call.root)?;
+    Ok(usable_maps(call).map_err(unusable)?.map(|maps| (maps, lock)))
+}
+
 /// The configuration with which the attachment of this call was made, as JSON.
 pub(super) fn recorded_conf(root: &Root, env: &CniEnv) -> Option<Vec<u8>> {
     let record = Records::new(root).read(env.container_id.as_ref()?, env.ifname.as_ref()?).ok()??;
@@ -189,8 +200,7 @@ pub(super) fn delete_row(call: &Call<'_>, record: &Record) -> Result<(), PluginE
         return Ok(());
     }
     let unusable = |error: MapsError| failed(&record.ifname, error.into());
-    let Some(mut maps) = usable_maps(call).map_err(unusable)? else { return Ok(()) };
-    let _lock = Lock::acquire(call.root)?;
+    let Some((mut maps, _lock)) = locked_maps(call, unusable)? else { return Ok(()) };
     // A NIC that is gone may have lost its row already; its number stays that of the rows of its pods.
     let id = match master.id.and_then(|id| u16::try_from(id).ok()) {
         Some(id) => Some(id),

@@ -3,10 +3,7 @@
 use super::{Call, PluginError};
 use crate::{
     ipam,
-    kernel::{
-        netlink::{Link, Netlink},
-        netns,
-    },
+    kernel::netlink::{Link, Netlink},
     plan::Place,
     police::{self, MasterLink, Neighbours, PoliceError, Wanted},
     spec::{IfName, IpConfig, Mac},
@@ -97,10 +94,7 @@ impl Rules {
     }
 
     fn is_attached(&self, call: &Call<'_>) -> bool {
-        let maps = crate::kernel::bpf::maps::Maps::open(&call.root.pins());
-        let masters = maps.ok().flatten().and_then(|maps| maps.masters().ok()).unwrap_or_default();
-        let cookie = netns::cookie().unwrap_or(0);
-        masters.iter().any(|(_, row)| row.ifindex == self.master.link.index && row.netns_cookie == cookie)
+        police::is_under_police(call.root, self.master.link.index)
     }
 
     /// Puts programs, zone and row in force.

@@ -13,6 +13,7 @@ use crate::{
             maps::{Maps, NAMES, pin_of},
             object::{self, Settings},
             pins, support,
+            trees::Trees,
         },
         netlink::{Link, Netlink, NetlinkError},
         netns,
@@ -83,9 +84,7 @@ pub fn attach(
     pins::ensure_bpffs(&bpffs)?;
     let settings = settings(root)?;
     let pins = root.pins();
-    if let Some(path) = pins::of_another_abi(&pins)? {
-        return Err(BpfError::OtherAbi { path }.into());
-    }
+    Trees::list(&pins)?.check()?;
     let fresh = !pin_of(&pins, NAMES[0]).exists();
     // A map that lost its pin is still with the programs; without it nothing below could be opened.
     if !fresh {
@@ -401,6 +400,11 @@ pub fn uninstall(root: &Root, node: &mut Netlink) -> Result<Vec<String>, PoliceE
         names.extend(name.map(str::to_owned));
     }
     pins::remove_pins(&pins)?;
+    // What was to take their place.
+    let trees = Trees::list(&pins)?;
+    if trees.in_force()?.is_none() {
+        trees.staged().try_for_each(pins::remove_pins)?;
+    }
     for link in &links {
         let mark = promisc_mark(root, &link.name);
         if mark.exists() {

@@ -5,10 +5,12 @@
 
 mod adopt;
 mod apply;
+mod carry;
 mod identity;
 mod master;
 mod neighbours;
 mod row;
+mod upgrade;
 
 use std::path::{Path, PathBuf};
 
@@ -17,6 +19,7 @@ pub use identity::{bound, unexplained};
 pub use master::{Attached, MasterLink, ahead, attach, refresh_promisc, resolve_master, uninstall};
 pub use neighbours::{Neighbours, is_gone, is_netns_gone, names};
 pub use row::{Wanted, check, content, enter, image, leave, readdress};
+pub use upgrade::{Outcome, Step, Upgraded, Watch, is_under_police, is_unfinished, upgrade};
 
 use crate::{
     kernel::{
@@ -24,7 +27,7 @@ use crate::{
         netlink::NetlinkError,
     },
     root::Root,
-    spec::Mac,
+    spec::{Mac, code},
     state::{LockError, StateError},
     zone::{Masters, MastersError, ZoneError},
 };
@@ -139,6 +142,48 @@ pub enum PoliceError {
         /// What failed then.
         source: Box<PoliceError>,
     },
+    /// A setting is smaller than what is in use.
+    #[error(
+        "`{setting}` in settings.json is {asked}, and attachments that run have numbers up to {needed}: say {needed} or more"
+    )]
+    TooSmall {
+        /// The setting.
+        setting: &'static str,
+        /// What it says.
+        asked: u32,
+        /// What it has to be at least.
+        needed: u32,
+    },
+    /// A master that cannot be upgraded from here.
+    #[error(
+        "`{master}` is in another network namespace and may have programs attached, so nothing was changed: delete its pods, \
+         or run `netpath uninstall` and `netpath attach`"
+    )]
+    Elsewhere {
+        /// Name of the master.
+        master: String,
+    },
+    /// A hook that could not be given its old program again.
+    #[error(
+        "{hook} of {master} has the new program and the others have the old ones, each with all zones in force; run `netpath \
+         upgrade` again"
+    )]
+    LeftNew {
+        /// Name of the master.
+        master: String,
+        /// Name of the hook.
+        hook: &'static str,
+        /// Why.
+        source: Box<PoliceError>,
+    },
+    /// All is in force, and something of before is left.
+    #[error(
+        "the upgrade is in force, and what was there before could not be removed: run `netpath upgrade` again"
+    )]
+    Untidy {
+        /// Why.
+        source: Box<PoliceError>,
+    },
     /// What CHECK found.
     #[error("the attachment is not policed as it should be: {what}; {fix}")]
     Unpoliced {
@@ -161,11 +206,17 @@ impl PoliceError {
             Self::AddressTaken { .. } => crate::ipam::code::REFUSED,
             Self::Addresses { .. } | Self::MacTaken { .. } => 131,
             Self::Unpoliced { .. } => 132,
+            // Somebody is about to upgrade, or to upgrade the plugin: the runtime tries again.
+            Self::Bpf(BpfError::OlderAbi { .. } | BpfError::NewerAbi { .. })
+            | Self::Maps(MapsError::Abi { .. }) => code::TRY_AGAIN,
+            Self::LeftNew { source, .. } | Self::Untidy { source } => source.cni_code(),
             Self::Bpf(_)
             | Self::Maps(_)
             | Self::Netlink(_)
             | Self::HostMacs { .. }
             | Self::NoMac { .. }
+            | Self::TooSmall { .. }
+            | Self::Elsewhere { .. }
             | Self::GenericXdp { .. } => 130,
         }
     }

@@ -20,7 +20,7 @@ use super::{
     clsact::{self, HANDLE, PRIORITY},
     object::{self, Settings},
     pins::{self, link_pin, make_parent, pin_link, program_pin, remove_file, unpin},
-    selftest, sys,
+    selftest, swap, sys,
 };
 
 /// A master and how its programs shall be attached.
@@ -232,7 +232,7 @@ fn xdp(object: &mut Ebpf) -> Result<&mut Xdp, BpfError> {
     program.try_into().map_err(|source| BpfError::Program { program: "xdp", source: Box::new(source) })
 }
 
-fn tc_type(hook: Hook) -> Option<TcAttachType> {
+pub(super) fn tc_type(hook: Hook) -> Option<TcAttachType> {
     match hook {
         Hook::Ingress => Some(TcAttachType::Ingress),
         Hook::Egress => Some(TcAttachType::Egress),
@@ -285,7 +285,7 @@ fn attach(target: &Target<'_>, object: &mut Ebpf, hook: Hook) -> Result<Via, Bpf
 }
 
 /// Adds our filter, or replaces it where one with our handle is left over.
-fn attach_clsact(
+pub(super) fn attach_clsact(
     target: &Target<'_>,
     program: &mut SchedClassifier,
     hook: Hook,
@@ -372,7 +372,11 @@ fn replace_program(target: &Target<'_>, object: &mut Ebpf, state: &HookState) ->
 }
 
 /// Pins the program under its final name in one step, over what was pinned there.
-fn pin_program(target: &Target<'_>, program: &mut SchedClassifier, hook: Hook) -> Result<(), BpfError> {
+pub(super) fn pin_program(
+    target: &Target<'_>,
+    program: &mut SchedClassifier,
+    hook: Hook,
+) -> Result<(), BpfError> {
     let path = program_pin(target.pins, target.id, hook);
     make_parent(&path)?;
     let fresh = path.with_file_name(format!("{}-new", hook.name()));
@@ -419,7 +423,7 @@ pub fn detach(pins: &Path, id: u16, name: Option<&str>, ifindex: u32) -> Result<
 /// Removes our filters: those of pinned programs, and any on our handle that works on our maps, whose pin was
 /// lost or had not been made when whoever attached it was ended.
 fn remove_filters(pins: &Path, states: &[HookState], name: &str, ifindex: u32) -> Result<(), BpfError> {
-    let maps = pins::map_ids(pins)?;
+    let maps = swap::map_ids(pins)?;
     for hook in [Hook::Ingress, Hook::Egress] {
         let failed = |source: ProgramError| BpfError::Attach {
             hook,

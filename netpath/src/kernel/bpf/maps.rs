@@ -12,12 +12,15 @@ use aya::{
     maps::{Array, HashMap, LpmTrie, Map, MapData, MapError, PerCpuArray},
 };
 use netpath_ebpf::abi::{
-    ABI_VERSION, Budget, CookieKey, CookieOwner, Counters, DropCounters, Endpoint, EndpointKey, Master,
-    MasterCounters, Meta, Owner, PortSet, REASON_SLOTS, Reject, Rule, RuleCounters, TrieKey4, TrieKey6,
-    VlanKey, ZoneInfo, ZoneSlot,
+    ABI_VERSION, Budget, CookieKey, CookieOwner, Counters, DropCounters, Endpoint, EndpointKey, Master, Meta,
+    Owner, PortSet, READABLE_BY, REASON_SLOTS, Reject, Rule, RuleCounters, TrieKey4, TrieKey6, VlanKey,
+    ZoneInfo, ZoneSlot,
 };
 
-use super::sys::Mapped;
+use super::{
+    bases::{self, Bases, Rows},
+    counters::CounterView,
+};
 
 /// Events an endpoint may emit per reason and direction before the consumer has to grant more.
 pub const EVENT_BURST: i32 = 8;
@@ -49,6 +52,28 @@ pub enum MapsError {
         /// Version in the map `meta`.
         found: u32,
     },
+    /// Written by a version that this one knows nothing of.
+    #[error(
+        "{} is of ABI {found}, which this netpath, of ABI {ABI_VERSION}, cannot read: use a version that can, or run \
+         `netpath uninstall` with the version it belongs to",
+        path.display()
+    )]
+    Unknown {
+        /// The pins.
+        path: PathBuf,
+        /// Version in the map `meta`.
+        found: u32,
+    },
+    /// A row could not be read, written or made room for.
+    #[error("cannot {op} map `{map}`")]
+    Row {
+        /// What was tried.
+        op: &'static str,
+        /// Name of the map.
+        map: &'static str,
+        /// Why.
+        source: io::Error,
+    },
     /// A read or write failed.
     #[error("cannot {op} map `{map}`")]
     Access {
@@ -60,7 +85,9 @@ pub enum MapsError {
         source: MapError,
     },
     /// No room.
-    #[error("map `{map}` is full ({capacity} rows): raise `{setting}` in settings.json and restart netpath")]
+    #[error(
+        "map `{map}` is full ({capacity} rows): raise `{setting}` in settings.json and run `netpath upgrade`"
+    )]
     Full {
         /// Name of the map.
         map: &'static str,
@@ -107,7 +134,6 @@ plain!(
     Endpoint,
     EndpointKey,
     Master,
-    MasterCounters,
     Meta,
     Owner,
     Reject,
@@ -133,7 +159,7 @@ pub struct Maps {
     pub(super) meta: Table<Meta>,
     masters: Table<Master>,
     endpoints: HashMap<MapData, Raw<EndpointKey>, Raw<Endpoint>>,
-    owners: Table<Owner>,
+    pub(super) owners: Table<Owner>,
     pub(super) zone_words: Table<u32>,
     pub(super) zone_slots: Table<ZoneSlot>,
     pub(super) zone_info: Table<ZoneInfo>,
@@ -147,11 +173,15 @@ pub struct Maps {
     pub(super) claims_v6: LpmTrie<MapData, Raw<TrieKey6>, Raw<u32>>,
     pub(super) vlans: HashMap<MapData, Raw<VlanKey>, Raw<u32>>,
     counters: Table<Counters>,
-    master_counters: Table<MasterCounters>,
     drops: Table<DropCounters>,
     budgets: Table<Budget>,
     rejects: Table<Reject>,
+    /// The two that are read from mapped memory.
+    counted: [Rows; 2],
+    pub(super) bases: Bases,
     cpus: u32,
+    /// The kernel's number for `meta`.
+    tree: Option<u32>,
     /// Zone, word and generation of those whose idle slot nobody reads, unless they were flipped since.
     pub(super) settled: Vec<(u32, u32, u64)>,
 }
@@ -182,12 +212,17 @@ pub const NAMES: &[&str] = &[
     "events",
 ];
 
+/// That the map which says what all others are is not pinned.
+pub fn without_meta(pins: &Path) -> MapsError {
+    MapsError::Open { path: pin_of(pins, "meta"), source: MapError::KeyNotFound }
+}
+
 /// Where map `name` is pinned below the pin directory.
 pub fn pin_of(pins: &Path, name: &str) -> PathBuf {
     pins.join("maps").join(name)
 }
 
-fn open<T: TryFrom<Map, Error = MapError>>(
+pub(super) fn open<T: TryFrom<Map, Error = MapError>>(
     pins: &Path,
     name: &str,
     wrap: impl Fn(MapData) -> Map,
@@ -208,6 +243,16 @@ pub(super) fn master(pins: &Path, id: u16) -> Result<Option<Master>, MapsError> 
 impl Maps {
     /// Opens the maps pinned below `pins`; `None` if nothing has been loaded there.
     pub fn open(pins: &Path) -> Result<Option<Self>, MapsError> {
+        loop {
+            let maps = Self::open_once(pins)?;
+            // Others may have taken their place meanwhile: all of them are of one tree.
+            if maps.as_ref().is_none_or(Self::is_in_force) {
+                return Ok(maps);
+            }
+        }
+    }
+
+    fn open_once(pins: &Path) -> Result<Option<Self>, MapsError> {
         // It is written last when maps are made, so with it all others are there.
         if !pin_of(pins, "meta").exists() {
             return Ok(None);
@@ -233,7 +278,7 @@ impl Maps {
             last_endpoint_id: 0,
             zone_rows: 0,
             master_rows: 0,
-            pad: 0,
+            readable_by: READABLE_BY,
         };
         meta.set(0, Raw(value), 0).map_err(|source| MapsError::Access {
             op: "write",
@@ -247,6 +292,12 @@ impl Maps {
     }
 
     fn open_all(pins: &Path, meta: Table<Meta>, cpus: u32) -> Result<Self, MapsError> {
+        let tree = super::trees::id(pins);
+        let counted = |counted: &bases::Counted| {
+            let missing =
+                || MapsError::Open { path: pin_of(pins, counted.map), source: MapError::KeyNotFound };
+            Rows::open(pins, counted.map, counted.words, cpus)?.ok_or_else(missing)
+        };
         Ok(Self {
             pins: pins.to_owned(),
             meta,
@@ -266,11 +317,13 @@ impl Maps {
             claims_v6: open(pins, "claims_v6", Map::LpmTrie)?,
             vlans: open(pins, "vlans", Map::HashMap)?,
             counters: open(pins, "counters", Map::Array)?,
-            master_counters: open(pins, "master_counters", Map::Array)?,
             drops: open(pins, "drops", Map::Array)?,
             budgets: open(pins, "budgets", Map::Array)?,
             rejects: open(pins, "rejects", Map::Array)?,
+            counted: [counted(&bases::COUNTERS)?, counted(&bases::MASTER_COUNTERS)?],
+            bases: Bases::open(pins)?,
             cpus,
+            tree,
             settled: Vec::new(),
         })
     }
@@ -278,6 +331,11 @@ impl Maps {
     /// The directory the maps are pinned below.
     pub fn pins(&self) -> &Path {
         &self.pins
+    }
+
+    /// Whether these are the maps that are pinned now: others may have taken their place.
+    pub fn is_in_force(&self) -> bool {
+        super::trees::id(&self.pins) == self.tree
     }
 
     /// What the maps say of themselves.
@@ -421,6 +479,7 @@ impl Maps {
         let drops = DropCounters { tx_dropped: zero, rx_dropped: zero, tx_audited: zero, rx_audited: zero };
         set(&mut self.drops, "drops", id, drops)?;
         set(&mut self.rejects, "rejects", id, Reject::default())?;
+        self.bases.forget_endpoint(id)?;
         self.grant(id, EVENT_BURST)
     }
 
@@ -432,28 +491,30 @@ impl Maps {
 
     /// Drops by reason of endpoint `id`; 0 = frames that nobody owns.
     pub fn drops(&self, id: u32) -> Result<DropCounters, MapsError> {
-        get(&self.drops, "drops", id)
+        let mut drops: DropCounters = get(&self.drops, "drops", id)?;
+        let mut before = [0; 4 * REASON_SLOTS];
+        self.bases.add(&bases::DROPS, id, &mut before)?;
+        let fields =
+            [&mut drops.tx_dropped, &mut drops.rx_dropped, &mut drops.tx_audited, &mut drops.rx_audited];
+        for (count, before) in fields.into_iter().flatten().zip(before) {
+            *count = count.wrapping_add(before);
+        }
+        Ok(drops)
     }
 
     /// The answers to what endpoint `id` may not send.
     pub fn rejects(&self, id: u32) -> Result<Reject, MapsError> {
-        get(&self.rejects, "rejects", id)
+        let reject: Reject = get(&self.rejects, "rejects", id)?;
+        let mut words = [0, 0, reject.sent, reject.limited];
+        self.bases.add(&bases::REJECTS, id, &mut words)?;
+        let [_, _, sent, limited] = words;
+        Ok(Reject { sent, limited, ..reject })
     }
 
     /// Maps the counters for reading.
     pub fn counters(&self) -> Result<CounterView, MapsError> {
-        let view = |map: &'static str, fd: &MapData, rows: u32| {
-            Mapped::new(fd.fd(), rows as usize * 64).map_err(|source| MapsError::Mmap { map, source })
-        };
-        let data = |name: &'static str| {
-            let path = pin_of(&self.pins, name);
-            MapData::from_pin(&path).map_err(|source| MapsError::Open { path, source })
-        };
-        Ok(CounterView {
-            endpoints: view("counters", &data("counters")?, self.counters.len())?,
-            masters: view("master_counters", &data("master_counters")?, self.master_counters.len())?,
-            cpus: self.cpus as usize,
-        })
+        let [endpoints, masters] = &self.counted;
+        CounterView::new(endpoints, masters, &self.bases, self.cpus)
     }
 }
 
@@ -468,56 +529,6 @@ pub struct Fill {
     pub zones: usize,
     /// Zones there is room for.
     pub zone_rows: usize,
-}
-
-/// The counters as they stand, read from mapped memory.
-pub struct CounterView {
-    endpoints: Mapped,
-    masters: Mapped,
-    cpus: usize,
-}
-
-impl CounterView {
-    /// Sum over all CPUs for endpoint `id`.
-    pub fn endpoint(&self, id: u32) -> Counters {
-        let w = self.sum(&self.endpoints, id as usize);
-        Counters {
-            tx_packets: w[0],
-            tx_bytes: w[1],
-            rx_packets: w[2],
-            rx_bytes: w[3],
-            tx_dropped: w[4],
-            rx_dropped: w[5],
-            tx_audited: w[6],
-            rx_audited: w[7],
-        }
-    }
-
-    /// Sum over all CPUs for master `id`.
-    pub fn master(&self, id: u16) -> MasterCounters {
-        let w = self.sum(&self.masters, usize::from(id));
-        MasterCounters {
-            host_packets: w[0],
-            host_dropped: w[1],
-            unknown_passed: w[2],
-            unknown_dropped: w[3],
-            group_packets: w[4],
-            events_emitted: w[5],
-            events_limited: w[6],
-            events_lost: w[7],
-        }
-    }
-
-    fn sum(&self, map: &Mapped, id: usize) -> [u64; 8] {
-        let mut total = [0u64; 8];
-        for cpu in 0..self.cpus {
-            let words: [u64; 8] = map.words(id * self.cpus + cpu).unwrap_or_default();
-            for (sum, word) in total.iter_mut().zip(words) {
-                *sum = sum.wrapping_add(word);
-            }
-        }
-        total
-    }
 }
 
 pub(super) fn get<T: Plain>(map: &Table<T>, name: &'static str, index: u32) -> Result<T, MapsError> {

@@ -1,8 +1,11 @@
 //! The eBPF data path: maps, programs, pins and events.
 
 pub mod attach;
+pub mod bases;
 pub mod clsact;
+pub mod counters;
 pub mod events;
+mod fill;
 pub mod identity;
 pub mod maps;
 pub mod object;
@@ -10,7 +13,10 @@ pub mod pins;
 pub mod rules;
 pub mod selftest;
 pub mod support;
+pub mod swap;
 pub mod sys;
+pub mod tree;
+pub mod trees;
 pub mod zones;
 
 use std::{io, path::PathBuf};
@@ -110,15 +116,47 @@ pub enum BpfError {
         /// What is there.
         what: &'static str,
     },
-    /// Another version's programs are on the node: two sets would judge each frame, each by its own rows.
+    /// An older version's programs are on the node: two sets would judge each frame, each by its own rows.
     #[error(
-        "{} is the data path of a netpath with another ABI, and goes on enforcing; this one is of ABI {ABI_VERSION}: run \
-         `netpath uninstall` with the version it belongs to, or go back to that version",
+        "{} is the data path of an older netpath, of ABI {version}, and goes on enforcing; this one is of ABI {ABI_VERSION}: run \
+         `netpath upgrade`, which puts this one in its place without a gap",
         path.display()
     )]
-    OtherAbi {
+    OlderAbi {
         /// Its pins.
         path: PathBuf,
+        /// Its version.
+        version: u32,
+    },
+    /// A newer version's programs are on the node.
+    #[error(
+        "{} is the data path of a newer netpath, of ABI {version}, and goes on enforcing; this one is of ABI {ABI_VERSION}: \
+         upgrade the plugin binary, or go back with `netpath upgrade --roll-back`",
+        path.display()
+    )]
+    NewerAbi {
+        /// Its pins.
+        path: PathBuf,
+        /// Its version.
+        version: u32,
+    },
+    /// Several versions' programs are on the node.
+    #[error(
+        "{} and {} are there at once, and each judges and counts every frame: run `netpath uninstall` with the version that \
+         one of them belongs to",
+        one.display(), other.display()
+    )]
+    TwoTrees {
+        /// One of them.
+        one: PathBuf,
+        /// Another.
+        other: PathBuf,
+    },
+    /// Programs that were replaced may still run.
+    #[error("cannot wait for the programs that were replaced")]
+    Settle {
+        /// Why.
+        source: io::Error,
     },
     /// The object could not be loaded.
     #[error("cannot load the eBPF object")]

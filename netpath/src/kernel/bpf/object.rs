@@ -7,6 +7,7 @@ use std::{
 
 use aya::{
     Ebpf, EbpfLoader,
+    maps::MapInfo,
     programs::{Program, ProgramType},
     sys::{BpfHelper, is_helper_supported},
 };
@@ -16,7 +17,9 @@ use serde::Deserialize;
 use super::{
     BpfError, Hook,
     maps::{self, Maps, NAMES, pin_of},
+    pins::remove_pins,
     support,
+    trees::{self, Trees},
 };
 
 #[cfg(not(no_bpf_object))]
@@ -24,7 +27,7 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("NETPATH_BPF_OBJECT"));
 #[cfg(no_bpf_object)]
 static OBJECT: &[u8] = &[];
 
-/// Sizes of the maps, from `settings.json`; they hold from the next time the maps are made.
+/// Sizes of the maps, from `settings.json`; they hold when maps are made: by the first attach, or an upgrade.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Settings {
@@ -68,39 +71,46 @@ pub fn maps(pins: &Path, settings: &Settings) -> Result<Maps, BpfError> {
     if let Some(maps) = Maps::open(pins)? {
         return Ok(maps);
     }
-    let maps_dir = pins.join("maps");
-    std::fs::create_dir_all(&maps_dir).map_err(|source| BpfError::Pin {
-        op: "make the directory of",
-        path: maps_dir,
-        source: source.into(),
-    })?;
+    let trees = Trees::list(pins)?;
+    if trees::has_programs(pins)? {
+        // They hold maps that lost their pins: what is left of them is completed.
+        return finish(pins, settings);
+    }
+    // What somebody left who was ended half-way may have other sizes.
+    for path in trees.staged().chain([pins]) {
+        remove_pins(path)?;
+    }
+    let stage = trees.stage(pins);
+    drop(finish(&stage, settings)?);
+    create_directory(pins)?;
+    trees::rename(&stage.join("maps"), &pins.join("maps"))?;
+    remove_pins(&stage)?;
+    Ok(Maps::open(pins)?.ok_or_else(|| maps::without_meta(pins))?)
+}
+
+/// Makes the maps that are missing below `pins`, and writes down what they are.
+pub fn finish(pins: &Path, settings: &Settings) -> Result<Maps, BpfError> {
+    create_directory(&pins.join("maps"))?;
     let cpus = cpus();
     drop(load(pins, settings, 0, cpus)?);
     Ok(Maps::initialize(pins, cpus)?)
 }
 
-/// Parses the object for the master with dense id `master` and binds it to the pinned maps.
-///
-/// The programs are parsed, not yet in the kernel.
-pub fn load(pins: &Path, settings: &Settings, master: u16, cpus: u32) -> Result<Ebpf, BpfError> {
-    let mut loader = EbpfLoader::new();
-    let have_cookie = u32::from(has_netns_cookie()?);
-    let mark = maps::master(pins, master)?.map_or(0, |row| reject_mark(row.stamp));
-    let master = u32::from(master);
-    loader.override_global("REJECT_MARK", &mark, true);
-    loader.override_global("MASTER", &master, true).override_global("CPUS", &cpus, true).override_global(
-        "HAVE_COOKIE",
-        &have_cookie,
-        true,
-    );
-    for name in NAMES {
-        loader.map_pin_path(name, pin_of(pins, name));
-    }
+fn create_directory(path: &Path) -> Result<(), BpfError> {
+    std::fs::create_dir_all(path).map_err(|source| BpfError::Pin {
+        op: "make the directory of",
+        path: path.to_owned(),
+        source: source.into(),
+    })
+}
+
+/// Rows of each map whose size the settings decide.
+fn sizes(settings: &Settings, cpus: u32) -> [(&'static str, u32); 19] {
     // Row 0 of each table is nobody's.
     let endpoints = settings.endpoints + 1;
     let zones = settings.zones + 1;
     let masters = MAX_MASTERS;
-    for (name, rows) in [
+    [
         ("endpoints", settings.endpoints),
         ("owners", endpoints),
         ("drops", endpoints),
@@ -120,7 +130,49 @@ pub fn load(pins: &Path, settings: &Settings, master: u16, cpus: u32) -> Result<
         ("claims_v6", settings.prefixes),
         ("rejects", endpoints),
         ("events", settings.event_bytes),
-    ] {
+    ]
+}
+
+/// Names of the pinned maps that have other sizes than these settings ask for.
+pub fn resized(pins: &Path, settings: &Settings) -> Result<Vec<&'static str>, BpfError> {
+    let mut found = Vec::new();
+    for (name, rows) in sizes(settings, cpus()) {
+        let path = pin_of(pins, name);
+        let info = MapInfo::from_pin(&path).map_err(|source| BpfError::Pin {
+            op: "read",
+            path,
+            source: source.into(),
+        })?;
+        // The loader rounds a ring buffer up to what the kernel takes.
+        let rows = if name == "events" { rows.next_power_of_two().max(PAGE) } else { rows };
+        if info.max_entries() != rows {
+            found.push(name);
+        }
+    }
+    Ok(found)
+}
+
+/// The smallest ring buffer.
+const PAGE: u32 = 4096;
+
+/// Parses the object for the master with dense id `master` and binds it to the pinned maps.
+///
+/// The programs are parsed, not yet in the kernel.
+pub fn load(pins: &Path, settings: &Settings, master: u16, cpus: u32) -> Result<Ebpf, BpfError> {
+    let mut loader = EbpfLoader::new();
+    let have_cookie = u32::from(has_netns_cookie()?);
+    let mark = maps::master(pins, master)?.map_or(0, |row| reject_mark(row.stamp));
+    let master = u32::from(master);
+    loader.override_global("REJECT_MARK", &mark, true);
+    loader.override_global("MASTER", &master, true).override_global("CPUS", &cpus, true).override_global(
+        "HAVE_COOKIE",
+        &have_cookie,
+        true,
+    );
+    for name in NAMES {
+        loader.map_pin_path(name, pin_of(pins, name));
+    }
+    for (name, rows) in sizes(settings, cpus) {
         loader.map_max_entries(name, rows);
     }
     loader.load(bytes()?).map_err(|source| BpfError::Load { source: Box::new(source) })

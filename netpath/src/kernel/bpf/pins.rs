@@ -96,26 +96,6 @@ pub fn remove_pins(pins: &Path) -> Result<(), BpfError> {
     Ok(())
 }
 
-/// The pin directory of another ABI beside `pins`, if there is one.
-pub fn of_another_abi(pins: &Path) -> Result<Option<PathBuf>, BpfError> {
-    let Some(parent) = pins.parent() else { return Ok(None) };
-    let failed =
-        |source: io::Error| BpfError::Pin { op: "list", path: parent.to_owned(), source: source.into() };
-    let entries = match fs::read_dir(parent) {
-        Ok(entries) => entries,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(source) => return Err(failed(source)),
-    };
-    for entry in entries {
-        let path = entry.map_err(failed)?.path();
-        let is_version = path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"v"));
-        if is_version && path != pins {
-            return Ok(Some(path));
-        }
-    }
-    Ok(None)
-}
-
 /// Ids of the pinned maps by name; one whose pin is missing is left out.
 pub(super) fn map_ids(pins: &Path) -> Result<Vec<(&'static str, u32)>, BpfError> {
     let mut found = Vec::new();
@@ -193,7 +173,7 @@ fn programs(pins: &Path) -> Result<Vec<u32>, BpfError> {
 }
 
 /// The files of the directories below `directory`.
-fn files(directory: &Path) -> Result<Vec<PathBuf>, BpfError> {
+pub(super) fn files(directory: &Path) -> Result<Vec<PathBuf>, BpfError> {
     let list = |path: &Path| -> Result<Vec<PathBuf>, BpfError> {
         let entries = match fs::read_dir(path) {
             Ok(entries) => entries.collect::<io::Result<Vec<_>>>(),

@@ -11,12 +11,13 @@ use netpath_ebpf::abi::{
 };
 
 use super::{
+    bases,
     maps::{Maps, MapsError, Raw, get, set},
     zones::ZoneContent,
 };
 
 /// Rows of a zone that are entries.
-const OWN: std::ops::Range<u8> = 1..REST_ALLOW;
+pub(super) const OWN: std::ops::Range<u8> = 1..REST_ALLOW;
 
 /// What a rule of a zone has decided.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,7 +73,7 @@ impl Numbers {
 }
 
 /// Whether two rows are about one entry, whatever generation has it.
-fn is_same(a: &Rule, b: &Rule) -> bool {
+pub(super) fn is_same(a: &Rule, b: &Rule) -> bool {
     a.kind != rule_kind::FREE && Rule { generation: 0, ..*a } == Rule { generation: 0, ..*b }
 }
 
@@ -95,7 +96,11 @@ impl Maps {
 
     fn count(&self, row: u32) -> Result<RuleCounters, MapsError> {
         let values = self.rule_counters.get(&row, 0).map_err(|source| unread("read", source))?;
-        Ok(values.iter().fold(RuleCounters::default(), |sum, Raw(one)| RuleCounters {
+        let mut before = [0; 4];
+        self.bases.add(&bases::RULE_COUNTERS, row, &mut before)?;
+        let [tx_packets, tx_bytes, rx_packets, rx_bytes] = before;
+        let before = RuleCounters { tx_packets, tx_bytes, rx_packets, rx_bytes };
+        Ok(values.iter().fold(before, |sum, Raw(one)| RuleCounters {
             tx_packets: sum.tx_packets.wrapping_add(one.tx_packets),
             tx_bytes: sum.tx_bytes.wrapping_add(one.tx_bytes),
             rx_packets: sum.rx_packets.wrapping_add(one.rx_packets),
@@ -182,7 +187,8 @@ impl Maps {
         let cpus = nr_cpus().map_err(|(_, source)| unread("size", MapError::IoError(source)))?;
         let zeros = PerCpuValues::try_from(vec![Raw(RuleCounters::default()); cpus])
             .map_err(|source| unread("size", MapError::IoError(source)))?;
-        self.rule_counters.set(row, zeros, 0).map_err(|source| unread("write", source))
+        self.rule_counters.set(row, zeros, 0).map_err(|source| unread("write", source))?;
+        self.bases.forget(&bases::RULE_COUNTERS, row)
     }
 }
 
@@ -195,7 +201,7 @@ fn order(ports: &PortSet) -> Vec<(u8, u16, u16)> {
     ports.iter().map(|range| (range.protocol, range.first, range.last)).collect()
 }
 
-fn row_of(zone: u32, number: u8) -> u32 {
+pub(super) fn row_of(zone: u32, number: u8) -> u32 {
     zone * ZONE_RULES + u32::from(number)
 }
 

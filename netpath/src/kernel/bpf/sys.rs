@@ -13,10 +13,13 @@ use std::{
 /// Commands of `bpf(2)` (`enum bpf_cmd`, `include/uapi/linux/bpf.h`).
 mod command {
     pub(super) const MAP_CREATE: libc::c_long = 0;
+    pub(super) const MAP_LOOKUP_ELEM: libc::c_long = 1;
     pub(super) const MAP_UPDATE_ELEM: libc::c_long = 2;
+    pub(super) const OBJ_PIN: libc::c_long = 6;
     pub(super) const OBJ_GET: libc::c_long = 7;
     pub(super) const PROG_GET_FD_BY_ID: libc::c_long = 13;
     pub(super) const OBJ_GET_INFO_BY_FD: libc::c_long = 15;
+    pub(super) const LINK_UPDATE: libc::c_long = 29;
     pub(super) const LINK_DETACH: libc::c_long = 34;
 }
 
@@ -112,14 +115,63 @@ pub fn pinned_link(path: &Path) -> io::Result<LinkInfo> {
     Ok(LinkInfo { program: info.program, ifindex: info.ifindex })
 }
 
-/// Ids of the maps that the program with this id works on.
-pub fn program_maps(id: u32) -> io::Result<Vec<u32>> {
+/// The program with this id: it stays in the kernel as long as the descriptor is open.
+pub fn program(id: u32) -> io::Result<OwnedFd> {
     #[repr(C)]
     struct Attr {
         id: u32,
         next_id: u32,
         open_flags: u32,
     }
+    let attr = Attr { id, next_id: 0, open_flags: 0 };
+    // SAFETY: The layout of that command's struct.
+    unsafe { bpf_open(command::PROG_GET_FD_BY_ID, &attr) }
+}
+
+/// Pins an object of the kernel at `path`.
+pub fn pin(object: &OwnedFd, path: &Path) -> io::Result<()> {
+    #[repr(C)]
+    struct Attr {
+        pathname: u64,
+        bpf_fd: u32,
+        file_flags: u32,
+    }
+    let name = CString::new(path.as_os_str().as_bytes())?;
+    let attr = Attr { pathname: name.as_ptr() as u64, bpf_fd: raw(object)?, file_flags: 0 };
+    // SAFETY: The layout of the anonymous struct of BPF_OBJ_PIN; `name` lives through the call.
+    unsafe { bpf(command::OBJ_PIN, &attr) }.map(drop)
+}
+
+/// Makes the link pinned at `path` run `program`: each packet meets the old program or this one.
+pub fn update_link(path: &Path, program: &OwnedFd) -> io::Result<()> {
+    #[repr(C)]
+    struct Attr {
+        link_fd: u32,
+        new_prog_fd: u32,
+        flags: u32,
+        old_prog_fd: u32,
+    }
+    let link = obj_get(path)?;
+    let attr = Attr { link_fd: raw(&link)?, new_prog_fd: raw(program)?, flags: 0, old_prog_fd: 0 };
+    // SAFETY: The layout of BPF_LINK_UPDATE's struct.
+    unsafe { bpf(command::LINK_UPDATE, &attr) }.map(drop)
+}
+
+/// Puts two directories in each other's place in one step (BPF file systems: Linux 5.16).
+pub fn exchange(one: &Path, other: &Path) -> io::Result<()> {
+    const RENAME_EXCHANGE: libc::c_uint = 1 << 1;
+    let (one, other) =
+        (CString::new(one.as_os_str().as_bytes())?, CString::new(other.as_os_str().as_bytes())?);
+    let here = libc::AT_FDCWD;
+    // SAFETY: Two paths that live through the call.
+    let ret = unsafe {
+        libc::syscall(libc::SYS_renameat2, here, one.as_ptr(), here, other.as_ptr(), RENAME_EXCHANGE)
+    };
+    if ret == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Ids of the maps that the program with this id works on.
+pub fn program_maps(id: u32) -> io::Result<Vec<u32>> {
     /// The beginning of `struct bpf_prog_info`. Zero where a length stands: the kernel is asked for nothing else.
     #[repr(C)]
     #[derive(Default)]
@@ -138,9 +190,7 @@ pub fn program_maps(id: u32) -> io::Result<Vec<u32>> {
     }
     // More than the object has.
     let mut maps = [0u32; 64];
-    let attr = Attr { id, next_id: 0, open_flags: 0 };
-    // SAFETY: The layout of that command's struct.
-    let fd = unsafe { bpf_open(command::PROG_GET_FD_BY_ID, &attr) }?;
+    let fd = program(id)?;
     let map_count = u32::try_from(maps.len()).map_err(io::Error::other)?;
     let mut info = Info { map_count, maps: maps.as_mut_ptr() as u64, ..Info::default() };
     // SAFETY: The beginning of `struct bpf_prog_info`; `maps` has room for as many ids as it says.
@@ -175,17 +225,29 @@ pub fn grace_period() -> io::Result<()> {
 /// Replaces an entry of an array of maps that nobody else has: the system call returns when no program can have
 /// the old one any more (`maybe_wait_bpf_programs`, Linux 4.19).
 fn wait_for_programs() -> io::Result<()> {
-    const BPF_MAP_TYPE_ARRAY: u32 = 2;
     const BPF_MAP_TYPE_ARRAY_OF_MAPS: u32 = 12;
-    let inner = map_create(BPF_MAP_TYPE_ARRAY, None)?;
-    let outer = map_create(BPF_MAP_TYPE_ARRAY_OF_MAPS, Some(&inner))?;
+    let inner = map_create(BPF_MAP_TYPE_ARRAY, (4, 1), 0, None)?;
+    let outer = map_create(BPF_MAP_TYPE_ARRAY_OF_MAPS, (4, 1), 0, Some(&inner))?;
     // The first write fills an empty entry, the second replaces one.
     map_update(&outer, &inner)?;
     map_update(&outer, &inner)
 }
 
-/// A map with one entry of four bytes.
-fn map_create(kind: u32, inner: Option<&OwnedFd>) -> io::Result<OwnedFd> {
+const BPF_MAP_TYPE_ARRAY: u32 = 2;
+
+/// An array of `rows` values of `value_size` bytes that no program knows, and that can be mapped.
+pub fn make_array(value_size: u32, rows: u32) -> io::Result<OwnedFd> {
+    const BPF_F_MMAPABLE: u32 = 1 << 10;
+    map_create(BPF_MAP_TYPE_ARRAY, (value_size, rows), BPF_F_MMAPABLE, None)
+}
+
+/// A map of this kind with keys of four bytes, with the size of a value and how many there are.
+fn map_create(
+    kind: u32,
+    (value_size, max_entries): (u32, u32),
+    map_flags: u32,
+    inner: Option<&OwnedFd>,
+) -> io::Result<OwnedFd> {
     #[repr(C)]
     struct Attr {
         map_type: u32,
@@ -196,14 +258,24 @@ fn map_create(kind: u32, inner: Option<&OwnedFd>) -> io::Result<OwnedFd> {
         inner_map_fd: u32,
     }
     let inner_map_fd = inner.map_or(Ok(0), raw)?;
-    let attr =
-        Attr { map_type: kind, key_size: 4, value_size: 4, max_entries: 1, map_flags: 0, inner_map_fd };
+    let attr = Attr { map_type: kind, key_size: 4, value_size, max_entries, map_flags, inner_map_fd };
     // SAFETY: The beginning of BPF_MAP_CREATE's struct.
     unsafe { bpf_open(command::MAP_CREATE, &attr) }
 }
 
 /// Puts `inner` into the one entry of an array of maps.
 fn map_update(outer: &OwnedFd, inner: &OwnedFd) -> io::Result<()> {
+    let value = raw(inner)?;
+    // SAFETY: The value is four bytes, as the map has them.
+    unsafe { element(command::MAP_UPDATE_ELEM, raw(outer)?, 0, (&raw const value) as u64) }
+}
+
+/// A command on the value of an array at `index`.
+///
+/// # Safety
+///
+/// `value` is the address of as many bytes as a value of the map has, to be read or written as the command does.
+unsafe fn element(command: libc::c_long, map_fd: u32, index: u32, value: u64) -> io::Result<()> {
     #[repr(C)]
     struct Attr {
         map_fd: u32,
@@ -212,16 +284,23 @@ fn map_update(outer: &OwnedFd, inner: &OwnedFd) -> io::Result<()> {
         value: u64,
         flags: u64,
     }
-    let (key, value) = (0u32, raw(inner)?);
-    let attr = Attr {
-        map_fd: raw(outer)?,
-        pad: 0,
-        key: (&raw const key) as u64,
-        value: (&raw const value) as u64,
-        flags: 0,
-    };
-    // SAFETY: The layout of BPF_MAP_UPDATE_ELEM's struct; key and value are four bytes each, as the map has them.
-    unsafe { bpf(command::MAP_UPDATE_ELEM, &attr) }.map(drop)
+    let attr = Attr { map_fd, pad: 0, key: (&raw const index) as u64, value, flags: 0 };
+    // SAFETY: The layout of the struct of these commands; a key is four bytes; the caller vouches for the value.
+    unsafe { bpf(command, &attr) }.map(drop)
+}
+
+/// A value of an array as 64-bit words, of which the caller knows that a look-up yields `words.len()`.
+pub(super) fn read_words(map: impl AsFd, index: u32, words: &mut [u64]) -> io::Result<()> {
+    let fd = u32::try_from(map.as_fd().as_raw_fd()).map_err(io::Error::other)?;
+    // SAFETY: `words` is as long as a value, of a per-CPU map those of all CPUs: `Rows::open` compares the sizes.
+    unsafe { element(command::MAP_LOOKUP_ELEM, fd, index, words.as_mut_ptr() as u64) }
+}
+
+/// Writes what [`read_words`] reads.
+pub(super) fn write_words(map: impl AsFd, index: u32, words: &[u64]) -> io::Result<()> {
+    let fd = u32::try_from(map.as_fd().as_raw_fd()).map_err(io::Error::other)?;
+    // SAFETY: As above.
+    unsafe { element(command::MAP_UPDATE_ELEM, fd, index, words.as_ptr() as u64) }
 }
 
 /// Mounts a BPF file system at `path`.

@@ -128,7 +128,7 @@ impl Maps {
 
     /// A row for a new zone. Zones that no endpoint names are kept for the next pod of their network until
     /// their room is needed.
-    fn free_zone(&mut self) -> Result<u32, MapsError> {
+    pub(super) fn free_zone(&mut self) -> Result<u32, MapsError> {
         let mut meta = self.meta()?;
         let capacity = self.zone_words.len();
         if meta.zone_rows + 1 < capacity {

@@ -178,18 +178,10 @@ fn refuse_on_master(call: &Call<'_>, delegate: &Delegate, index: usize) -> Resul
         let pod = call.env.args.k8s_pod_namespace.as_deref();
         entry.check_namespaces(delegate.nad_namespace.as_deref(), pod)?;
     }
-    if plugin.kind == "ipvlan" && (entry.is_some() || is_policed(call, master.index)) {
+    if plugin.kind == "ipvlan" && (entry.is_some() || police::is_under_police(call.root, master.index)) {
         return Err(MetaError::SharedAddress { kind: plugin.kind.clone(), master: master.name }.into());
     }
     Ok(())
-}
-
-fn is_policed(call: &Call<'_>, index: u32) -> bool {
-    use crate::kernel::{bpf::maps::Maps, netns};
-    let maps = Maps::open(&call.root.pins());
-    let masters = maps.ok().flatten().and_then(|maps| maps.masters().ok()).unwrap_or_default();
-    let cookie = netns::cookie().unwrap_or(0);
-    masters.iter().any(|(_, row)| row.ifindex == index && row.netns_cookie == cookie)
 }
 
 /// An error of one network, with the pod and the network named.

@@ -1,0 +1,158 @@
+//! Moving hooks from one set of maps to another, and back.
+
+use std::{
+    fs, io,
+    os::fd::OwnedFd,
+    path::{Path, PathBuf},
+};
+
+use aya::programs::{ProgramError, SchedClassifier};
+
+use super::{
+    BpfError, Hook,
+    attach::{self, HookState, Target, Via, attach_clsact, inspect, pin_program, tc_type},
+    clsact,
+    pins::{self, link_pin, make_parent, program_pin},
+    sys,
+    trees::Trees,
+};
+
+/// What is attached to a master by the tree at `pins`, and works on whatever maps of this node.
+///
+/// A filter whose replacer was ended runs a program that is not the one that is pinned; it is found by its maps.
+pub fn hooks(pins: &Path, id: u16, ifindex: u32) -> Result<Vec<HookState>, BpfError> {
+    let mut states = inspect(pins, id, ifindex)?;
+    states.retain(|state| state.live);
+    let maps = map_ids(pins)?;
+    for hook in [Hook::Ingress, Hook::Egress] {
+        if states.iter().any(|state| state.hook == hook) {
+            continue;
+        }
+        let path = program_pin(pins, id, hook);
+        let filters = clsact::filters(ifindex, hook).map_err(|source| BpfError::Pin {
+            op: "compare filters with",
+            path,
+            source: source.into(),
+        })?;
+        let ours = filters.iter().find(|filter| {
+            filter.is_at_our_place() && filter.name == hook.name() && pins::uses_any(filter.program, &maps)
+        });
+        if let Some(filter) = ours {
+            let (via, program) = (Via::Clsact, filter.program);
+            states.push(HookState { hook, via, program, live: true, bound: false });
+        }
+    }
+    Ok(states)
+}
+
+/// Ids of the maps of a tree and of those that were to take its place.
+pub(super) fn map_ids(pins: &Path) -> Result<Vec<(&'static str, u32)>, BpfError> {
+    let mut found = pins::map_ids(pins)?;
+    for stage in Trees::list(pins)?.staged() {
+        found.extend(pins::map_ids(stage)?);
+    }
+    Ok(found)
+}
+
+/// Whether something of a master that is not in this namespace is attached, or may be.
+pub fn may_be_attached(pins: &Path, id: u16) -> Result<bool, BpfError> {
+    for hook in Hook::ALL {
+        let path = link_pin(pins, id, hook);
+        match sys::pinned_link(&path) {
+            // The kernel forgets the interface of a link when it goes.
+            Ok(link) if link.ifindex != 0 => return Ok(true),
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(source) => return Err(BpfError::Pin { op: "read", path, source: source.into() }),
+        }
+        // Filters are listed in their own namespace alone.
+        if program_pin(pins, id, hook).exists() {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// The program that a hook has, to be put back if need be.
+pub struct Kept {
+    id: u16,
+    state: HookState,
+    /// A link's program.
+    program: OwnedFd,
+    /// A filter's program, pinned until all is done.
+    pin: Option<PathBuf>,
+}
+
+impl Kept {
+    /// Keeps what `state` of master `id` runs; `stage` has room for a pin.
+    pub fn of(id: u16, state: &HookState, stage: &Path) -> Result<Self, BpfError> {
+        let path = program_pin(stage, id, state.hook);
+        let failed = |source: io::Error| BpfError::Pin {
+            op: "keep the program that runs, for",
+            path: path.clone(),
+            source: source.into(),
+        };
+        let program = sys::program(state.program).map_err(failed)?;
+        let pin = match state.via {
+            Via::Clsact => {
+                make_parent(&path)?;
+                sys::pin(&program, &path).map_err(failed)?;
+                Some(path.clone())
+            }
+            Via::Tcx | Via::XdpNative => None,
+        };
+        Ok(Self { id, state: *state, program, pin })
+    }
+
+    /// Puts it in its place again. `target` is the master, with the pins that are in force.
+    pub fn put_back(&self, target: &Target<'_>) -> Result<(), BpfError> {
+        let path = link_pin(target.pins, self.id, self.state.hook);
+        let (Some(pin), Some(attach_type)) = (&self.pin, tc_type(self.state.hook)) else {
+            return sys::update_link(&path, &self.program).map_err(|source| BpfError::Pin {
+                op: "put the old program back at",
+                path,
+                source: source.into(),
+            });
+        };
+        let failed = |source: ProgramError| BpfError::Attach {
+            hook: self.state.hook,
+            master: target.name.to_owned(),
+            note: " (while putting the old program back)",
+            source: source.into(),
+        };
+        let mut program = SchedClassifier::from_pin(pin).map_err(failed)?;
+        attach_clsact(target, &mut program, self.state.hook, attach_type).map_err(failed)?;
+        pin_program(target, &mut program, self.state.hook)
+    }
+
+    /// Its hook.
+    pub fn state(&self) -> &HookState {
+        &self.state
+    }
+
+    /// The dense id of its master.
+    pub fn master(&self) -> u16 {
+        self.id
+    }
+}
+
+/// Removes the pins of programs that were kept.
+pub fn forget(stage: &Path) -> Result<(), BpfError> {
+    let path = stage.join("progs");
+    match fs::remove_dir_all(&path) {
+        Ok(()) => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(source) => Err(BpfError::Pin { op: "remove", path, source: source.into() }),
+    }
+}
+
+/// Waits until no program that was replaced runs any more.
+pub fn settle() -> Result<(), BpfError> {
+    sys::grace_period().map_err(|source| BpfError::Settle { source })
+}
+
+/// Loads the programs of these hooks of a master, on the maps of `target`.
+pub fn load(target: &Target<'_>, states: &[HookState]) -> Result<attach::Programs, BpfError> {
+    let hooks: Vec<Hook> = states.iter().map(|state| state.hook).collect();
+    attach::Programs::load(target, &hooks)
+}
