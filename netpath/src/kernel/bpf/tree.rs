@@ -21,13 +21,15 @@ use super::{
 /// Rows by their keys.
 type Listed<K, V> = Result<Vec<(K, V)>, MapsError>;
 
+type ReadRules = fn(&Path) -> Listed<u32, Rule>;
+
 /// How to read the rows of one ABI version, as rows of this one.
 struct Layout {
     masters: fn(&Path, u32) -> Listed<u16, Master>,
     owners: fn(&Path) -> Listed<u32, Owner>,
     endpoints: fn(&Path) -> Listed<EndpointKey, Endpoint>,
     /// Rows of `rules` and of their counters, where it has them.
-    rules: Option<fn(&Path) -> Listed<u32, Rule>>,
+    rules: Option<ReadRules>,
 }
 
 /// This version's own.
