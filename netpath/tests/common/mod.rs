@@ -98,6 +98,17 @@ pub(crate) fn veth(a: &NetNs, name_a: &str, b: &NetNs, name_b: &str) {
     b.ip(&format!("link set {name_b} up"));
 }
 
+/// How often a test does what it does `whole` times: less often on an emulated CPU, by the part that
+/// `NETPATH_TEST_PART` names (30: a thirtieth), and at least twice.
+pub(crate) fn times(whole: u32) -> u32 {
+    let part = std::env::var("NETPATH_TEST_PART").ok().filter(|part| !part.is_empty());
+    let part = part.map_or(1, |part| {
+        let number = part.parse().ok().filter(|part| *part != 0);
+        number.unwrap_or_else(|| panic!("NETPATH_TEST_PART is `{part}`, not a number above 0"))
+    });
+    whole.div_ceil(part).max(2.min(whole))
+}
+
 /// Waits until `ready` has an answer.
 #[track_caller]
 pub(crate) fn eventually<T>(patience: Duration, what: &str, mut ready: impl FnMut() -> Option<T>) -> T {

@@ -106,6 +106,12 @@ impl Report {
         true
     }
 
+    /// Takes in what another machine of the same kernel did.
+    pub(super) fn add(&mut self, other: &Self) {
+        self.verified.extend(other.verified.clone());
+        self.steps.extend(other.steps.clone());
+    }
+
     /// What the summaries of its tests add up to.
     pub(super) fn tally(&self) -> Tally {
         self.steps.values().filter_map(|(_, tally)| *tally).fold(Tally::default(), Tally::and)
