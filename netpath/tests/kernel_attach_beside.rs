@@ -6,11 +6,11 @@ mod common;
 
 use std::net::Ipv4Addr;
 
-use common::{NetNs, times};
 use common::enforce::{all_live, is_enforced, policed, private, status};
 use common::flood::{Stranger, among_strangers};
 use common::node::{MASTER, Node, text, usual_via};
 use common::wire::{Mac, RawSocket, Tap};
+use common::{NetNs, times};
 use netpath::kernel::bpf::attach::Via;
 use netpath_ebpf::abi::kind;
 use serde_json::{Value, json};

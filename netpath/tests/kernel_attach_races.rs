@@ -6,9 +6,9 @@ mod common;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use common::{NetNs, times};
 use common::enforce::{all_live, hooks, is_enforced, is_enforced_for, is_well, policed, private, ways};
 use common::node::{MASTER, Node, Pod, conf, text};
+use common::{NetNs, times};
 use netpath_ebpf::abi::EndpointKey;
 use serde_json::json;
 

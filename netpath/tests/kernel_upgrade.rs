@@ -7,10 +7,10 @@ use std::net::Ipv4Addr;
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use common::{NetNs, times};
 use common::enforce::{all_live, by_clsact, hooks, ifindex, is_well, private, ways};
 use common::flood::under_flood;
 use common::node::{MASTER, NODE_MAC, Node, Pod, conf};
+use common::{NetNs, times};
 use netpath::kernel::bpf::TcHook;
 use netpath::kernel::bpf::attach::{Programs, Target};
 use netpath::kernel::bpf::object::{self, Settings};
@@ -35,7 +35,9 @@ fn refs(pods: &[(Pod, Ipv4Addr)]) -> Vec<(&Pod, Ipv4Addr)> {
 fn an_undisturbed_flood_loses_nothing_either() {
     let node = Node::new(&json!({ "unknownSource": "drop" }));
     let pods = pods(&node);
-    under_flood(&node, &refs(&pods), || common::eventually(common::PATIENCE, "a while", while_of(times(300))));
+    under_flood(&node, &refs(&pods), || {
+        common::eventually(common::PATIENCE, "a while", while_of(times(300)))
+    });
 }
 
 /// Ready once it was asked that often.

@@ -286,11 +286,26 @@ fn a_vlan_of_a_bond_is_a_master_above_a_policed_one_and_stays_it_when_the_bond_f
             (RawSocket::open(&node.outside, SWITCH), RawSocket::open(&node.outside, &far_upper));
         for round in ["first", "other", "first again"] {
             let before = node.counters(&below);
-            is_policed(node, &above, VLAN_POD, VLAN_GATEWAY, &far_above, &format!("{entry}, {round} port, above"));
-            assert_eq!(node.counters(&below), before, "{entry}, {round} port: nothing of it is the other pod's");
+            is_policed(
+                node,
+                &above,
+                VLAN_POD,
+                VLAN_GATEWAY,
+                &far_above,
+                &format!("{entry}, {round} port, above"),
+            );
+            assert_eq!(
+                node.counters(&below),
+                before,
+                "{entry}, {round} port: nothing of it is the other pod's"
+            );
             let before = node.counters(&above);
             is_policed(node, &below, POD, GATEWAY, &far_below, &format!("{entry}, {round} port, below"));
-            assert_eq!(node.counters(&above), before, "{entry}, {round} port: nothing of it is the other pod's");
+            assert_eq!(
+                node.counters(&above),
+                before,
+                "{entry}, {round} port: nothing of it is the other pod's"
+            );
             node.netns.exec(&format!("ping -q -c 2 -i 0.01 -W 5 {VLAN_GATEWAY}"));
             bonded.reaches_its_gateway();
             bonded.fail_over();

@@ -2,7 +2,8 @@
 //!
 //! Debian's cloud kernels boot in qemu with software emulation, which needs no rights and is the same on every
 //! machine. Each machine has one CPU and a share of the tests of its kernel; as many run at once as there are CPUs.
-//! The whole system is an initramfs: the modules, a shell, the release binary and the test binaries, both static. What happens inside is read from the serial console; a
+//! The whole system is an initramfs: the modules, a shell, the release binary, and the test binaries with the
+//! libraries of this machine. What happens inside is read from the serial console; a
 //! test binary without its summary, or a machine that does not switch itself off in time, has failed.
 
 mod console;
@@ -96,7 +97,7 @@ impl Outcome {
 /// Boots each kernel and runs everything in it, or only the files of tests that are named.
 pub(crate) fn run(series: &[Series], only: &[String], kept: FileSystem) -> Result<Outcome> {
     let netpath = build::run(Profile::Release)?;
-    let tests = steps::static_tests(only)?;
+    let tests = steps::binaries(only)?;
     steps::say_left_out(&tests, only.is_empty())?;
     let mut outcome = Outcome::default();
     let mut kernels = Vec::new();
@@ -129,7 +130,9 @@ pub(crate) fn run(series: &[Series], only: &[String], kept: FileSystem) -> Resul
             (count, seconds) = (count + 1, seconds + took);
             let names = machine.steps.iter().map(|step| step.name.as_str());
             let problems = report.problems(machine.netpath.is_some(), names);
-            outcome.problems.extend(problems.into_iter().map(|problem| format!("Linux {release}: {problem}")));
+            outcome
+                .problems
+                .extend(problems.into_iter().map(|problem| format!("Linux {release}: {problem}")));
             whole.add(report);
         }
         say(format_args!("Linux {release}: {whole}; {count} machines, {seconds} s of their time"));
@@ -139,10 +142,7 @@ pub(crate) fn run(series: &[Series], only: &[String], kept: FileSystem) -> Resul
 }
 
 /// Runs machines, each on a CPU of its own: as many at once as there are CPUs, in their order.
-fn all<'a>(
-    machines: &'a [Machine<'a>],
-    kept: FileSystem,
-) -> Result<Vec<(&'a Machine<'a>, Report, u64)>> {
+fn all<'a>(machines: &'a [Machine<'a>], kept: FileSystem) -> Result<Vec<(&'a Machine<'a>, Report, u64)>> {
     let cpus = thread::available_parallelism().map_or(1, usize::from);
     let waiting = Mutex::new(machines.iter());
     let next = || waiting.lock().ok()?.next();
@@ -184,7 +184,7 @@ impl Machine<'_> {
         let dir = workspace::target_directory()?.join("vm");
         let initramfs = dir.join(format!("{}.cpio", self.name.replace('/', "-")));
         fs::create_dir_all(&dir).with_context(|| format!("cannot create {}", dir.display()))?;
-        self.system()?.write(&initramfs)?;
+        self.system(&initramfs)?.write(&initramfs)?;
 
         let mut qemu = Command::new("qemu-system-x86_64");
         // Not KVM: where it is nested it can have the wrong CPU or hang, and emulation is fast enough.
@@ -204,8 +204,8 @@ impl Machine<'_> {
         report
     }
 
-    /// Everything that is in it.
-    fn system(&self) -> Result<Archive> {
+    /// Everything that is in it; `scratch` is a file that may be written.
+    fn system(&self, scratch: &Path) -> Result<Archive> {
         let mut archive = Archive::default();
         archive.file("/bin/busybox", &kernel::busybox()?)?;
         for program in PROGRAMS {
@@ -226,12 +226,15 @@ impl Machine<'_> {
             init.push_str("step programs /usr/bin/netpath programs\n");
         }
         // Tests run the binary that was built with them, by the path it was built at.
-        let built =
-            self.tests.first().and_then(|test| test.path.parent()?.parent()).context("tests have a directory")?;
-        archive.file(&built.join("netpath").to_string_lossy(), &built.join("netpath"))?;
+        let built = self
+            .tests
+            .first()
+            .and_then(|test| test.path.parent()?.parent())
+            .context("tests have a directory")?;
+        archive.built(&built.join("netpath").to_string_lossy(), &built.join("netpath"), scratch)?;
         for TestBinary { name, path } in self.tests {
             if self.steps.iter().any(|step| step.test == *name) {
-                archive.file(&format!("/tests/{name}"), path)?;
+                archive.built(&format!("/tests/{name}"), path, scratch)?;
             }
         }
         for step in &self.steps {

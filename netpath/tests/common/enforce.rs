@@ -20,7 +20,8 @@ pub(crate) fn private() -> Value {
 /// Entries of masters.json for each way of attaching that the kernel offers: the usual one, filters where they are
 /// another one, and XDP beside the usual one.
 pub(crate) fn ways() -> Vec<Value> {
-    let mut ways = vec![json!({ "unknownSource": "drop" }), json!({ "unknownSource": "drop", "xdp": "native" })];
+    let mut ways =
+        vec![json!({ "unknownSource": "drop" }), json!({ "unknownSource": "drop", "xdp": "native" })];
     if usual_via() == Via::Tcx {
         ways.insert(1, json!({ "unknownSource": "drop", "tc": "clsact" }));
     }
