@@ -103,7 +103,7 @@ impl Others {
 fn comes_and_goes(node: &Node, entry: &Value) {
     let others = Others::new(node);
     among_strangers(node, &others.strangers, || {
-        for round in 0..times(3) {
+        for round in 0..times(2) {
             let pod = policed(node);
             all_live(node, entry);
             others.are_told_apart(node);

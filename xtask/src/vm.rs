@@ -116,8 +116,9 @@ pub(crate) fn run(series: &[Series], only: &[String], kept: FileSystem) -> Resul
         for (index, steps) in steps::shares(*series, &tests).into_iter().enumerate() {
             let name = format!("{}/{}", series.number(), index + 1);
             // The verifier is asked once for each kernel.
-            let netpath = (index == 0 && series.is_supported()).then_some(&*netpath);
-            machines.push(Machine { name, series: *series, kernel, netpath, tests: &tests, steps });
+            let verifies = index == 0 && series.is_supported();
+            let (series, netpath, tests) = (*series, &netpath, &tests);
+            machines.push(Machine { name, series, kernel, netpath, verifies, tests, steps });
         }
     }
     let reports = all(&machines, kept)?;
@@ -129,7 +130,7 @@ pub(crate) fn run(series: &[Series], only: &[String], kept: FileSystem) -> Resul
         for (machine, report, took) in reports.iter().filter(|(machine, ..)| machine.series == *series) {
             (count, seconds) = (count + 1, seconds + took);
             let names = machine.steps.iter().map(|step| step.name.as_str());
-            let problems = report.problems(machine.netpath.is_some(), names);
+            let problems = report.problems(machine.verifies, names);
             outcome
                 .problems
                 .extend(problems.into_iter().map(|problem| format!("Linux {release}: {problem}")));
@@ -172,8 +173,10 @@ struct Machine<'a> {
     name: String,
     series: Series,
     kernel: &'a Kernel,
-    /// The release binary, where it is to load its programs.
-    netpath: Option<&'a Path>,
+    /// The release binary.
+    netpath: &'a Path,
+    /// Whether it is to load its programs and say what the verifier says.
+    verifies: bool,
     tests: &'a [TestBinary],
     steps: Vec<Step>,
 }
@@ -221,17 +224,18 @@ impl Machine<'_> {
             init.push_str(&format!("load {path} {}\n", module.options));
             archive.bytes(&path, 0o644, module.read()?);
         }
-        if let Some(netpath) = self.netpath {
-            archive.file("/usr/bin/netpath", netpath)?;
-            init.push_str("step programs /usr/bin/netpath programs\n");
-        }
-        // Tests run the binary that was built with them, by the path it was built at.
+        // Tests run the binary by the path at which the one was built that was built with them. Here it is the one
+        // that is shipped: what is built without optimisation takes an emulated CPU minutes.
         let built = self
             .tests
             .first()
             .and_then(|test| test.path.parent()?.parent())
             .context("tests have a directory")?;
-        archive.built(&built.join("netpath").to_string_lossy(), &built.join("netpath"), scratch)?;
+        let netpath = built.join("netpath");
+        archive.file(&netpath.to_string_lossy(), self.netpath)?;
+        if self.verifies {
+            init.push_str(&format!("step programs '{}' programs\n", netpath.display()));
+        }
         for TestBinary { name, path } in self.tests {
             if self.steps.iter().any(|step| step.test == *name) {
                 archive.built(&format!("/tests/{name}"), path, scratch)?;

@@ -1,5 +1,6 @@
 //! Frames by hand: built byte by byte, sent and received by AF_PACKET sockets.
 
+use std::cell::RefCell;
 use std::fs::File;
 use std::io::{self, Read as _, Write as _};
 use std::net::{Ipv4Addr, Ipv6Addr};
@@ -198,12 +199,14 @@ impl RawSocket {
 
     /// The next frame, if one comes within `patience`.
     pub(crate) fn receive(&self, patience: Duration) -> Option<Vec<u8>> {
+        // Floods receive a hundred thousand frames: room for the largest is not made for each.
+        thread_local!(static ROOM: RefCell<Vec<u8>> = RefCell::new(vec![0; 1 << 17]));
         readable(&self.fd, patience)?;
-        let mut frame = vec![0; 1 << 17];
-        // SAFETY: `frame` is writable for its length.
-        let got = unsafe { libc::recv(self.fd.as_raw_fd(), frame.as_mut_ptr().cast(), frame.len(), 0) };
-        frame.truncate(usize::try_from(got).ok()?);
-        Some(frame)
+        ROOM.with_borrow_mut(|room| {
+            // SAFETY: `room` is writable for its length.
+            let got = unsafe { libc::recv(self.fd.as_raw_fd(), room.as_mut_ptr().cast(), room.len(), 0) };
+            Some(room.get(..usize::try_from(got).ok()?)?.to_vec())
+        })
     }
 
     /// Everything that was received until a frame with `marker` came, that frame excluded.
