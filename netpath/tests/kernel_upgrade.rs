@@ -235,7 +235,7 @@ fn whoever_is_killed_at_whatever_moment_opens_nothing_and_loses_nothing() {
         let pods = pods(&node);
         let zones = zones();
         let mut count = [0; 3];
-        let rounds = times(20);
+        let rounds = times(20).max(4);
         under_flood(&node, &refs(&pods), || {
             let timed = |run: &dyn Fn() -> bool| {
                 let start = Instant::now();
@@ -250,7 +250,7 @@ fn whoever_is_killed_at_whatever_moment_opens_nothing_and_loses_nothing() {
             let add = timed(&|| killed(&node, &[], Some((&netns, &network)), all));
             assert!(node.call("DEL", &netns, &network).status.success());
             for round in 0..rounds {
-                let part = |whole: Duration| whole * (round + 1) / rounds;
+                let part = |whole: Duration| whole * (round + 1) / (rounds + 1);
                 count[0] += u32::from(killed(&node, &["attach"], None, part(attach)));
                 let file = manifest(&node, &zones[((round + 1) % 2) as usize].0);
                 count[1] += u32::from(killed(&node, &["apply", &file], None, part(apply)));

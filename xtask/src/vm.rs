@@ -41,7 +41,7 @@ use crate::{
 const PATIENCE: Duration = Duration::from_secs(1800);
 
 /// What the machine has beside what is built here, each with its libraries: tests call them.
-const PROGRAMS: &[&str] = &["ip", "tc", "ethtool", "ping", "bpftool", "setpriv"];
+const PROGRAMS: &[&str] = &["ip", "tc", "ethtool", "ping", "bpftool", "setpriv", "timeout"];
 
 /// What the kernels of Debian have as modules and tests use; `modprobe` adds what these need.
 const MODULES: &[&str] = &[

@@ -16,7 +16,7 @@ use netpath_ebpf::abi::Counters;
 
 use super::node::{GATEWAY, INTERNET, Node, OUTSIDE_MAC, Pod};
 use super::wire::{Mac, Port, RawSocket, udp_frame};
-use super::{PATIENCE, eventually};
+use super::{PATIENCE, eventually, pace, times};
 
 /// Frames that may be under way in one direction of one pod.
 const WINDOW: u64 = 32;
@@ -99,8 +99,10 @@ fn flowing<T>(
     (sending, receiving): (&AtomicBool, &AtomicBool),
     act: impl FnOnce() -> T,
 ) -> thread::Result<T> {
-    let flows =
-        || streams.iter().flatten().all(|stream| stream.arrived.load(Ordering::Relaxed) >= 100).then_some(());
+    let enough = u64::from(times(100));
+    let flows = || {
+        streams.iter().flatten().all(|stream| stream.arrived.load(Ordering::Relaxed) >= enough).then_some(())
+    };
     // The threads end also where something panics: the scope waits for them.
     let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
         eventually(PATIENCE, "traffic flows", flows);
@@ -223,6 +225,9 @@ impl Stream {
         match port.send(&frame(number)) {
             Ok(()) => self.sent.store(number + 1, Ordering::Relaxed),
             Err(error) => self.blame(format!("{number} was refused: {error}")),
+        }
+        if let Some(pause) = pace() {
+            thread::park_timeout(pause);
         }
         Some(number)
     }

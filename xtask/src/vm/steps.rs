@@ -13,15 +13,17 @@ use crate::{
 /// The one file of tests for kernels that netpath refuses, which runs nowhere else.
 const REFUSAL: &str = "vm_refusal";
 
-/// Beginnings of the names of files about what is attached where, by one of two ways. Where a kernel has TCX, they
-/// run a second time with the administrator's word for clsact; what is not among them says by itself how it wants
-/// to be attached, or attaches nothing (BPF_PROG_TEST_RUN).
-const BOTH_WAYS: &[&str] = &["kernel_attacks", "kernel_hooks"];
+/// What runs a second time with the administrator's word for clsact where a kernel has TCX: which hook sees what.
+/// All the rest runs by clsact on the kernel that has nothing else, and by both ways on the machine's own.
+const BOTH_WAYS: &[&str] = &["kernel_hooks"];
 
 /// The variable by which the tests' nodes get a word for `tc` into masters.json, and by which a test that would
 /// attach by both ways does it by one.
 const AS_USUAL: &str = "NETPATH_TEST_TC=auto";
 const BY_CLSACT: &str = "NETPATH_TEST_TC=clsact";
+
+/// What has little to do with the kernel's version, and runs on the older one alone.
+const ON_ONE: &[&str] = &["kernel_cli", "kernel_link", "kernel_zone"];
 
 /// What every test has in its environment: an emulated CPU is some thirty times slower than this one, so what is
 /// repeated often is repeated a thirtieth as often. The full number runs on the machine's own kernel.
@@ -130,13 +132,12 @@ pub(super) fn shares(series: Series, tests: &[TestBinary]) -> Vec<Vec<Step>> {
 fn steps(series: Series, tests: &[TestBinary]) -> Vec<Step> {
     let mut steps = Vec::new();
     for TestBinary { name, .. } in tests {
-        if (name == REFUSAL) == series.is_supported() {
+        let elsewhere = ON_ONE.contains(&name.as_str()) && series.has_tcx();
+        if (name == REFUSAL) == series.is_supported() || elsewhere {
             continue;
         }
-        let both = series.has_tcx() && BOTH_WAYS.iter().any(|file| name.starts_with(file));
-        let environment = if both { AS_USUAL } else { "" };
-        steps.push(Step { name: name.clone(), test: name.clone(), environment });
-        if both {
+        steps.push(Step { name: name.clone(), test: name.clone(), environment: AS_USUAL });
+        if series.has_tcx() && BOTH_WAYS.contains(&name.as_str()) {
             let again = format!("{name}-clsact");
             steps.push(Step { name: again, test: name.clone(), environment: BY_CLSACT });
         }
@@ -220,13 +221,13 @@ mod tests {
     }
 
     #[test]
-    fn where_there_is_tcx_hooks_and_attacks_run_by_both_ways() {
-        let tests = ["kernel_attacks", "kernel_zone", REFUSAL]
+    fn where_there_is_tcx_hooks_are_shown_by_both_ways() {
+        let tests = ["kernel_attacks", "kernel_hooks", "kernel_zone", REFUSAL]
             .map(|name| TestBinary { name: name.to_owned(), path: PathBuf::new() });
         let names =
             |series| -> Vec<String> { steps(series, &tests).into_iter().map(|step| step.name).collect() };
-        assert_eq!(names(Series::V6_12), ["kernel_attacks", "kernel_attacks-clsact", "kernel_zone"]);
-        assert_eq!(names(Series::V6_1), ["kernel_attacks", "kernel_zone"]);
+        assert_eq!(names(Series::V6_12), ["kernel_attacks", "kernel_hooks", "kernel_hooks-clsact"]);
+        assert_eq!(names(Series::V6_1), ["kernel_attacks", "kernel_hooks", "kernel_zone"]);
         assert_eq!(names(Series::V5_10), [REFUSAL]);
     }
 }
