@@ -8,7 +8,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use common::node::{
-    GATEWAY, INTERNET, MASTER, Node, OUTSIDE_MAC, Pod, WIRE, conf, crosses, pod_fence, usual_via,
+    GATEWAY, INTERNET, MASTER, Node, OUTSIDE_MAC, Pod, WIRE, conf, crosses, pod_fence, runs_both_ways,
+    usual_via,
 };
 use common::traffic::under_traffic;
 use common::wire::{marker, udp_frame};
@@ -37,8 +38,7 @@ fn ways() -> Vec<(Value, Via, bool)> {
         (json!({ "unknownSource": "drop" }), usual_via(), false),
         (json!({ "unknownSource": "drop", "xdp": "native" }), usual_via(), true),
     ];
-    // Where there is nothing but clsact it is what the first of them is already.
-    if usual_via() == Via::Tcx {
+    if runs_both_ways() {
         ways.insert(1, (json!({ "unknownSource": "drop", "tc": "clsact" }), Via::Clsact, false));
     }
     ways

@@ -6,9 +6,9 @@ mod common;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use common::NetNs;
 use common::enforce::{all_live, hooks, is_enforced, is_enforced_for, is_well, policed, private, ways};
 use common::node::{MASTER, Node, Pod, conf, text};
+use common::{NetNs, times};
 use netpath_ebpf::abi::EndpointKey;
 use serde_json::json;
 
@@ -99,7 +99,7 @@ fn attach_and_uninstall_at_once_leave_all_or_nothing() {
     for entry in ways() {
         let node = Node::new(&entry);
         let pod = policed(&node);
-        for _ in 0..5 {
+        for _ in 0..times(5) {
             let lines: [&[&str]; 3] = [&["attach"], &["uninstall", "--yes"], &["attach"]];
             let calls = lines.map(|words| begin(&node, &[], words, None));
             for (call, words) in calls.into_iter().zip(lines) {
@@ -175,10 +175,10 @@ fn a_killed_replacement_ends_nothing_and_the_next_attach_heals() {
     for entry in ways() {
         let node = Node::new(&entry);
         let pod = policed(&node);
-        let (whole, rounds) = (time_of(&node, &["attach"]), 12);
+        let (whole, rounds) = (time_of(&node, &["attach"]), times(12).max(4));
         let mut count = 0;
         for round in 0..rounds {
-            count += u32::from(killed(&node, &["attach"], whole * (round + 1) / rounds));
+            count += u32::from(killed(&node, &["attach"], whole * (round + 1) / (rounds + 1)));
             // Before anybody mends anything: replaced in place or not yet, never gone.
             assert!(is_enforced(&node, &pod), "round {round}");
         }
@@ -197,10 +197,10 @@ fn a_killed_first_attach_is_finished_by_the_next_or_removed_without_a_trace() {
             let node = Node::new(&entry);
             time_of(&node, &["attach"])
         };
-        let (rounds, mut count) = (8, 0);
+        let (rounds, mut count) = (times(8).max(4), 0);
         for round in 0..rounds {
             let node = Node::new(&entry);
-            count += u32::from(killed(&node, &["attach"], whole * (round + 1) / rounds));
+            count += u32::from(killed(&node, &["attach"], whole * (round + 1) / (rounds + 1)));
             if round % 2 == 0 {
                 node.netpath(&["uninstall", "--yes"]);
                 for hook in ["ingress", "egress"] {
@@ -225,10 +225,10 @@ fn a_killed_uninstall_is_finished_by_the_next_and_undone_by_attach() {
         let node = Node::new(&entry);
         let pod = policed(&node);
         let whole = time_of(&node, &["uninstall", "--yes"]);
-        let (rounds, mut count) = (8, 0);
+        let (rounds, mut count) = (times(8).max(4), 0);
         for round in 0..rounds {
             node.netpath(&["attach"]);
-            count += u32::from(killed(&node, &["uninstall", "--yes"], whole * (round + 1) / rounds));
+            count += u32::from(killed(&node, &["uninstall", "--yes"], whole * (round + 1) / (rounds + 1)));
             if round % 2 == 0 {
                 node.netpath(&["uninstall", "--yes"]);
                 let filters = node.netns.exec(&format!("tc filter show dev {MASTER} egress"));

@@ -29,12 +29,8 @@ fn rejecting() -> Value {
 }
 
 /// How the programs can be attached.
-fn entries() -> [Value; 3] {
-    [
-        json!({ "unknownSource": "drop", "xdp": "off" }),
-        json!({ "unknownSource": "drop", "tc": "clsact" }),
-        json!({ "unknownSource": "drop", "xdp": "native" }),
-    ]
+fn entries() -> Vec<Value> {
+    common::enforce::ways()
 }
 
 /// A pod whose default routes lead through `net1`, and which filters strictly by them.

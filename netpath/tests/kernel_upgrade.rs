@@ -7,10 +7,10 @@ use std::net::Ipv4Addr;
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use common::NetNs;
 use common::enforce::{all_live, by_clsact, hooks, ifindex, is_well, private, ways};
 use common::flood::under_flood;
 use common::node::{MASTER, NODE_MAC, Node, Pod, conf};
+use common::{NetNs, times};
 use netpath::kernel::bpf::TcHook;
 use netpath::kernel::bpf::attach::{Programs, Target};
 use netpath::kernel::bpf::object::{self, Settings};
@@ -35,7 +35,9 @@ fn refs(pods: &[(Pod, Ipv4Addr)]) -> Vec<(&Pod, Ipv4Addr)> {
 fn an_undisturbed_flood_loses_nothing_either() {
     let node = Node::new(&json!({ "unknownSource": "drop" }));
     let pods = pods(&node);
-    under_flood(&node, &refs(&pods), || common::eventually(common::PATIENCE, "a while", while_of(300)));
+    under_flood(&node, &refs(&pods), || {
+        common::eventually(common::PATIENCE, "a while", while_of(times(300)))
+    });
 }
 
 /// Ready once it was asked that often.
@@ -47,7 +49,7 @@ fn while_of(mut rounds: u32) -> impl FnMut() -> Option<()> {
 }
 
 /// Puts two sets of programs in each other's place, in the kernel since before.
-fn swap(node: &Node, times: u32) {
+fn swap(node: &Node, rounds: u32) {
     let pins = node.root.pins();
     let (settings, host) = (Settings::default(), [NODE_MAC]);
     let xdp = hooks(node).len() == 3;
@@ -68,7 +70,7 @@ fn swap(node: &Node, times: u32) {
     let which: Vec<_> = states.iter().map(|state| state.hook).collect();
     node.netns.within(|| {
         let mut sets = [(); 2].map(|()| Programs::load(&target, &which).expect("they load"));
-        for round in 0..times {
+        for round in 0..rounds {
             let set = &mut sets[(round % 2) as usize];
             for state in &states {
                 set.replace(&target, state)
@@ -80,12 +82,11 @@ fn swap(node: &Node, times: u32) {
 
 #[test]
 fn programs_are_replaced_a_thousand_times_under_a_flood() {
-    // By the way this kernel prefers, and a part of it by the others.
-    for (entry, times) in ways().into_iter().zip([1000, 200, 200]) {
+    for entry in ways() {
         let node = Node::new(&entry);
         let pods = pods(&node);
         let before = hooks(&node);
-        under_flood(&node, &refs(&pods), || swap(&node, times));
+        under_flood(&node, &refs(&pods), || swap(&node, times(1000)));
         for (old, new) in before.iter().zip(hooks(&node)) {
             assert!(new.live && new.program != old.program, "{old:?} {new:?}");
         }
@@ -99,7 +100,7 @@ fn the_tool_replaces_programs_under_a_flood() {
         let node = Node::new(&entry);
         let pods = pods(&node);
         under_flood(&node, &refs(&pods), || {
-            for _ in 0..6 {
+            for _ in 0..times(6) {
                 let said = node.netpath(&["attach"]);
                 assert!(said.contains("replaced") && !said.contains("attached"), "{said}");
             }
@@ -134,7 +135,7 @@ fn zones_are_replaced_a_thousand_times_under_a_flood() {
     under_flood(&node, &refs(&pods), || {
         let running = police::running(&node.root, &maps, 1, "privatezone").expect("readable");
         assert_eq!(running.len(), 3);
-        for round in 0..1000u32 {
+        for round in 0..times(1000) {
             maps.settle(&[row]).expect("settled");
             let _lock = Lock::acquire(&node.root).expect("nobody else has it");
             let zone = &zones[(round % 2) as usize].1;
@@ -183,7 +184,7 @@ fn zones_are_replaced_where_membarrier_is_refused() {
             refuse_membarrier();
             let mut maps = node.maps();
             let running = police::running(&node.root, &maps, 1, "privatezone").expect("readable");
-            for round in 0..100u32 {
+            for round in 0..times(100) {
                 let zone = &zones[(round % 2) as usize].1;
                 let applied = police::apply(&mut maps, &running, "privatezone", Some(zone)).expect("applied");
                 assert_eq!(applied.generation, Some(u64::from(round) + 2), "{round}");
@@ -234,7 +235,7 @@ fn whoever_is_killed_at_whatever_moment_opens_nothing_and_loses_nothing() {
         let pods = pods(&node);
         let zones = zones();
         let mut count = [0; 3];
-        let rounds: u32 = 10;
+        let rounds = times(20).max(4);
         under_flood(&node, &refs(&pods), || {
             let timed = |run: &dyn Fn() -> bool| {
                 let start = Instant::now();
@@ -249,7 +250,7 @@ fn whoever_is_killed_at_whatever_moment_opens_nothing_and_loses_nothing() {
             let add = timed(&|| killed(&node, &[], Some((&netns, &network)), all));
             assert!(node.call("DEL", &netns, &network).status.success());
             for round in 0..rounds {
-                let part = |whole: Duration| whole * (round + 1) / rounds;
+                let part = |whole: Duration| whole * (round + 1) / (rounds + 1);
                 count[0] += u32::from(killed(&node, &["attach"], None, part(attach)));
                 let file = manifest(&node, &zones[((round + 1) % 2) as usize].0);
                 count[1] += u32::from(killed(&node, &["apply", &file], None, part(apply)));

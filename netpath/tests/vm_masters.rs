@@ -265,6 +265,55 @@ fn a_bond_that_takes_its_ports_mac_does_not_cut_the_node_off_when_it_fails_over(
     assert_eq!((node.totals().host_dropped, node.totals().unknown_dropped), (0, 0));
 }
 
+#[test]
+fn a_vlan_of_a_bond_is_a_master_above_a_policed_one_and_stays_it_when_the_bond_fails_over() {
+    for entry in [strict(), json!({ "unknownSource": "drop", "tc": "clsact" })] {
+        let bonded = Bonded::new("none", &entry);
+        let node = &bonded.node;
+        let (upper, far_upper) = (format!("{BOND}.100"), format!("{SWITCH}.100"));
+        for (netns, lower, name, address) in [
+            (&node.netns, BOND, &upper, "10.12.35.101".to_owned()),
+            (&node.outside, SWITCH, &far_upper, VLAN_GATEWAY.to_string()),
+        ] {
+            netns.ip(&format!("link add link {lower} name {name} type vlan id 100"));
+            netns.ip(&format!("link set {name} up"));
+            netns.ip(&format!("addr add {address}/24 dev {name}"));
+        }
+        masters(node, &json!({ BOND: entry, (&upper): entry }));
+        let below = pod_on(node, BOND, "10.12.34.200/24");
+        let above = pod_on(node, &upper, "10.12.35.200/24");
+        let (far_below, far_above) =
+            (RawSocket::open(&node.outside, SWITCH), RawSocket::open(&node.outside, &far_upper));
+        for round in ["first", "other", "first again"] {
+            let before = node.counters(&below);
+            is_policed(
+                node,
+                &above,
+                VLAN_POD,
+                VLAN_GATEWAY,
+                &far_above,
+                &format!("{entry}, {round} port, above"),
+            );
+            assert_eq!(
+                node.counters(&below),
+                before,
+                "{entry}, {round} port: nothing of it is the other pod's"
+            );
+            let before = node.counters(&above);
+            is_policed(node, &below, POD, GATEWAY, &far_below, &format!("{entry}, {round} port, below"));
+            assert_eq!(
+                node.counters(&above),
+                before,
+                "{entry}, {round} port: nothing of it is the other pod's"
+            );
+            node.netns.exec(&format!("ping -q -c 2 -i 0.01 -W 5 {VLAN_GATEWAY}"));
+            bonded.reaches_its_gateway();
+            bonded.fail_over();
+        }
+        assert_eq!((node.totals().host_dropped, node.totals().unknown_dropped), (0, 0), "{entry}");
+    }
+}
+
 /// An ipvlan in a pod, as the plugin before us in the list would have made it, and the call of ours.
 struct Ipvlan {
     netns: NetNs,

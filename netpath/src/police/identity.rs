@@ -146,15 +146,11 @@ pub fn unexplained(
     host: &[Mac],
 ) -> Result<Vec<Mac>, PoliceError> {
     let rows = maps.endpoints()?;
-    let vlans = maps.vlans()?;
-    let on_top = |row_master: u16| {
-        row_master == id
-            || vlans.iter().any(|(key, upper)| key.master == id && *upper == u32::from(row_master))
-    };
+    let above = above(maps, id)?;
     let policed = |mac: &Mac| {
         rows.iter().any(|(key, row)| {
             key.mac == mac.bytes()
-                && on_top(key.master)
+                && (key.master == id || above.contains(&key.master))
                 && row.kind == kind::ENDPOINT
                 && row.mode != mode::OFF
         })
@@ -162,6 +158,12 @@ pub fn unexplained(
     let mut macs = node.unicast_list(ifindex)?;
     macs.retain(|mac| !host.contains(mac) && !policed(mac));
     Ok(macs)
+}
+
+/// The masters that are VLAN interfaces on a master.
+pub(super) fn above(maps: &Maps, id: u16) -> Result<Vec<u16>, MapsError> {
+    let vlans = maps.vlans()?.into_iter().filter(|(key, _)| key.master == id);
+    Ok(vlans.filter_map(|(_, upper)| u16::try_from(upper).ok()).collect())
 }
 
 /// The addresses of a row, as people write them.

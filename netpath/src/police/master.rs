@@ -308,6 +308,8 @@ fn host_macs(link: &Link, links: &[Link]) -> Result<Vec<Mac>, PoliceError> {
 /// nobody explains gets a row that passes, so that it loses nothing when the programs are attached.
 ///
 /// Who was found by an earlier one and is not there any more loses its row: it would pass for whoever uses its MAC.
+/// So would one on a VLAN interface above, whose MAC this NIC receives as well: it is judged by its tag, as that
+/// master's.
 fn census(
     root: &Root,
     maps: &mut Maps,
@@ -316,8 +318,10 @@ fn census(
     index: u32,
     host: &[Mac],
 ) -> Result<(), PoliceError> {
-    let here = node.unicast_list(index)?;
-    for (key, row) in maps.endpoints()? {
+    let mut here = node.unicast_list(index)?;
+    let (rows, above) = (maps.endpoints()?, identity::above(maps, id)?);
+    here.retain(|mac| !rows.iter().any(|(key, _)| key.mac == mac.bytes() && above.contains(&key.master)));
+    for (key, row) in rows {
         if key.master == id && row.kind == kind::FOREIGN && here.iter().all(|mac| mac.bytes() != key.mac) {
             maps.remove_endpoint(key, row.id)?;
         }

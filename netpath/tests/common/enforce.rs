@@ -6,7 +6,7 @@ use netpath::kernel::bpf::Hook;
 use netpath::kernel::bpf::attach::{HookState, Via, inspect};
 use serde_json::{Value, json};
 
-use super::node::{GATEWAY, INTERNET, MASTER, Node, OUTSIDE_MAC, Pod, crosses, pod_fence};
+use super::node::{GATEWAY, INTERNET, MASTER, Node, OUTSIDE_MAC, Pod, crosses, pod_fence, runs_both_ways};
 use super::wire::{RawSocket, marker, udp_frame};
 
 /// Address of the first pod.
@@ -17,13 +17,15 @@ pub(crate) fn private() -> Value {
     json!({ "policy": "private" })
 }
 
-/// Entries of masters.json for each way of attaching that the kernel offers.
-pub(crate) fn ways() -> [Value; 3] {
-    [
-        json!({ "unknownSource": "drop" }),
-        json!({ "unknownSource": "drop", "tc": "clsact" }),
-        json!({ "unknownSource": "drop", "xdp": "native" }),
-    ]
+/// Entries of masters.json for each way of attaching that the kernel offers and the run is to show: the usual one,
+/// filters where they are another one, and XDP beside the usual one.
+pub(crate) fn ways() -> Vec<Value> {
+    let mut ways =
+        vec![json!({ "unknownSource": "drop" }), json!({ "unknownSource": "drop", "xdp": "native" })];
+    if runs_both_ways() {
+        ways.insert(1, json!({ "unknownSource": "drop", "tc": "clsact" }));
+    }
+    ways
 }
 
 /// A pod with the address [`POD`] in the zone.

@@ -15,8 +15,8 @@ use netpath::kernel::bpf::maps::Maps;
 use netpath_ebpf::abi::Counters;
 
 use super::node::{GATEWAY, INTERNET, Node, OUTSIDE_MAC, Pod};
-use super::wire::{RawSocket, udp_frame};
-use super::{PATIENCE, eventually};
+use super::wire::{Mac, Port, RawSocket, udp_frame};
+use super::{PATIENCE, eventually, pace, times};
 
 /// Frames that may be under way in one direction of one pod.
 const WINDOW: u64 = 32;
@@ -35,6 +35,87 @@ struct Stream {
     wrong: Mutex<Vec<String>>,
     /// Where a number stands that the last one did not lead to.
     next: AtomicU64,
+}
+
+/// Somebody on the master whom netpath does not know, as the flood sees them: a MAC, an address, and the ends that
+/// their frames are sent and received at.
+pub(crate) struct Stranger {
+    pub(crate) what: &'static str,
+    pub(crate) mac: Mac,
+    pub(crate) address: Ipv4Addr,
+    pub(crate) out: Box<dyn Port>,
+    pub(crate) inner: Box<dyn Port>,
+}
+
+/// Runs `act` while strangers and the far end flood each other, from everywhere to everywhere: nobody polices them,
+/// so every frame must arrive, once and in turn.
+#[track_caller]
+pub(crate) fn among_strangers<T>(node: &Node, strangers: &[Stranger], act: impl FnOnce() -> T) -> T {
+    let streams: Vec<[Stream; 2]> = strangers.iter().map(|_| Default::default()).collect();
+    let outer: Vec<_> = strangers.iter().map(|_| node.far_end()).collect();
+    let (sending, receiving) = (AtomicBool::new(true), AtomicBool::new(true));
+    let (far, streams) = (&node.far_end(), &streams);
+    let peer = |number: u64| if number.is_multiple_of(2) { GATEWAY } else { INTERNET };
+    let result = thread::scope(|scope| {
+        let deliver = move |frame: &[u8], way: usize| {
+            let Some((stranger, inside, number)) = decode(frame) else { return };
+            let Some(stream) = streams.get(stranger).map(|ways| &ways[way]) else { return };
+            stream.arrive(inside, number);
+        };
+        let (sending, receiving) = (&sending, &receiving);
+        scope.spawn(move || drain(far, |frame| deliver(frame, 0), receiving));
+        for (index, (stranger, outer)) in strangers.iter().zip(&outer).enumerate() {
+            let Stranger { mac, address, out, inner, .. } = stranger;
+            scope.spawn(move || {
+                let frame = |number| {
+                    let payload = encode(index, true, number);
+                    udp_frame((*mac, OUTSIDE_MAC), *address, peer(number), (1, 2), &payload)
+                };
+                streams[index][0].send_all(&**out, frame, sending);
+            });
+            scope.spawn(move || {
+                let frame = |number| {
+                    let payload = encode(index, true, number);
+                    udp_frame((OUTSIDE_MAC, *mac), peer(number), *address, (1, 2), &payload)
+                };
+                streams[index][1].send_all(outer, frame, sending);
+            });
+            scope.spawn(move || drain(&**inner, |frame| deliver(frame, 1), receiving));
+        }
+        flowing(streams, (sending, receiving), act)
+    });
+    let result = result.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+    for (ways, stranger) in streams.iter().zip(strangers) {
+        for (stream, way) in ways.iter().zip(["out", "in"]) {
+            stream.is_whole(&format!("{} {way}", stranger.what));
+        }
+    }
+    result
+}
+
+/// Runs `act` once frames flow everywhere, ends the sending, and waits until all that was sent has come.
+fn flowing<T>(
+    streams: &[[Stream; 2]],
+    (sending, receiving): (&AtomicBool, &AtomicBool),
+    act: impl FnOnce() -> T,
+) -> thread::Result<T> {
+    let enough = u64::from(times(100));
+    let flows = || {
+        streams.iter().flatten().all(|stream| stream.arrived.load(Ordering::Relaxed) >= enough).then_some(())
+    };
+    // The threads end also where something panics: the scope waits for them.
+    let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        eventually(PATIENCE, "traffic flows", flows);
+        act()
+    }));
+    sending.store(false, Ordering::Relaxed);
+    let deadline = Instant::now() + PATIENCE;
+    let complete = || streams.iter().flatten().all(Stream::is_complete);
+    while !complete() && Instant::now() < deadline {
+        thread::park_timeout(Duration::from_millis(2));
+    }
+    receiving.store(false, Ordering::Relaxed);
+    result
 }
 
 /// Runs `act` under the flood. All that is inside the zone must arrive, once and in turn; nothing else may; each
@@ -82,31 +163,13 @@ pub(crate) fn under_flood<T>(node: &Node, pods: &[(&Pod, Ipv4Addr)], act: impl F
             scope.spawn(move || drain(inner, |frame| deliver(frame, 1), receiving));
         }
         scope.spawn(|| sample(node, pods, sending, &samples));
-        let flows = || {
-            streams.iter().flatten().all(|stream| stream.arrived.load(Ordering::Relaxed) >= 100).then_some(())
-        };
-        // The threads end also where something panics: the scope waits for them.
-        let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-            eventually(PATIENCE, "traffic flows", flows);
-            act()
-        }));
-        sending.store(false, Ordering::Relaxed);
-        let deadline = Instant::now() + PATIENCE;
-        let complete = || streams.iter().flatten().all(Stream::is_complete);
-        while !complete() && Instant::now() < deadline {
-            thread::park_timeout(Duration::from_millis(2));
-        }
-        receiving.store(false, Ordering::Relaxed);
-        result
+        flowing(streams, (sending, receiving), act)
     });
     let result = result.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
     for (index, (ways, (pod, _))) in streams.iter().zip(pods).enumerate() {
         for (stream, way) in ways.iter().zip(["out", "in"]) {
-            let [sent, denied, arrived] =
-                [&stream.sent, &stream.denied, &stream.arrived].map(|count| count.load(Ordering::Relaxed));
-            let wrong = stream.wrong.lock().expect("nobody panicked");
-            assert!(wrong.is_empty(), "pod {index} {way}: {wrong:?}");
-            assert_eq!(arrived, sent, "pod {index} {way}: lost");
+            stream.is_whole(&format!("pod {index} {way}"));
+            let denied = stream.denied.load(Ordering::Relaxed);
             assert!(0 < denied, "pod {index} {way}: nothing tried to cross the zone");
         }
         let expected = ways
@@ -138,19 +201,35 @@ impl Stream {
     /// Sends numbered frames, each followed by one that tries to cross the zone, no further ahead than the window.
     fn send(&self, socket: &RawSocket, frame: impl Fn(u64, bool) -> Vec<u8>, sending: &AtomicBool) {
         while sending.load(Ordering::Relaxed) {
-            let number = self.sent.load(Ordering::Relaxed);
-            if WINDOW <= number - self.arrived.load(Ordering::Relaxed) {
-                thread::park_timeout(Duration::from_micros(200));
-                continue;
-            }
-            match socket.send(&frame(number, true)) {
-                Ok(()) => self.sent.store(number + 1, Ordering::Relaxed),
-                Err(error) => self.blame(format!("{number} was refused: {error}")),
-            }
+            let Some(number) = self.send_next(socket, |number| frame(number, true)) else { continue };
             // On the way out a drop is an error here; the far end is the witness.
             let _ = socket.send(&frame(number, false));
             self.denied.fetch_add(1, Ordering::Relaxed);
         }
+    }
+
+    /// Sends numbered frames, no further ahead than the window.
+    fn send_all(&self, port: &dyn Port, frame: impl Fn(u64) -> Vec<u8>, sending: &AtomicBool) {
+        while sending.load(Ordering::Relaxed) {
+            self.send_next(port, &frame);
+        }
+    }
+
+    /// Sends the next frame, and says its number, unless too many are under way.
+    fn send_next(&self, port: &dyn Port, frame: impl Fn(u64) -> Vec<u8>) -> Option<u64> {
+        let number = self.sent.load(Ordering::Relaxed);
+        if WINDOW <= number - self.arrived.load(Ordering::Relaxed) {
+            thread::park_timeout(Duration::from_micros(200));
+            return None;
+        }
+        match port.send(&frame(number)) {
+            Ok(()) => self.sent.store(number + 1, Ordering::Relaxed),
+            Err(error) => self.blame(format!("{number} was refused: {error}")),
+        }
+        if let Some(pause) = pace() {
+            thread::park_timeout(pause);
+        }
+        Some(number)
     }
 
     fn arrive(&self, inside: bool, number: u64) {
@@ -166,6 +245,15 @@ impl Stream {
 
     fn is_complete(&self) -> bool {
         self.arrived.load(Ordering::Relaxed) == self.sent.load(Ordering::Relaxed)
+    }
+
+    /// All that was sent has arrived, and nothing else.
+    #[track_caller]
+    fn is_whole(&self, whose: &str) {
+        let [sent, arrived] = [&self.sent, &self.arrived].map(|count| count.load(Ordering::Relaxed));
+        let wrong = self.wrong.lock().expect("nobody panicked");
+        assert!(wrong.is_empty(), "{whose}: {wrong:?}");
+        assert_eq!(arrived, sent, "{whose}: lost");
     }
 
     fn blame(&self, what: String) {
@@ -189,7 +277,7 @@ fn decode(frame: &[u8]) -> Option<(usize, bool, u64)> {
     Some((payload[0].into(), payload[1] == 1, number))
 }
 
-fn drain(socket: &RawSocket, mut deliver: impl FnMut(&[u8]), receiving: &AtomicBool) {
+fn drain(socket: &dyn Port, mut deliver: impl FnMut(&[u8]), receiving: &AtomicBool) {
     while receiving.load(Ordering::Relaxed) {
         if let Some(frame) = socket.receive(Duration::from_millis(50)) {
             deliver(&frame);

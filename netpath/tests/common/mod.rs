@@ -98,6 +98,25 @@ pub(crate) fn veth(a: &NetNs, name_a: &str, b: &NetNs, name_b: &str) {
     b.ip(&format!("link set {name_b} up"));
 }
 
+/// The part of a full run that an emulated CPU is given, by `NETPATH_TEST_PART` (30: a thirtieth); 1 elsewhere.
+fn part() -> u32 {
+    let part = std::env::var("NETPATH_TEST_PART").ok().filter(|part| !part.is_empty());
+    part.map_or(1, |part| {
+        let number = part.parse().ok().filter(|part| *part != 0);
+        number.unwrap_or_else(|| panic!("NETPATH_TEST_PART is `{part}`, not a number above 0"))
+    })
+}
+
+/// How often a test does what it does `whole` times in a full run.
+pub(crate) fn times(whole: u32) -> u32 {
+    whole.div_ceil(part())
+}
+
+/// How long a flood waits from one frame to the next: not at all, unless the CPU would have time for nothing else.
+pub(crate) fn pace() -> Option<Duration> {
+    Some(part()).filter(|part| *part != 1).map(|part| Duration::from_millis(part.into()))
+}
+
 /// Waits until `ready` has an answer.
 #[track_caller]
 pub(crate) fn eventually<T>(patience: Duration, what: &str, mut ready: impl FnMut() -> Option<T>) -> T {

@@ -270,6 +270,11 @@ fn asked_via() -> Option<String> {
     std::env::var("NETPATH_TEST_TC").ok().filter(|word| !word.is_empty())
 }
 
+/// Whether a test attaches by filters as well: not where that is the usual way, nor where the run was asked for one.
+pub(crate) fn runs_both_ways() -> bool {
+    asked_via().is_none() && usual_via() == Via::Tcx
+}
+
 /// How TC programs come to be attached where a test does not say it.
 ///
 /// By the kernel's release, not by trying: a kernel that ought to have TCX and gets clsact is a failure.

@@ -9,7 +9,7 @@ use netpath_ebpf::abi::Counters;
 
 use super::node::{GATEWAY, INTERNET, Node, OUTSIDE_MAC, Pod};
 use super::wire::{RawSocket, carries, udp_frame};
-use super::{PATIENCE, eventually};
+use super::{PATIENCE, eventually, pace, times};
 
 const INSIDE: &[u8] = b"within the zone";
 const OUTSIDE: &[u8] = b"out of the zone";
@@ -34,10 +34,14 @@ pub(crate) fn under_traffic<T>(node: &Node, pod: &Pod, own: Ipv4Addr, act: impl 
                     sent.fetch_add(1, Ordering::Relaxed);
                     arrives(to);
                     let _ = from.send(denied);
+                    if let Some(pause) = pace() {
+                        thread::park_timeout(pause);
+                    }
                 }
             });
         }
-        let enough = || sent.iter().all(|sent| sent.load(Ordering::Relaxed) >= 100).then_some(());
+        let enough =
+            || sent.iter().all(|sent| sent.load(Ordering::Relaxed) >= times(100).into()).then_some(());
         eventually(PATIENCE, "traffic flows", enough);
         // The threads end also where `act` panics: the scope waits for them.
         let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(act));

@@ -1,8 +1,13 @@
 //! Frames by hand: built byte by byte, sent and received by AF_PACKET sockets.
 
-use std::io;
+use std::cell::RefCell;
+use std::fs::File;
+use std::io::{self, Read as _, Write as _};
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::{NetNs, PATIENCE};
@@ -194,17 +199,14 @@ impl RawSocket {
 
     /// The next frame, if one comes within `patience`.
     pub(crate) fn receive(&self, patience: Duration) -> Option<Vec<u8>> {
-        let mut ready = libc::pollfd { fd: self.fd.as_raw_fd(), events: libc::POLLIN, revents: 0 };
-        let wait = i32::try_from(patience.as_millis()).expect("short");
-        // SAFETY: One `pollfd` that lives through the call.
-        if unsafe { libc::poll(&raw mut ready, 1, wait) } <= 0 {
-            return None;
-        }
-        let mut frame = vec![0; 1 << 17];
-        // SAFETY: `frame` is writable for its length.
-        let got = unsafe { libc::recv(self.fd.as_raw_fd(), frame.as_mut_ptr().cast(), frame.len(), 0) };
-        frame.truncate(usize::try_from(got).ok()?);
-        Some(frame)
+        // Floods receive a hundred thousand frames: room for the largest is not made for each.
+        thread_local!(static ROOM: RefCell<Vec<u8>> = RefCell::new(vec![0; 1 << 17]));
+        readable(&self.fd, patience)?;
+        ROOM.with_borrow_mut(|room| {
+            // SAFETY: `room` is writable for its length.
+            let got = unsafe { libc::recv(self.fd.as_raw_fd(), room.as_mut_ptr().cast(), room.len(), 0) };
+            Some(room.get(..usize::try_from(got).ok()?)?.to_vec())
+        })
     }
 
     /// Everything that was received until a frame with `marker` came, that frame excluded.
@@ -221,6 +223,80 @@ impl RawSocket {
             }
         }
     }
+}
+
+/// What takes frames and hands frames out.
+pub(crate) trait Port: Send + Sync {
+    /// Sends a frame.
+    fn send(&self, frame: &[u8]) -> io::Result<()>;
+    /// The next frame, if one comes within `patience`.
+    fn receive(&self, patience: Duration) -> Option<Vec<u8>>;
+}
+
+impl Port for RawSocket {
+    fn send(&self, frame: &[u8]) -> io::Result<()> {
+        self.send(frame)
+    }
+
+    fn receive(&self, patience: Duration) -> Option<Vec<u8>> {
+        self.receive(patience)
+    }
+}
+
+/// The character device of a macvtap, as the process of a virtual machine has it open.
+pub(crate) struct Tap {
+    device: File,
+}
+
+/// What comes before every frame of a tap unless it is told otherwise: `struct virtio_net_hdr`.
+const TAP_HEADER: usize = 10;
+
+impl Tap {
+    /// Opens the device of the macvtap `name`. The node in /dev may be another namespace's of the same number, so
+    /// one is made in `directory` for the moment.
+    #[track_caller]
+    pub(crate) fn open(netns: &NetNs, name: &str, directory: &Path) -> Self {
+        let number = netns.exec(&format!("cat /sys/class/net/{name}/ifindex"));
+        let number = netns.exec(&format!("cat /sys/class/net/{name}/tap{}/dev", number.trim()));
+        let (major, minor) = number.trim().split_once(':').expect("major:minor");
+        let node = directory.join(name);
+        super::run(&["mknod", node.to_str().expect("text"), "c", major, minor]);
+        let options = File::options().read(true).write(true).custom_flags(libc::O_NONBLOCK).open(&node);
+        let device = options.unwrap_or_else(|error| panic!("{}: {error}", node.display()));
+        std::fs::remove_file(&node).expect("it was just made");
+        Self { device }
+    }
+}
+
+impl Port for Tap {
+    fn send(&self, frame: &[u8]) -> io::Result<()> {
+        (&self.device).write_all(&[&[0; TAP_HEADER][..], frame].concat())
+    }
+
+    fn receive(&self, patience: Duration) -> Option<Vec<u8>> {
+        readable(&self.device, patience)?;
+        let mut frame = vec![0; 1 << 16];
+        let got = (&self.device).read(&mut frame).ok()?;
+        Some(frame.get(TAP_HEADER..got)?.to_vec())
+    }
+}
+
+impl<T: Port> Port for Arc<T> {
+    fn send(&self, frame: &[u8]) -> io::Result<()> {
+        (**self).send(frame)
+    }
+
+    fn receive(&self, patience: Duration) -> Option<Vec<u8>> {
+        (**self).receive(patience)
+    }
+}
+
+/// Waits until there is something to be read.
+fn readable(file: &impl AsRawFd, patience: Duration) -> Option<()> {
+    let mut ready = libc::pollfd { fd: file.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+    let wait = i32::try_from(patience.as_millis()).expect("short");
+    // SAFETY: One `pollfd` that lives through the call.
+    (unsafe { libc::poll(&raw mut ready, 1, wait) } > 0).then_some(())
 }
 
 fn set(fd: &OwnedFd, level: i32, option: i32, value: i32) -> io::Result<()> {

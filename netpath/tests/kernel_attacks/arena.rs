@@ -7,7 +7,7 @@ use netpath_ebpf::drop_reason::DropReason;
 use serde_json::{Value, json};
 
 use crate::common::NetNs;
-use crate::common::node::{GATEWAY, GATEWAY6, Node, OUTSIDE_MAC, Pod, stay_on_this_cpu};
+use crate::common::node::{GATEWAY, GATEWAY6, Node, OUTSIDE_MAC, Pod, runs_both_ways, stay_on_this_cpu};
 use crate::common::wire::{
     RawSocket, carries, ethernet, ethertype, ipv4, ipv6, marker, protocol, udp, udp_frame,
 };
@@ -37,9 +37,13 @@ pub(crate) fn strict() -> Value {
     json!({ "unknownSource": "drop" })
 }
 
-/// The ways programs stand on a master; a kernel without TCX takes the second for both.
-pub(crate) fn both_hooks() -> [Value; 2] {
-    [strict(), json!({ "unknownSource": "drop", "tc": "clsact" })]
+/// The ways programs stand on a master, by what this run is to show.
+pub(crate) fn both_hooks() -> Vec<Value> {
+    let mut entries = vec![strict()];
+    if runs_both_ways() {
+        entries.push(json!({ "unknownSource": "drop", "tc": "clsact" }));
+    }
+    entries
 }
 
 /// A node with pods `a` and `b` of one zone.

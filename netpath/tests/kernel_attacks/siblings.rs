@@ -10,7 +10,7 @@ use crate::common::wire::{
 };
 
 fn hooks_and_xdp() -> Vec<Value> {
-    let mut all = both_hooks().to_vec();
+    let mut all = both_hooks();
     all.push(json!({ "unknownSource": "drop", "xdp": "native" }));
     all
 }

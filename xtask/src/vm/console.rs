@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    fmt,
+    fmt, fs,
     io::{BufRead as _, BufReader},
     process::Command,
     sync::mpsc::{self, RecvTimeoutError},
@@ -20,6 +20,8 @@ use crate::{
 
 /// Begins the lines that the machine's first process says itself.
 const MARK: &str = "netpath-vm: ";
+/// Seconds of the machine's CPU from which on a test that passes is shown.
+const SLOW: u64 = 10;
 /// The step that has the verifier's counts.
 const PROGRAMS: &str = "programs";
 
@@ -53,11 +55,18 @@ pub(super) fn follow(qemu: &mut Command, name: &str, patience: Duration) -> Resu
     });
     let deadline = Instant::now() + patience;
     let mut report = Report::default();
+    let mut last = 0;
     loop {
         match lines.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
             Ok(text) => {
-                if report.take(&text) {
-                    say(format_args!("{name}: {text}"));
+                // With one CPU tests run one after the other: what took long is shown as well.
+                let now = cpu_seconds(child.id());
+                let seconds = now.saturating_sub(last);
+                last = now;
+                match report.take(&text) {
+                    true => say(format_args!("{name} [{now} s]: {text}")),
+                    false if SLOW <= seconds => say(format_args!("{name} [{now} s]: {text}, {seconds} s")),
+                    false => {}
                 }
             }
             Err(RecvTimeoutError::Disconnected) => break,
@@ -72,6 +81,14 @@ pub(super) fn follow(qemu: &mut Command, name: &str, patience: Duration) -> Resu
     // It ends with its pipe.
     let _ = reader.join();
     Ok(report)
+}
+
+/// Seconds of CPU that a process has used: other than those of a clock they do not depend on what else runs.
+fn cpu_seconds(process: u32) -> u64 {
+    let stat = fs::read_to_string(format!("/proc/{process}/stat")).unwrap_or_default();
+    // What is in parentheses may have spaces; the fourteenth field and the next are ticks of a hundredth second.
+    let fields = stat.rsplit(')').next().unwrap_or_default().split_whitespace();
+    fields.skip(11).take(2).filter_map(|field| field.parse::<u64>().ok()).sum::<u64>() / 100
 }
 
 impl Report {
@@ -104,6 +121,12 @@ impl Report {
             _ => {}
         }
         true
+    }
+
+    /// Takes in what another machine of the same kernel did.
+    pub(super) fn add(&mut self, other: &Self) {
+        self.verified.extend(other.verified.clone());
+        self.steps.extend(other.steps.clone());
     }
 
     /// What the summaries of its tests add up to.

@@ -39,7 +39,19 @@ impl Archive {
         let found = process::find_program(name)
             .with_context(|| format!("no program `{name}`; `cargo xtask setup` installs it"))?;
         self.file(&format!("/usr/bin/{name}"), &found)?;
-        let text = process::output(Command::new("ldd").env("LC_ALL", "C").arg(&found))?;
+        self.libraries(&found)
+    }
+
+    /// Puts what was built here at `path`, without what only a debugger reads: all of it is in the machine's memory.
+    /// `scratch` is a file that may be written.
+    pub(super) fn built(&mut self, path: &str, from: &Path, scratch: &Path) -> Result<()> {
+        process::output(Command::new("strip").arg("-o").arg(scratch).arg(from))?;
+        self.file(path, scratch)?;
+        self.libraries(from)
+    }
+
+    fn libraries(&mut self, program: &Path) -> Result<()> {
+        let text = process::output(Command::new("ldd").env("LC_ALL", "C").arg(program))?;
         for library in libraries(&text) {
             self.file(library, Path::new(library))?;
         }
