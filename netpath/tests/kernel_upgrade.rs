@@ -36,7 +36,7 @@ fn an_undisturbed_flood_loses_nothing_either() {
     let node = Node::new(&json!({ "unknownSource": "drop" }));
     let pods = pods(&node);
     under_flood(&node, &refs(&pods), || {
-        common::eventually(common::PATIENCE, "a while", while_of(times(300)))
+        common::eventually(common::PATIENCE, "a while", while_of(times(300)));
     });
 }
 

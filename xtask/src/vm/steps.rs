@@ -216,7 +216,7 @@ mod tests {
             let mut all: Vec<Step> = shares.concat();
             all.sort_by_key(|step| step.name.parse::<u32>().ok());
             assert_eq!(all, steps);
-            assert_eq!(shares.len() as u32, (count * USUAL).div_ceil(SHARE), "{count}");
+            assert_eq!(u32::try_from(shares.len()), Ok((count * USUAL).div_ceil(SHARE)), "{count}");
         }
     }
 
