@@ -33,6 +33,8 @@ struct Stream {
     arrived: AtomicU64,
     /// What must not be: a frame from outside the zone, or out of turn, or twice.
     wrong: Mutex<Vec<String>>,
+    /// Nothing more will be sent.
+    ended: AtomicBool,
     /// Where a number stands that the last one did not lead to.
     next: AtomicU64,
 }
@@ -206,6 +208,7 @@ impl Stream {
             let _ = socket.send(&frame(number, false));
             self.denied.fetch_add(1, Ordering::Relaxed);
         }
+        self.ended.store(true, Ordering::Release);
     }
 
     /// Sends numbered frames, no further ahead than the window.
@@ -213,6 +216,7 @@ impl Stream {
         while sending.load(Ordering::Relaxed) {
             self.send_next(port, &frame);
         }
+        self.ended.store(true, Ordering::Release);
     }
 
     /// Sends the next frame, and says its number, unless too many are under way.
@@ -244,7 +248,8 @@ impl Stream {
     }
 
     fn is_complete(&self) -> bool {
-        self.arrived.load(Ordering::Relaxed) == self.sent.load(Ordering::Relaxed)
+        self.ended.load(Ordering::Acquire)
+            && self.arrived.load(Ordering::Relaxed) == self.sent.load(Ordering::Relaxed)
     }
 
     /// All that was sent has arrived, and nothing else.
