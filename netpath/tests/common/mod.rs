@@ -11,8 +11,9 @@ pub(crate) mod ring;
 pub(crate) mod traffic;
 pub(crate) mod wire;
 
+use std::io::Write as _;
 use std::path::PathBuf;
-use std::process::{self, Command};
+use std::process::{self, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -56,6 +57,21 @@ impl NetNs {
         run(&[&["ip", "-n", &self.name][..], &words.split_whitespace().collect::<Vec<_>>()].concat())
     }
 
+    /// Runs `ip` once with all of these lines in the namespace, up to one that fails, which none may.
+    #[track_caller]
+    pub(crate) fn ip_lines(&self, lines: &[String]) {
+        let mut ip = Command::new("ip");
+        ip.args(["-n", &self.name, "-batch", "-"]).stdin(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = ip.spawn().expect("`ip` can be run");
+        let mut stdin = child.stdin.take().expect("piped");
+        // One that gave up reads no further, and says why below.
+        let _ = stdin.write_all(lines.join("\n").as_bytes());
+        drop(stdin);
+        let output = child.wait_with_output().expect("it ends");
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{lines:?}: {}{stderr}", output.status);
+    }
+
     /// Runs a program in the namespace; it must succeed.
     #[track_caller]
     pub(crate) fn exec(&self, words: &str) -> String {
@@ -66,14 +82,16 @@ impl NetNs {
     /// What a sysctl of the namespace says.
     #[track_caller]
     pub(crate) fn sysctl(&self, key: &str) -> String {
-        self.exec(&format!("cat /proc/sys/{key}")).trim().to_owned()
+        let read = self.within(|| std::fs::read_to_string(format!("/proc/sys/{key}")));
+        read.unwrap_or_else(|error| panic!("{key}: {error}")).trim().to_owned()
     }
 
     /// Sets a sysctl of the namespace.
     #[track_caller]
     pub(crate) fn set_sysctl(&self, key: &str, value: &str) {
-        let path = format!("/proc/sys/{key}");
-        run(&["ip", "netns", "exec", &self.name, "sh", "-c", "echo \"$1\" > \"$0\"", &path, value]);
+        // What is below `net` is of the namespace of the thread that opens it.
+        let written = self.within(|| std::fs::write(format!("/proc/sys/{key}"), value));
+        written.unwrap_or_else(|error| panic!("{key} = {value}: {error}"));
     }
 
     /// Runs `f` in the namespace.
@@ -93,8 +111,10 @@ impl Drop for NetNs {
 /// Joins two namespaces by a cable; both ends are up.
 #[track_caller]
 pub(crate) fn veth(a: &NetNs, name_a: &str, b: &NetNs, name_b: &str) {
-    a.ip(&format!("link add {name_a} type veth peer name {name_b} netns {}", b.name()));
-    a.ip(&format!("link set {name_a} up"));
+    a.ip_lines(&[
+        format!("link add {name_a} type veth peer name {name_b} netns {}", b.name()),
+        format!("link set {name_a} up"),
+    ]);
     b.ip(&format!("link set {name_b} up"));
 }
 

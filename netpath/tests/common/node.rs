@@ -81,13 +81,16 @@ impl Node {
 
     /// Gives both ends of the wire their MACs and addresses; done again after the wire was cut.
     pub(crate) fn address(&self) {
-        for (netns, device, mac) in [(&self.netns, MASTER, NODE_MAC), (&self.outside, WIRE, OUTSIDE_MAC)] {
-            netns.ip(&format!("link set {device} address {}", text(mac)));
-        }
-        self.netns.ip(&format!("addr add {NODE}/24 dev {MASTER}"));
-        self.netns.ip(&format!("route add default via {GATEWAY}"));
-        self.outside.ip(&format!("addr add {GATEWAY}/24 dev {WIRE}"));
-        self.outside.ip(&format!("addr add {INTERNET}/32 dev {WIRE}"));
+        self.netns.ip_lines(&[
+            format!("link set {MASTER} address {}", text(NODE_MAC)),
+            format!("addr add {NODE}/24 dev {MASTER}"),
+            format!("route add default via {GATEWAY}"),
+        ]);
+        self.outside.ip_lines(&[
+            format!("link set {WIRE} address {}", text(OUTSIDE_MAC)),
+            format!("addr add {GATEWAY}/24 dev {WIRE}"),
+            format!("addr add {INTERNET}/32 dev {WIRE}"),
+        ]);
     }
 
     /// Writes the master's entry in `masters.json`; an entry that does not say how to attach gets [`asked_via`].

@@ -22,16 +22,47 @@ const BOTH_WAYS: &[&str] = &["kernel_hooks"];
 const AS_USUAL: &str = "NETPATH_TEST_TC=auto";
 const BY_CLSACT: &str = "NETPATH_TEST_TC=clsact";
 
-/// What has little to do with the kernel's version, and runs on the older one alone.
-const ON_ONE: &[&str] = &["kernel_cli", "kernel_link", "kernel_zone"];
+/// What runs on one of the kernels that police, since it has little to do with how programs are attached or shows
+/// what the other has not. All the rest runs on each.
+const ON_ONE: &[(&str, Series)] = &[
+    ("kernel_attach_beside", Series::V6_12),
+    ("kernel_attach_lost", Series::V6_1),
+    ("kernel_attach_nic", Series::V6_1),
+    ("kernel_attach_others", Series::V6_12),
+    ("kernel_attach_races", Series::V6_12),
+    ("kernel_cli", Series::V6_12),
+    ("kernel_counters", Series::V6_1),
+    ("kernel_host", Series::V6_1),
+    ("kernel_link", Series::V6_1),
+    ("kernel_ports", Series::V6_12),
+    ("kernel_zone", Series::V6_1),
+];
 
 /// What every test has in its environment: an emulated CPU is some thirty times slower than this one, so what is
 /// repeated often is repeated a thirtieth as often. The full number runs on the machine's own kernel.
 const ENVIRONMENT: &str = "NETPATH_TEST_PART=30";
 
-/// Seconds that files of tests take in a machine that has a CPU of its own, of those that take more than [`USUAL`]:
+/// Seconds of its CPU that files of tests take in a machine, of those that take more than [`USUAL`]:
 /// by these they are spread over machines. What is wrong here costs time and nothing else.
-const SECONDS: &[(&str, u32)] = &[];
+const SECONDS: &[(&str, u32)] = &[
+    ("bpf_programs", 100),
+    ("kernel_attach", 50),
+    ("kernel_attach_beside", 60),
+    ("kernel_attach_lost", 60),
+    ("kernel_attach_nic", 40),
+    ("kernel_attach_others", 40),
+    ("kernel_attach_races", 70),
+    ("kernel_attacks", 150),
+    ("kernel_cli", 50),
+    ("kernel_counters", 45),
+    ("kernel_host", 40),
+    ("kernel_hooks", 20),
+    ("kernel_link", 25),
+    ("kernel_reject", 40),
+    ("kernel_upgrade", 100),
+    ("kernel_zone", 25),
+    ("vm_masters", 40),
+];
 const USUAL: u32 = 10;
 
 /// Seconds that one machine is given to do: enough that starting it does not count, and so few that the last one
@@ -132,7 +163,7 @@ pub(super) fn shares(series: Series, tests: &[TestBinary]) -> Vec<Vec<Step>> {
 fn steps(series: Series, tests: &[TestBinary]) -> Vec<Step> {
     let mut steps = Vec::new();
     for TestBinary { name, .. } in tests {
-        let elsewhere = ON_ONE.contains(&name.as_str()) && series.has_tcx();
+        let elsewhere = ON_ONE.iter().any(|(file, only)| file == name && *only != series);
         if (name == REFUSAL) == series.is_supported() || elsewhere {
             continue;
         }
