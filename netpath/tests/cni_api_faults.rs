@@ -40,7 +40,7 @@ use Outcome::{Done, Fails, Pending};
 struct Case(&'static str, Fault, Times, Outcome, (u64, u64));
 
 fn cases() -> Vec<Case> {
-    use Fault::{CutOff, HalfJson, Huge, Reset, RetryAfter, Slow, Status};
+    use Fault::{CutOff, HalfJson, Huge, Instead, Reset, RetryAfter, Slow, Status};
     use Times::{Always, Once};
     let seconds = Duration::from_secs;
     // An ADD takes little, but the machine is shared with other tests.
@@ -58,6 +58,14 @@ fn cases() -> Vec<Case> {
             Fails(11, "answers GET network-attachment-definition web/a with 429"),
             SOON,
         ),
+        Case(
+            get,
+            RetryAfter(503, u64::MAX),
+            Always,
+            Fails(11, "answers GET network-attachment-definition web/a with 503"),
+            SOON,
+        ),
+        Case(get, Instead, Always, Fails(11, "is no NetworkAttachmentDefinition"), SOON),
         Case(get, Reset, Once, Done, SOON),
         Case(get, CutOff, Once, Done, SOON),
         Case(get, Status(410), Once, Done, SOON),

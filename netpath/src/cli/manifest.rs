@@ -4,7 +4,10 @@ use serde_json::{Map, Value};
 
 use crate::{
     plugin::{CHAINED, MACVLAN},
-    spec::{ConfError, NetConf},
+    spec::{
+        ConfError, NetConf,
+        json::{View, is_same_key},
+    },
 };
 
 /// A network that netpath polices.
@@ -138,18 +141,16 @@ fn inherit(plugin: &Map<String, Value>, list: &Map<String, Value>) -> Map<String
     let mut plugin = plugin.clone();
     for inherited in ["name", "cniVersion"] {
         if let Some(value) = key(list, inherited) {
-            plugin.retain(|other, _| !other.eq_ignore_ascii_case(inherited));
+            plugin.retain(|other, _| !is_same_key(other, inherited));
             plugin.insert(inherited.to_owned(), value.clone());
         }
     }
     plugin
 }
 
-/// A key as the plugin reads it: in any case, the exact one first.
+/// A key as the plugin reads it: in any case, and of several the last.
 fn key<'a>(object: &'a Map<String, Value>, name: &str) -> Option<&'a Value> {
-    object
-        .get(name)
-        .or_else(|| object.iter().find(|(key, _)| key.eq_ignore_ascii_case(name)).map(|(_, value)| value))
+    View::root(object).get(name)
 }
 
 #[cfg(test)]

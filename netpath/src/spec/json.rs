@@ -3,6 +3,7 @@
 //! Keys match whatever their case, and of several keys that match the last one counts: a configuration must
 //! not mean one thing to us and another to the plugin that it is handed to. `null` is as good as absent.
 
+use std::collections::HashMap;
 use std::fmt;
 
 use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
@@ -31,6 +32,36 @@ pub fn parse_value(bytes: &[u8]) -> Result<Value, serde_json::Error> {
 /// What Go's encoder writes as an escape though JSON does not ask for it. They stand in strings only.
 const ESCAPED: [(char, &str); 5] =
     [('<', "\\u003c"), ('>', "\\u003e"), ('&', "\\u0026"), ('\u{2028}', "\\u2028"), ('\u{2029}', "\\u2029")];
+
+/// Whether Go takes two keys for one: besides the case of letters it overlooks that of two which look like none of ASCII.
+pub fn is_same_key(one: &str, other: &str) -> bool {
+    one.chars().map(folded).eq(other.chars().map(folded))
+}
+
+/// The keys that Go takes for one come to the last of them, at its place.
+///
+/// A structure that is given twice Go merges, field by field: another plugin would find in the first what we looked
+/// for in the last.
+pub fn keep_last(map: &mut Map<String, Value>) {
+    let folded = |key: &str| key.chars().map(folded).collect::<String>();
+    let mut last: HashMap<String, usize> = HashMap::new();
+    for (place, key) in map.keys().enumerate() {
+        last.insert(folded(key), place);
+    }
+    if last.len() < map.len() {
+        let mut place = 0..;
+        map.retain(|key, _| last.get(&folded(key)).copied() == place.next());
+    }
+}
+
+fn folded(letter: char) -> char {
+    match letter {
+        // A long s, and the sign of Kelvin.
+        '\u{17f}' => 's',
+        '\u{212a}' => 'k',
+        letter => letter.to_ascii_lowercase(),
+    }
+}
 
 /// The text of a result, an error or a status, as a plugin in Go writes it: 4 spaces of indentation, no newline at the
 /// end.
@@ -85,7 +116,7 @@ impl<'a> View<'a> {
         self.map
             .iter()
             .rev()
-            .find(|(candidate, _)| candidate.eq_ignore_ascii_case(key))
+            .find(|(candidate, _)| is_same_key(candidate, key))
             .map(|(_, value)| value)
             .filter(|value| !value.is_null())
     }
@@ -297,6 +328,25 @@ mod tests {
         assert_eq!(number(r#"{"Mtu": 2, "mtu": 1}"#), "Some(1)");
         assert_eq!(number(r#"{"mtu": 1, "MTU": 2, "mtu": 3}"#), "Some(3)");
         assert_eq!(number(r#"{"mtux": 1}"#), "None");
+    }
+
+    #[test]
+    fn keys_match_as_go_matches_them() {
+        for (one, other) in [("master", "ma\u{17f}Ter"), ("kind", "\u{212a}IND"), ("İ", "İ"), ("", "")] {
+            assert!(is_same_key(one, other), "{one} {other}");
+        }
+        for (one, other) in [("master", "masters"), ("i", "İ"), ("i", "ı"), ("", "a")] {
+            assert!(!is_same_key(one, other), "{one} {other}");
+        }
+    }
+
+    #[test]
+    fn of_keys_that_match_the_last_is_kept() {
+        let mut map =
+            parse_object("{\"ipam\": 1, \"s\": 2, \"IPAM\": 3, \"\u{17f}\": 4, \"x\": 5}".as_bytes())
+                .expect("object");
+        keep_last(&mut map);
+        assert_eq!(Value::Object(map), json!({"IPAM": 3, "\u{17f}": 4, "x": 5}));
     }
 
     #[test]

@@ -4,7 +4,7 @@ use serde_json::{Map, Value};
 
 use super::conf::plugin_name;
 use super::error::ConfError;
-use super::json::{View, parse_object};
+use super::json::{View, is_same_key, keep_last, parse_object};
 use super::names::NetworkName;
 use super::version::CniVersion;
 
@@ -85,11 +85,12 @@ impl NetworkConf {
     /// The same for one that is part of another.
     pub fn from_view(view: &View<'_>, name: Option<&str>) -> Result<Self, ConfError> {
         let mut raw = view.map().clone();
+        keep_last(&mut raw);
         if view.text("name")?.is_none()
             && let Some(name) = name
         {
             // An empty one in another case would win over ours for a plugin that takes the last.
-            raw.retain(|key, _| !key.eq_ignore_ascii_case("name"));
+            raw.retain(|key, _| !is_same_key(key, "name"));
             raw.insert("name".to_owned(), name.into());
         }
         let name = view.text("name")?.or(name).ok_or_else(|| ConfError::Missing {
@@ -98,7 +99,7 @@ impl NetworkConf {
         })?;
         let is_list = view.text("type")?.is_none();
         let plugins = match is_list {
-            false => vec![Plugin { raw: raw.clone(), ..Plugin::read(view)? }],
+            false => vec![Plugin::read(&View::root(&raw))?],
             true => view.objects("plugins")?.iter().map(Plugin::read).collect::<Result<_, _>>()?,
         };
         if plugins.is_empty() {
@@ -138,7 +139,7 @@ impl NetworkConf {
             self.raw.insert("name".to_owned(), self.name.as_str().into());
         } else {
             let plugins: Vec<Value> = self.plugins.iter().map(|it| Value::Object(it.raw.clone())).collect();
-            self.raw.retain(|key, _| !key.eq_ignore_ascii_case("plugins"));
+            self.raw.retain(|key, _| !is_same_key(key, "plugins"));
             self.raw.insert("plugins".to_owned(), plugins.into());
         }
         self
@@ -155,7 +156,7 @@ impl NetworkConf {
         let plugin = &self.plugins[index];
         let mut conf = plugin.raw.clone();
         let mut set = |key: &str, value: Value| {
-            conf.retain(|other, _| !other.eq_ignore_ascii_case(key));
+            conf.retain(|other, _| !is_same_key(other, key));
             conf.insert(key.to_owned(), value);
         };
         set("name", self.name.as_str().into());
@@ -182,7 +183,15 @@ impl Plugin {
             // It is executed by others, but from wherever the network's author likes all the same.
             ipam.parsed("type", plugin_name)?;
         }
-        Ok(Self { kind, raw: view.map().clone() })
+        // What was looked at is what is executed.
+        let mut raw = view.map().clone();
+        keep_last(&mut raw);
+        for (_, ipam) in raw.iter_mut().filter(|(key, _)| is_same_key(key, "ipam")) {
+            if let Some(ipam) = ipam.as_object_mut() {
+                keep_last(ipam);
+            }
+        }
+        Ok(Self { kind, raw })
     }
 
     /// The configuration as written.

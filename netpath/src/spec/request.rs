@@ -7,7 +7,7 @@ use super::annotation::Selection;
 use super::args::CniArgs;
 use super::base64;
 use super::error::ConfError;
-use super::json::View;
+use super::json::{View, is_same_key};
 use super::nad::NetworkConf;
 use super::names::{ContainerId, IfName, Mac};
 
@@ -71,6 +71,7 @@ impl Delegate {
         let conf = match &selection.device_id {
             Some(device) => conf.map_plugins(|plugin| {
                 for key in [DEVICE, "pciBusID"] {
+                    plugin.retain(|other, _| !is_same_key(other, key));
                     plugin.insert(key.to_owned(), device.as_str().into());
                 }
             }),
@@ -236,7 +237,7 @@ fn is_host_local(plugin: &Map<String, Value>) -> bool {
 /// Merges `cni-args` into `args.cni`; they win over what is there.
 fn merge_cni_args(plugin: &mut Map<String, Value>, cni_args: &Map<String, Value>) {
     fn object<'a>(map: &'a mut Map<String, Value>, key: &str) -> &'a mut Map<String, Value> {
-        let found = map.keys().rev().find(|other| other.eq_ignore_ascii_case(key)).cloned();
+        let found = map.keys().rev().find(|other| is_same_key(other, key)).cloned();
         let value = map.entry(found.unwrap_or_else(|| key.to_owned())).or_insert_with(|| json!({}));
         if !value.is_object() {
             *value = json!({});

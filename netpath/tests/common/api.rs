@@ -58,6 +58,8 @@ pub(crate) enum Fault {
     HalfJson,
     /// A body of this size.
     Huge(usize),
+    /// Another object of the kind.
+    Instead,
 }
 
 /// How often.
@@ -258,6 +260,11 @@ fn serve(stream: &mut dyn Stream, raw: &TcpStream, state: &Mutex<State>, stop: &
                     (*status, failure(*status, "InternalError", "on purpose"))
                 }
                 Some(Fault::Huge(size)) => (200, json!({"x": "y".repeat(*size)})),
+                Some(Fault::Instead) => {
+                    let (status, mut body) = answer(&asked, &mut state.lock().unwrap());
+                    body["metadata"]["namespace"] = json!("kube-system");
+                    (status, body)
+                }
                 _ => answer(&asked, &mut state.lock().unwrap()),
             },
         };

@@ -85,8 +85,17 @@ impl MetaSite {
     }
 
     pub(crate) fn nad_in(&self, namespace: &str, name: &str, config: Value) {
+        self.nad_text_in(namespace, name, &config.to_string());
+    }
+
+    /// Defines a network in namespace `web`, the bytes of which matter.
+    pub(crate) fn nad_text(&self, name: &str, config: &str) {
+        self.nad_text_in("web", name, config);
+    }
+
+    fn nad_text_in(&self, namespace: &str, name: &str, config: &str) {
         let nad = json!({"kind": "NetworkAttachmentDefinition", "metadata": {"name": name, "namespace": namespace},
-                         "spec": {"config": config.to_string()}});
+                         "spec": {"config": config}});
         self.site
             .write(&self.site.root.join("nads").join(format!("{namespace}-{name}.json")), &nad.to_string());
     }

@@ -139,7 +139,8 @@ impl Client {
                 }
             };
             let wait = wish.unwrap_or_else(|| jittered(pause));
-            if deadline <= Instant::now() + wait {
+            // The wish may be longer than there are moments.
+            if deadline.saturating_duration_since(Instant::now()) <= wait {
                 return Err(error);
             }
             tracing::debug!(error = ?error, "the API server is asked again");

@@ -96,12 +96,18 @@ impl Api {
             Err(error) => return Err(error),
         };
         let value = value.ok_or_else(missing)?;
-        Nad::from_json(&value).map_err(|source| ClusterError::Garbled {
+        let garbled = |source| ClusterError::Garbled {
             server: self.client.server(),
-            request: what,
-            expected: "NetworkAttachmentDefinition",
-            source: Box::new(source),
-        })
+            request: what.clone(),
+            expected: "NetworkAttachmentDefinition of that name",
+            source,
+        };
+        let nad = Nad::from_json(&value).map_err(|source| garbled(Box::new(source)))?;
+        // What a namespace may use is held against what the object says of itself.
+        if (nad.namespace.as_str(), nad.name.as_str()) != (namespace, name) {
+            return Err(garbled(format!("it is {}/{}", nad.namespace, nad.name).into()));
+        }
+        Ok(nad)
     }
 
     /// Posts an event, or counts up the one that is there.

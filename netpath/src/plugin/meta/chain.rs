@@ -4,13 +4,12 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Map, Value};
 
-use super::{Call, MetaError, PLUGIN, PluginError, resolve::is_in_process};
+use super::{Call, MetaError, PLUGIN, PluginError, masters, resolve::is_in_process};
 use crate::{
     delegate,
-    kernel::{netlink::Netlink, pdeathsig},
-    plugin::{Origin, add::full, police::failed, serve},
-    police::{self, resolve_master},
-    spec::{CniArgs, CniEnv, CniVersion, Command, Delegate, json::View},
+    kernel::pdeathsig,
+    plugin::{Origin, add::full, serve},
+    spec::{CniArgs, CniEnv, CniVersion, Command, Delegate},
 };
 
 /// What the plugins of a network are told besides their configuration.
@@ -26,7 +25,7 @@ pub(super) fn add(call: &Call<'_>, delegate: &Delegate, told: &Told) -> Result<V
     let mut prev: Option<Value> = None;
     for index in 0..delegate.conf.plugins.len() {
         let stdin = delegate.conf.stdin(index, &told.capabilities, prev.as_ref());
-        refuse_on_master(call, delegate, index)?;
+        masters::refuse(call, delegate, index)?;
         prev = one(call, Command::Add, delegate, index, stdin, told, call.left(1))?;
     }
     let mut result = prev.unwrap_or_default();
@@ -150,38 +149,6 @@ impl Call<'_> {
         }
         Ok(all)
     }
-}
-
-/// Holds an executed plugin against what the administrator says of its master. A plugin of ours does so itself.
-fn refuse_on_master(call: &Call<'_>, delegate: &Delegate, index: usize) -> Result<(), PluginError> {
-    let plugin = &delegate.conf.plugins[index];
-    let view = View::root(plugin.raw());
-    if is_in_process(&plugin.kind) || view.bool("linkInContainer").unwrap_or(false) {
-        return Ok(());
-    }
-    let takes_default = matches!(plugin.kind.as_str(), "ipvlan" | "vlan");
-    let name = match (view.text("master")?, view.text("device")?) {
-        (Some(name), _) | (None, Some(name)) => Some(name),
-        (None, None) if takes_default => None,
-        (None, None) => return Ok(()),
-    };
-    let mut node = Netlink::open()?;
-    // A plugin may find its master by other means; what is not found here is not one of the administrator's.
-    let Some(master) = resolve_master(&mut node, name)? else { return Ok(()) };
-    let unusable = |error| failed(&delegate.ifname, error);
-    let masters = police::masters(call.root).map_err(unusable)?;
-    let names: Vec<&str> =
-        std::iter::once(master.name.as_str()).chain(master.alt_names.iter().map(String::as_str)).collect();
-    let entry = masters.find(&names).map_err(|error| unusable(error.into()))?;
-    if let Some(entry) = entry {
-        entry.check_type(&plugin.kind)?;
-        let pod = call.env.args.k8s_pod_namespace.as_deref();
-        entry.check_namespaces(delegate.nad_namespace.as_deref(), pod)?;
-    }
-    if plugin.kind == "ipvlan" && (entry.is_some() || police::is_under_police(call.root, master.index)) {
-        return Err(MetaError::SharedAddress { kind: plugin.kind.clone(), master: master.name }.into());
-    }
-    Ok(())
 }
 
 /// An error of one network, with the pod and the network named.

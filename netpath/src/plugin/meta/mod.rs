@@ -5,6 +5,7 @@ mod chain;
 mod del;
 mod devices;
 mod error;
+mod masters;
 mod resolve;
 mod routes;
 mod tell;

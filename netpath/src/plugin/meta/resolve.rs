@@ -61,7 +61,13 @@ pub(super) fn networks(call: &Call<'_>) -> Result<Networks, PluginError> {
     // (the network, what the pod asks of it, whether the pod chose it)
     let mut found: Vec<(Found, Selection, bool)> = Vec::new();
     match (replaced, &call.meta.cluster) {
-        (Some(selection), _) => found.push((nad(call, &selection)?, selection, true)),
+        (Some(selection), _) => {
+            // The namespace of cluster-wide networks has what is meant for it.
+            if selection.namespace != *multus_namespace {
+                refuse_isolated(call, &pod, &selection)?;
+            }
+            found.push((nad(call, &selection)?, selection, true));
+        }
         (None, ClusterNetwork::Named(name)) => {
             found.push((cluster_network(call, name)?, Selection::default(), false));
         }
@@ -84,9 +90,7 @@ pub(super) fn networks(call: &Call<'_>) -> Result<Networks, PluginError> {
         found.push((named(call, name)?, Selection::default(), false));
     }
     for selection in selections {
-        if !call.meta.may_use(&pod.namespace, &selection.namespace) {
-            return Err(MetaError::Isolated { pod: pod.namespace, nad: selection.namespace }.into());
-        }
+        refuse_isolated(call, &pod, &selection)?;
         found.push((nad(call, &selection)?, selection, true));
     }
     let delegates = assign(call, found)?;
@@ -94,6 +98,17 @@ pub(super) fn networks(call: &Call<'_>) -> Result<Networks, PluginError> {
         .map_err(MetaError::from)?;
     let is_asked_for = is_replaced || 1 < delegates.len();
     Ok(Networks { delegates, annotation: text, which, is_asked_for })
+}
+
+/// A pod may use networks of some namespaces only, where the administrator says so.
+fn refuse_isolated(call: &Call<'_>, pod: &PodRef, selection: &Selection) -> Result<(), MetaError> {
+    match call.meta.may_use(&pod.namespace, &selection.namespace) {
+        true => Ok(()),
+        false => {
+            let (pod, nad) = (pod.namespace.clone(), selection.namespace.clone());
+            Err(MetaError::Isolated { pod, nad })
+        }
+    }
 }
 
 /// Names the interfaces, and holds each network against what it may be.
