@@ -1,11 +1,13 @@
 //! From what was written to the zone that is in force: defaults and the administrator's bound.
 
+use std::collections::HashSet;
+
 use ipnetwork::IpNetwork;
 use serde_json::{Value, json};
 
 use super::bound;
 use super::conf::ALLOW;
-use super::prefix::{canonical, covered_by, covers, shortest};
+use super::prefix::{canonical, covered_by, shortest};
 use super::{BoundError, Ingress, MasterEntry, Mode, OnDeny, ZoneConf, ZoneEntry, ZoneError, compile};
 
 /// Where a prefix was written, as errors show it.
@@ -92,22 +94,15 @@ impl Zone {
         if self.local.is_empty() && self.allow.is_empty() {
             warnings.push(ZoneWarning::Empty);
         }
-        warnings.extend(self.allow.iter().filter_map(|entry| self.opened_already(entry)));
-        warnings
-    }
-
-    /// Whether an `allow` with ports says nothing that a prefix around it does not say.
-    fn opened_already(&self, entry: &ZoneEntry) -> Option<ZoneWarning> {
-        let longest = |prefixes: &mut dyn Iterator<Item = IpNetwork>| {
-            prefixes.filter(|outer| covers(*outer, entry.prefix())).max_by_key(IpNetwork::prefix)
-        };
         let whole = |list: &[ZoneEntry]| -> Vec<IpNetwork> {
             list.iter().filter(|entry| entry.is_whole()).map(ZoneEntry::prefix).collect()
         };
-        let open = longest(&mut self.local.iter().copied().chain(whole(&self.allow)))?;
-        let closed = longest(&mut whole(&self.deny).into_iter());
-        let wins = closed.is_none_or(|closed| closed.prefix() < open.prefix());
-        (wins && !entry.is_whole()).then(|| ZoneWarning::OpenAlready { entry: entry.clone(), open })
+        // Who writes a network says how long its lists are.
+        let open = Around::new(self.local.iter().copied().chain(whole(&self.allow)));
+        let closed = Around::new(whole(&self.deny));
+        let with_ports = self.allow.iter().filter(|entry| !entry.is_whole());
+        warnings.extend(with_ports.filter_map(|entry| opened_already(entry, &open, &closed)));
+        warnings
     }
 
     /// The zone as a `zone` key that says everything: for records and for `-o json`.
@@ -160,6 +155,36 @@ impl Zone {
             None => Ok(()),
             Some((key, prefix)) => Err(ZoneError::Wide { key, prefix, shortest: shortest(prefix) }),
         }
+    }
+}
+
+/// Whether an `allow` with ports says nothing that a prefix around it does not say.
+fn opened_already(entry: &ZoneEntry, open: &Around, closed: &Around) -> Option<ZoneWarning> {
+    let open = open.longest(entry.prefix())?;
+    let wins = closed.longest(entry.prefix()).is_none_or(|closed| closed.prefix() < open.prefix());
+    wins.then(|| ZoneWarning::OpenAlready { entry: entry.clone(), open })
+}
+
+/// Prefixes that are asked often which of them are around another one.
+struct Around {
+    /// The longest first.
+    lengths: Vec<u8>,
+    prefixes: HashSet<IpNetwork>,
+}
+
+impl Around {
+    fn new(prefixes: impl IntoIterator<Item = IpNetwork>) -> Self {
+        let prefixes: HashSet<_> = prefixes.into_iter().map(canonical).collect();
+        let mut lengths: Vec<u8> = prefixes.iter().map(IpNetwork::prefix).collect();
+        lengths.sort_unstable_by(|a, b| b.cmp(a));
+        lengths.dedup();
+        Self { lengths, prefixes }
+    }
+
+    fn longest(&self, prefix: IpNetwork) -> Option<IpNetwork> {
+        let outer = |&length: &u8| IpNetwork::new(prefix.ip(), length).ok().map(canonical);
+        let shorter = self.lengths.iter().filter(|length| **length <= prefix.prefix());
+        shorter.filter_map(outer).find(|outer| self.prefixes.contains(outer))
     }
 }
 

@@ -170,3 +170,37 @@ fn a_row_on_another_master_is_not_ours() {
     assert_eq!(node.master_counters().unknown_passed, 1);
     assert_eq!(node.counters(row.id), Default::default());
 }
+
+/// Prefixes are shared by all networks: one that asks for more than there are, or pods that are gone, must not take
+/// them from the next.
+#[test]
+fn a_zone_that_does_not_fit_takes_nothing_and_one_that_nobody_needs_makes_room() {
+    let mut node = Node::new();
+    let zone = |net: u8, count: u8| {
+        let nets =
+            (0..=count).flat_map(|i| [i, 128 | i].map(|last| both(&format!("{net}.9.{i}.{last}"), 32, true)));
+        content(&Image::new(&Zone::of(nets, false), Layout::Tries))
+    };
+    let lan = node.maps.ensure_zone("lan", [250; 16], &zone(10, 20)).expect("there is room");
+    let (pod, _) = Setup::Dual.world();
+    let row = Endpoint { zone: lan, ..endpoint(&pod) };
+    node.maps.add_endpoint(EndpointKey::new(MASTER, POD_MAC), row).expect("endpoint row");
+    let before = node.maps.zone_content(lan).expect("readable").expect("loaded");
+    for round in 0..40 {
+        let failed = node.maps.ensure_zone("big", [round; 16], &zone(20, 127)).expect_err("too large");
+        assert!(failed.to_string().contains("raise `prefixes` in settings.json"), "{failed}");
+        let small = zone(30 + round, 40);
+        let id = node.maps.ensure_zone("small", [100 + round; 16], &small).expect("there is room");
+        let found = node.maps.zone_content(id).expect("readable").expect("loaded");
+        assert_eq!(found.trie_v4.len(), small.trie_v4.len());
+    }
+    let after = node.maps.zone_content(lan).expect("readable").expect("loaded");
+    assert_eq!(after, before, "a pod that lives keeps its own");
+    // Each change leaves the prefixes of the generation before.
+    for round in 0..8 {
+        node.maps.write_zone(lan, "lan", [200 + round; 16], &zone(90 + round, 50)).expect("there is room");
+    }
+    node.maps.write_zone(lan, "lan", [9; 16], &zone(20, 127)).expect_err("too large");
+    let kept = node.maps.zone_content(lan).expect("readable").expect("loaded");
+    assert_eq!(kept.trie_v4.len(), zone(97, 50).trie_v4.len());
+}

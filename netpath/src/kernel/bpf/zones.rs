@@ -1,13 +1,16 @@
 //! Zones in the maps: one row each, with two slots of which one is in force.
 
-use aya::maps::{MapError, lpm_trie::Key};
+use std::{collections::HashSet, path::Path};
+
+use aya::maps::{MapError, MapInfo, lpm_trie::Key};
 use netpath_ebpf::abi::{
     NAME_LEN, PORT_RANGES, PortRange, PortSet, Rule, TrieKey4, TrieKey6, ZONE_PORT_SETS, ZoneInfo, ZoneSlot,
     zone_flags, zone_word,
 };
 
 use super::{
-    maps::{Maps, MapsError, Raw, get, set},
+    maps::{Maps, MapsError, Raw, get, pin_of, set},
+    rules::Numbers,
     sys,
 };
 
@@ -201,15 +204,17 @@ impl Maps {
         }
         let slot = numbers.slot(ZoneSlot { generation: current.generation + 1, ..content.slot });
         set(&mut self.zone_slots, "zone_slots", index, slot)?;
-        for (length, addr, word) in &content.trie_v4 {
-            let key = Key::new(32 + length, Raw(TrieKey4 { slot: index, addr: *addr }));
-            let result = self.zone_trie_v4.insert(&key, Raw(numbers.word(*word)), 0);
-            result.map_err(|source| trie_error("zone_trie_v4", source))?;
-        }
-        for (length, addr, word) in &content.trie_v6 {
-            let key = Key::new(32 + length, Raw(TrieKey6 { slot: index, addr: *addr }));
-            let result = self.zone_trie_v6.insert(&key, Raw(numbers.word(*word)), 0);
-            result.map_err(|source| trie_error("zone_trie_v6", source))?;
+        if let Err(failed) = self.fill_tries(index, content, &numbers) {
+            self.clear_tries(index)?;
+            if !matches!(failed, MapsError::Full { .. }) {
+                return Err(failed);
+            }
+            self.make_room(id)?;
+            if let Err(failed) = self.fill_tries(index, content, &numbers) {
+                // The next zone must not find the room taken by one that never was.
+                self.clear_tries(index)?;
+                return Err(failed);
+            }
         }
         // Whoever is ended between these steps leaves a zone without a digest, never a wrong one.
         let info = ZoneInfo { name: padded(name), digest: [0; 16], flipped_ns: boot_ns() };
@@ -225,15 +230,49 @@ impl Maps {
         set(&mut self.zone_words, "zone_words", id, word & !zone_word::LOADED)
     }
 
+    fn fill_tries(&mut self, index: u32, content: &ZoneContent, numbers: &Numbers) -> Result<(), MapsError> {
+        for (length, addr, word) in &content.trie_v4 {
+            let key = Key::new(32 + length, Raw(TrieKey4 { slot: index, addr: *addr }));
+            let result = self.zone_trie_v4.insert(&key, Raw(numbers.word(*word)), 0);
+            result.map_err(|source| unwritten(self.pins(), "zone_trie_v4", source))?;
+        }
+        for (length, addr, word) in &content.trie_v6 {
+            let key = Key::new(32 + length, Raw(TrieKey6 { slot: index, addr: *addr }));
+            let result = self.zone_trie_v6.insert(&key, Raw(numbers.word(*word)), 0);
+            result.map_err(|source| unwritten(self.pins(), "zone_trie_v6", source))?;
+        }
+        Ok(())
+    }
+
+    /// Removes from the tries what no endpoint needs: zones kept for the next pod of their network, what zones were
+    /// before their last change, and what somebody who was ended half-way has left. Zone `but` is being written.
+    fn make_room(&mut self, but: u32) -> Result<(), MapsError> {
+        let named: HashSet<u32> = self.endpoints()?.iter().map(|(_, row)| row.zone).collect();
+        let mut needed = HashSet::new();
+        for id in 1..=self.meta()?.zone_rows {
+            let word: u32 = get(&self.zone_words, "zone_words", id)?;
+            match word & zone_word::LOADED != 0 {
+                true if id == but || named.contains(&id) => drop(needed.insert(slot_index(id, word))),
+                true => self.remove_zone(id)?,
+                false => {}
+            }
+        }
+        // A program may still be reading what was in force a moment ago.
+        sys::grace_period().map_err(|source| MapsError::Grace { zone: but, source })?;
+        self.remove_from_tries(|slot| !needed.contains(&slot))
+    }
+
     fn clear_tries(&mut self, index: u32) -> Result<(), MapsError> {
-        let v4: Vec<_> =
-            self.zone_trie_v4.keys().flatten().filter(|key| key.data().0.slot == index).collect();
+        self.remove_from_tries(|slot| slot == index)
+    }
+
+    fn remove_from_tries(&mut self, which: impl Fn(u32) -> bool) -> Result<(), MapsError> {
+        let v4: Vec<_> = self.zone_trie_v4.keys().flatten().filter(|key| which(key.data().0.slot)).collect();
         for key in v4 {
             let result = self.zone_trie_v4.remove(&key);
             result.map_err(|source| trie_error("zone_trie_v4", source))?;
         }
-        let v6: Vec<_> =
-            self.zone_trie_v6.keys().flatten().filter(|key| key.data().0.slot == index).collect();
+        let v6: Vec<_> = self.zone_trie_v6.keys().flatten().filter(|key| which(key.data().0.slot)).collect();
         for key in v6 {
             let result = self.zone_trie_v6.remove(&key);
             result.map_err(|source| trie_error("zone_trie_v6", source))?;
@@ -257,6 +296,21 @@ fn slot_index(zone: u32, word: u32) -> u32 {
 
 fn unlisted(map: &'static str, source: MapError) -> MapsError {
     MapsError::Access { op: "list", map, source }
+}
+
+/// A trie without room says so in its own way.
+fn unwritten(pins: &Path, map: &'static str, source: MapError) -> MapsError {
+    let errno = match &source {
+        MapError::SyscallError(error) => error.io_error.raw_os_error(),
+        _ => None,
+    };
+    match errno {
+        Some(libc::ENOSPC) => {
+            let capacity = MapInfo::from_pin(pin_of(pins, map)).map_or(0, |info| info.max_entries());
+            MapsError::Full { map, capacity, setting: "prefixes" }
+        }
+        _ => trie_error(map, source),
+    }
 }
 
 fn trie_error(map: &'static str, source: MapError) -> MapsError {
