@@ -98,6 +98,9 @@ impl Zone {
 
     /// Whether an `allow` with ports says nothing that a prefix around it does not say.
     fn opened_already(&self, entry: &ZoneEntry) -> Option<ZoneWarning> {
+        if entry.is_whole() {
+            return None;
+        }
         let longest = |prefixes: &mut dyn Iterator<Item = IpNetwork>| {
             prefixes.filter(|outer| covers(*outer, entry.prefix())).max_by_key(IpNetwork::prefix)
         };
@@ -107,7 +110,7 @@ impl Zone {
         let open = longest(&mut self.local.iter().copied().chain(whole(&self.allow)))?;
         let closed = longest(&mut whole(&self.deny).into_iter());
         let wins = closed.is_none_or(|closed| closed.prefix() < open.prefix());
-        (wins && !entry.is_whole()).then(|| ZoneWarning::OpenAlready { entry: entry.clone(), open })
+        wins.then(|| ZoneWarning::OpenAlready { entry: entry.clone(), open })
     }
 
     /// The zone as a `zone` key that says everything: for records and for `-o json`.
