@@ -7,8 +7,8 @@
 
 /// Version of everything in this file; it names the pin directory (`v3`) and stands in [`Meta`].
 pub const ABI_VERSION: u32 = 3;
-/// The oldest version that reads `masters`, `owners`, `endpoints` and all counters of this one as its own: its
-/// programs can take the place of these. It stands in [`Meta`]; raise it with a layout of those maps.
+/// The oldest version that reads `masters`, `owners`, `endpoints`, all counters and, if it knows them, `rules` of
+/// this one as its own: its programs can take the place of these. It stands in [`Meta`]; raise it with a layout of those maps.
 pub const READABLE_BY: u32 = 2;
 
 mod zone;

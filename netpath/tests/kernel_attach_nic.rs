@@ -160,6 +160,35 @@ fn a_nic_that_returns_under_a_newer_build_is_this_builds() {
     }
 }
 
+/// Its number is given to the next NIC, and what it counted is not.
+#[test]
+fn a_nic_that_is_made_again_counts_from_nothing() {
+    for entry in ways() {
+        let node = Node::new(&entry);
+        let pod = policed(&node);
+        let frame = udp_frame(([2, 9, 9, 9, 9, 9], OUTSIDE_MAC), POD, GATEWAY, (1, 2), &marker());
+        let _ = RawSocket::open(&node.netns, MASTER).send(&frame);
+        let unknown = || node.totals().unknown_dropped + node.totals().unknown_passed;
+        common::eventually(common::PATIENCE, "the frame is counted", || (unknown() == 1).then_some(()));
+        let index = ifindex(&node);
+        node.netns.ip(&format!("link del {MASTER}"));
+        let other = node.outside.name();
+        node.netns.ip(&format!(
+            "link add {MASTER} index {} type veth peer name {WIRE} netns {other}",
+            index + 1000
+        ));
+        node.netns.ip(&format!("link set {MASTER} up"));
+        node.outside.ip(&format!("link set {WIRE} up"));
+        node.address();
+        node.delete(&pod);
+        let again = policed(&node);
+        let masters = node.maps().masters().expect("readable");
+        assert!(matches!(masters[..], [(1, row)] if row.ifindex == index + 1000), "{masters:?}");
+        assert_eq!(unknown(), 0);
+        assert!(is_enforced(&node, &again));
+    }
+}
+
 #[test]
 fn a_repair_by_a_newer_build_leaves_no_program_of_the_older_one() {
     for entry in ways() {

@@ -4,8 +4,12 @@
 mod common;
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::net::Ipv4Addr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::SystemTime;
 
 use aya::maps::{Array, Map, MapData};
 use common::enforce::{POD, is_well, leaves};
@@ -120,6 +124,56 @@ fn send(node: &Node, pod: &Pod) {
     assert!(!leaves(node, pod, POD, INTERNET));
 }
 
+/// Ends an upgrade when it has replaced one hook of two; the caller holds the lock.
+#[track_caller]
+fn killed_between_hooks(node: &Node) {
+    let ended = catch_unwind(AssertUnwindSafe(|| {
+        node.netns.within(|| {
+            let mut netlink = Netlink::open().expect("netlink");
+            police::upgrade(&node.root, &mut netlink, false, &mut |step| {
+                // Who waits for the lock waits for one holder 2 s: each step is as good as another one.
+                File::open(node.root.lock()).expect("held").set_modified(SystemTime::now()).expect("touched");
+                assert!(step != Step::Replaced(1, Hook::Egress), "killed");
+                Ok(())
+            })
+        })
+    }));
+    assert!(ended.is_err());
+}
+
+/// What is applied then would be in force at one of two hooks.
+#[test]
+fn a_network_that_waits_while_an_upgrade_is_killed_is_not_applied_by_half() {
+    let node = Node::new(&json!({ "unknownSource": "drop" }));
+    let zone = |allow: &[&str]| json!({ "policy": "private", "allow": allow });
+    let pod = node.pod(&["10.12.34.200/24"], Some(&zone(&["172.16.5.0/24"])));
+    let path = node.root.join("network.json");
+    node.write(&path, &conf(&["10.12.34.200/24"], Some(&zone(&[]))));
+    let lock = Lock::acquire(&node.root).expect("nobody else has it");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_netpath"));
+    command.args(["apply", path.to_str().expect("text")]).env("NETPATH_ROOT", node.root.path());
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    let waiting = node.netns.within(|| command.spawn()).expect("it can be run");
+    let files = PathBuf::from(format!("/proc/{}/fd", waiting.id()));
+    common::eventually(common::PATIENCE, "it stands in line", || {
+        let mut files = std::fs::read_dir(&files).expect("it runs");
+        let is_lock = |file: &Path| std::fs::read_link(file).is_ok_and(|to| to == node.root.lock());
+        files.any(|file| file.is_ok_and(|file| is_lock(&file.path()))).then_some(())
+    });
+    node.write(&node.root.settings(), &json!({ "zones": 20 }));
+    killed_between_hooks(&node);
+    drop(lock);
+    let output = waiting.wait_with_output().expect("it ends");
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(!output.status.success() && said.contains("an upgrade was ended half-way"), "{said}");
+    let far = Ipv4Addr::new(172, 16, 5, 1);
+    assert!(leaves(&node, &pod, POD, far), "the last good zone is in force");
+    node.netpath(&["upgrade"]);
+    assert!(leaves(&node, &pod, POD, far));
+    node.netpath(&["apply", path.to_str().expect("text")]);
+    assert!(!leaves(&node, &pod, POD, far));
+}
+
 #[test]
 fn what_each_entry_decided_goes_on_and_ends_with_the_entry() {
     let node = Node::new(&json!({ "unknownSource": "drop" }));
@@ -140,17 +194,10 @@ fn what_each_entry_decided_goes_on_and_ends_with_the_entry() {
     // What new programs counted when somebody was ended is not lost either.
     let before = sent(&node);
     node.write(&node.root.settings(), &json!({ "zones": 30 }));
-    let ended = catch_unwind(AssertUnwindSafe(|| {
-        node.netns.within(|| {
-            let _lock = Lock::acquire(&node.root).expect("nobody else has it");
-            let mut netlink = Netlink::open().expect("netlink");
-            police::upgrade(&node.root, &mut netlink, false, &mut |step| {
-                assert!(step != Step::Replaced(1, Hook::Egress), "killed");
-                Ok(())
-            })
-        })
-    }));
-    assert!(ended.is_err());
+    {
+        let _lock = Lock::acquire(&node.root).expect("nobody else has it");
+        killed_between_hooks(&node);
+    }
     send(&node, &pod);
     assert_eq!(sent(&node), before, "the new maps are not in force yet");
     node.netpath(&["upgrade"]);

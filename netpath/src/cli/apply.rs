@@ -40,11 +40,7 @@ struct Resolved {
 /// Applies each network by itself: one that is refused keeps its last good zone and stops no other.
 pub(super) fn run(root: &Root, args: &Args) -> anyhow::Result<ExitCode> {
     let mut maps = view::open(root)?;
-    if police::is_unfinished(root)? {
-        bail!(
-            "an upgrade was ended half-way, and some hooks would not know of what is applied now: run `netpath upgrade`"
-        );
-    }
+    refuse_unfinished(root)?;
     let masters = police::masters(root)?;
     let mut node = Netlink::open()?;
     let mut networks = Vec::new();
@@ -80,6 +76,16 @@ pub(super) fn run(root: &Root, args: &Args) -> anyhow::Result<ExitCode> {
             Ok(ExitCode::from(NOTHING_LOADED))
         }
     }
+}
+
+/// Some hooks would not know of what is applied now.
+fn refuse_unfinished(root: &Root) -> anyhow::Result<()> {
+    if police::is_unfinished(root)? {
+        bail!(
+            "an upgrade was ended half-way, and some hooks would not know of what is applied now: run `netpath upgrade`"
+        );
+    }
+    Ok(())
 }
 
 fn read(masters: &Masters, node: &mut Netlink, network: &Network) -> anyhow::Result<Resolved> {
@@ -127,6 +133,8 @@ fn apply(root: &Root, maps: &mut Maps, network: &Network, resolved: &Resolved) -
         if !maps.is_in_force() {
             bail!("other maps took the place of those that were read: apply it again");
         }
+        // Whoever held the lock may have been ended in the middle of one.
+        refuse_unfinished(root)?;
         let running = police::running(root, maps, *id, name)?;
         let applied = police::apply(maps, &running, name, resolved.zone.as_ref())?;
         (running, applied)

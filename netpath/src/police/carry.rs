@@ -11,7 +11,7 @@ use super::{
 use crate::{
     kernel::{
         bpf::{
-            bases::{Bases, COUNTED, MASTER_COUNTERS, Of, Rows},
+            bases::{Bases, COUNTED, Of},
             maps::{Maps, without_meta},
             object::{self, Settings},
             tree::{Tree, same_rules},
@@ -113,13 +113,6 @@ impl Zones {
         self.done.insert(row.zone, new);
         Ok(new)
     }
-}
-
-/// Forgets what trying the new programs was counted as. None of them is attached.
-pub(super) fn forget_trials(maps: &Maps, master: u16) -> Result<(), PoliceError> {
-    let cpus = maps.meta()?.cpus;
-    let rows = Rows::open(maps.pins(), MASTER_COUNTERS.map, MASTER_COUNTERS.words, cpus)?;
-    Ok(rows.map_or(Ok(()), |rows| rows.clear(master.into()))?)
 }
 
 /// Makes what was counted in the tree in force, before it, and in those that somebody had begun, the base of what the

@@ -98,7 +98,9 @@ pub fn attach(
         Some((id, row)) => (id, Some(row)),
         None => {
             free_dead(&mut maps, node, cookie)?;
-            (maps.free_master_id()?, None)
+            let id = maps.free_master_id()?;
+            maps.forget_master(id)?;
+            (id, None)
         }
     };
     let mut attached = Attached { id, host_macs: Vec::new(), maps, changes: Vec::new() };

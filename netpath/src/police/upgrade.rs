@@ -296,7 +296,8 @@ fn prepare<'a>(
         let macs = host_macs(&row);
         let target = target(stage, settings, here, &macs);
         sets.push((here, swap::load(&target, &here.states)?));
-        carry::forget_trials(&maps, here.id)?;
+        // Trying them was counted as well.
+        maps.forget_master(here.id)?;
         maps.set_master(here.id, &Master { object: object::digest(), ..row })?;
     }
     watch(Step::Loaded)?;

@@ -8,7 +8,7 @@
 //!
 //! So an `allow` with ports opens them inside every longer prefix but one that a `deny` without ports closes.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use ipnetwork::IpNetwork;
 use netpath_ebpf::abi::{PORT_RANGES, PortRange, zone_verdict};
@@ -21,14 +21,18 @@ use super::{Ingress, List, Ports, Zone, ZoneEntry, ZoneError};
 /// Ports and the rule that they are of.
 type Ruled = (Ports, u8);
 
+/// Port ranges that may be written about one prefix and those around it, whether they change something or not: each
+/// prefix is held against all of them, while others wait for the lock.
+const WRITTEN_RANGES: usize = 128;
+
 /// What is written about one prefix: which rules, and ports of rules.
 #[derive(Default)]
 struct Written {
     local: Option<u8>,
     allow: Option<u8>,
     deny: Option<u8>,
-    allow_ports: Vec<Ruled>,
-    deny_ports: Vec<Ruled>,
+    allow_ports: BTreeSet<Ruled>,
+    deny_ports: BTreeSet<Ruled>,
 }
 
 /// One prefix of the zone, as a program has to find it.
@@ -54,6 +58,8 @@ struct Outer<'a> {
     local: Option<Longest>,
     open: Option<Longest>,
     closed: Option<Longest>,
+    /// Port ranges that are written from it outwards.
+    ranges: usize,
 }
 
 /// Every prefix of `zone`, once, with the numbers that `rules` gives its entries.
@@ -88,9 +94,15 @@ pub(super) fn flatten(zone: &Zone, rules: &Numbered) -> Result<Vec<Flat>, ZoneEr
         let longest = |here: Option<u8>, outer: Option<Longest>| {
             here.map(|rule| Longest { length: prefix.prefix(), rule }).or(outer)
         };
+        let ranges =
+            outer.map_or(0, |outer| outer.ranges) + written.allow_ports.len() + written.deny_ports.len();
+        if WRITTEN_RANGES < ranges {
+            return Err(ZoneError::PortRanges { prefix, limit: WRITTEN_RANGES });
+        }
         around.push(Outer {
             prefix,
             written,
+            ranges,
             local: longest(written.local, outer.and_then(|outer| outer.local)),
             open: longest(written.local.or(written.allow), outer.and_then(|outer| outer.open)),
             closed: longest(written.deny, outer.and_then(|outer| outer.closed)),
@@ -129,9 +141,9 @@ fn one(ingress: Ingress, prefix: IpNetwork, around: &[Outer<'_>]) -> Result<Flat
     let mut denied: Vec<Ruled> = Vec::new();
     let mut allowed: Vec<Ruled> = Vec::new();
     for outer in around.iter().rev() {
-        denied.extend(sorted(&outer.written.deny_ports));
+        denied.extend(&outer.written.deny_ports);
         if own.closed.is_none_or(|closed| closed.length < outer.prefix.prefix()) {
-            allowed.extend(sorted(&outer.written.allow_ports));
+            allowed.extend(&outer.written.allow_ports);
         }
     }
     let too_many = || ZoneError::PortRanges { prefix, limit: PORT_RANGES };
@@ -170,12 +182,6 @@ fn one(ingress: Ingress, prefix: IpNetwork, around: &[Outer<'_>]) -> Result<Flat
     });
     let ranges = denied.chain(allowed).collect();
     Ok(Flat { prefix, word: base | local | zone_verdict::rules(egress_rule, ingress_rule), ranges })
-}
-
-fn sorted(ruled: &[Ruled]) -> Vec<Ruled> {
-    let mut ruled = ruled.to_vec();
-    ruled.sort_unstable();
-    ruled
 }
 
 /// Without those that an earlier one holds; `None` if more are left than fit.
@@ -354,5 +360,20 @@ mod tests {
         // The same ports for many are one list.
         let many: Value = (0..100).map(|i| entry(&format!("10.0.{i}.1"), &odd(8))).collect();
         assert!(Zone::from_json(&json!({ "local": [], "allow": many })).is_ok());
+        // Also of what changes nothing there is an end, since every prefix is held against all of it.
+        let closed = |entries: u16| -> Value {
+            let ports = |entry: u16| -> Vec<String> {
+                (0..8).map(|i| format!("tcp/{}", 16 * entry + 2 * i + 1)).collect()
+            };
+            (0..entries).map(|i| entry("10.0.0.0/8", &ports(i))).collect()
+        };
+        let zone = |entries: u16| json!({ "local": [], "allow": [entry("10.0.0.1", &odd(1))], "deny": closed(entries) });
+        let most = u16::try_from(WRITTEN_RANGES / 8).expect("few");
+        assert!(Zone::from_json(&zone(most - 1)).is_ok());
+        let error = refused(zone(most));
+        assert!(
+            error.starts_with("`10.0.0.1/32` has more than 128 port ranges, counting those of"),
+            "{error}"
+        );
     }
 }

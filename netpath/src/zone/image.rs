@@ -1,6 +1,7 @@
 //! What the maps should hold for a zone: its digest, its text and the difference between two.
 
 use std::cmp::Reverse;
+use std::collections::HashMap;
 use std::fmt::{Display, Formatter, Result as FmtResult};
 use std::net::IpAddr;
 
@@ -142,17 +143,17 @@ impl ZoneImage {
 
     /// What must be told to somebody who knows what `old` lets through to know it of `new`.
     pub fn difference(old: &Self, new: &Self) -> Difference {
-        let of = |image: &Self, prefix| {
-            image.prefixes().find(|(p, _)| *p == prefix).map(|(_, word)| image.ruling(word))
-        };
+        let (were, are): (HashMap<_, _>, HashMap<_, _>) =
+            (old.prefixes().collect(), new.prefixes().collect());
         let mut changes: Vec<_> = old
             .prefixes()
             .filter_map(|(prefix, word)| {
-                let (before, after) = (Some(old.ruling(word)), of(new, prefix));
+                let (before, after) =
+                    (Some(old.ruling(word)), are.get(&prefix).map(|word| new.ruling(*word)));
                 (after != before).then_some((prefix, before, after))
             })
             .collect();
-        let fresh = new.prefixes().filter(|(prefix, _)| of(old, *prefix).is_none());
+        let fresh = new.prefixes().filter(|(prefix, _)| !were.contains_key(prefix));
         changes.extend(fresh.map(|(prefix, word)| (prefix, None, Some(new.ruling(word)))));
         Difference { flags: (old.flags != new.flags).then_some((old.flags, new.flags)), changes }
     }

@@ -200,6 +200,30 @@ fn judged(maps: &InMaps<'_>, end: End, bits: u32) -> [Option<DropReason>; 2] {
     reasons.map(DropReason::from_number)
 }
 
+/// Which rule the verdict says decided about packets to and from `end`.
+fn decided(maps: &InMaps<'_>, end: End) -> [Option<u8>; 2] {
+    let [out, back] = packets(end, 0);
+    [verdict::egress(&out, &pod(), maps).rule(), verdict::ingress(&back, &pod(), maps).rule()]
+}
+
+/// Whether `rule` may have decided about `end`, which was allowed or not. It is about the packet and of a list that
+/// says so; nobody decides only where nobody without ports denies.
+fn may_decide(zone: &Zone, image: &ZoneImage, end: End, rule: u8, allowed: bool, lists: &[List]) -> bool {
+    let Some(place) = usize::from(rule).checked_sub(1) else {
+        return !allowed && !zone.deny.iter().any(|entry| entry.is_whole() && is_about(entry, end));
+    };
+    let found = image.rules().get(place).and_then(ZoneRule::from_maps);
+    found.is_some_and(|ZoneRule { list, entry }| {
+        let written = match list {
+            List::Local => entry.is_whole() && zone.local.contains(&entry.prefix()),
+            List::Allow => zone.allow.contains(&entry),
+            List::Deny => zone.deny.contains(&entry),
+        };
+        let says = if allowed { lists.contains(&list) } else { list == List::Deny };
+        written && says && is_about(&entry, end)
+    })
+}
+
 /// Whether all packets of `address` meet one fate: else a later fragment, which has no ports, meets none.
 fn is_about_ports(zone: &Zone, address: IpAddr) -> bool {
     let fates: Vec<bool> = ends(&[zone], address).into_iter().map(|end| reference(zone, end).0).collect();
@@ -368,6 +392,34 @@ proptest! {
         let (inline, trie) = (InMaps::new(&inline, row), InMaps::new(&trie, row));
         for end in edges(&[&zone]).into_iter().flat_map(|address| ends(&[&zone], address)) {
             prop_assert_eq!(judged(&trie, end, 0), judged(&inline, end, 0), "{:?} in {:?}", end, zone);
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(16))]
+
+    /// What is counted for an entry is what the entry says.
+    #[test]
+    fn who_decides_is_about_the_packet_and_says_so(zone in zone(), more in prop::collection::vec(address(), 20)) {
+        let image = compiled(&zone);
+        let maps = InMaps::new(&image, 3);
+        for address in edges(&[&zone]).into_iter().chain(more) {
+            for end in ends(&[&zone], address) {
+                let (egress, ingress) = reference(&zone, end);
+                let [sent, received] = decided(&maps, end);
+                let by = |rule: Option<u8>, allowed: bool, lists: &[List]| {
+                    rule.is_some_and(|rule| may_decide(&zone, &image, end, rule, allowed, lists))
+                };
+                let both = [List::Local, List::Allow];
+                prop_assert!(by(sent, egress, &both), "{:?} to {:?} in {:?}", sent, end, zone);
+                let right = match zone.ingress {
+                    Ingress::Any => received.is_none(),
+                    Ingress::Local => by(received, ingress, &[List::Local]),
+                    Ingress::Zone => by(received, ingress, &both) && received == sent,
+                };
+                prop_assert!(right, "{:?} from {:?} in {:?}", received, end, zone);
+            }
         }
     }
 }

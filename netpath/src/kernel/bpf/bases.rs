@@ -49,8 +49,7 @@ pub const COUNTED: &[Counted] = &[COUNTERS, MASTER_COUNTERS, DROPS, REJECTS, RUL
 
 pub(super) const COUNTERS: Counted =
     Counted { map: "counters", base: "base_counters", words: 8, first: 0, per_cpu: true, of: Of::Endpoint };
-/// Counters of masters.
-pub const MASTER_COUNTERS: Counted = Counted {
+pub(super) const MASTER_COUNTERS: Counted = Counted {
     map: "master_counters",
     base: "base_masters",
     words: 8,
@@ -138,9 +137,12 @@ impl Rows {
         Ok(total)
     }
 
-    /// Writes a row.
-    pub fn set(&self, row: u32, words: &[u64]) -> Result<(), MapsError> {
-        sys::write_words(self.data.fd(), row, words).map_err(self.failed("write"))
+    /// Writes a value; of a per-CPU map that of one CPU, and zeros for the others.
+    pub fn set(&self, index: u32, words: &[u64]) -> Result<(), MapsError> {
+        // As many as the kernel reads.
+        let mut all = words.to_vec();
+        all.resize(self.words * self.lanes, 0);
+        sys::write_words(self.data.fd(), index, &all).map_err(self.failed("write"))
     }
 
     /// Writes zeros, on every CPU, to a row of an array that nothing counts in.

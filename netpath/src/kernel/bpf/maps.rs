@@ -392,6 +392,13 @@ impl Maps {
         set(&mut self.masters, "masters", u32::from(id), *master)
     }
 
+    /// Forgets what was counted for master `id`. None of its programs is attached.
+    pub fn forget_master(&self, id: u16) -> Result<(), MapsError> {
+        let [_, masters] = &self.counted;
+        masters.clear(id.into())?;
+        self.bases.forget(&bases::MASTER_COUNTERS, id.into())
+    }
+
     /// Every endpoint and foreign row.
     pub fn endpoints(&self) -> Result<Vec<(EndpointKey, Endpoint)>, MapsError> {
         self.endpoints

@@ -157,6 +157,8 @@ impl Maps {
         }
         self.remove_zone(id)?;
         sys::grace_period().map_err(|source| MapsError::Grace { zone: id, source })?;
+        // Neither slot is read any more: writing one need not wait again.
+        self.settled.push((id, word & !zone_word::LOADED, current.generation));
         self.reset_rules(id)
     }
 
@@ -196,7 +198,10 @@ impl Maps {
             // was never written was never in force.
             sys::grace_period().map_err(|source| MapsError::Grace { zone: id, source })?;
         }
-        self.clear_tries(index)?;
+        // The slot is marked before its first entry goes into a trie: listing all of them can be spared otherwise.
+        if idle.generation != 0 {
+            self.clear_tries(index)?;
+        }
         let numbers = self.place_rules(id, current.generation, content)?;
         // Sets that no word names are emptied too: what the slot held before is nobody's.
         for (row, ranges) in port_rows(index).zip(content.ports.iter().chain(std::iter::repeat(&NO_PORTS))) {
