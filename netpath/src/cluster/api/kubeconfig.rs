@@ -373,9 +373,14 @@ mod tests {
             (multus(good, "    token: x").replace("cluster: local", "cluster: b"), "context.cluster: name"),
             (multus(good, "    token: x").replace("user: multus", "user: b"), "context.user: name"),
             ("[".to_owned(), "is not valid YAML"),
+            // A token that is a list.
+            (multus(good, "    token: [hunter2"), "is not valid YAML"),
+            (multus(good, "    token: {hunter2: hunter2}"), "is not valid YAML"),
         ] {
-            let error = read(&text).err().unwrap().to_string();
-            assert!(error.contains(expected), "`{expected}` is not in: {error}");
+            let error = read(&text).err().unwrap();
+            let said = format!("{error:?} {:#}", anyhow::Error::from(error));
+            assert!(said.contains(expected), "`{expected}` is not in: {said}");
+            assert!(!said.contains("hunter2"), "a secret is in: {said}");
         }
         // One context needs no choice.
         assert!(read(&multus(good, "    token: x").replace("current-context: multus-context", "")).is_ok());

@@ -56,7 +56,7 @@ fn add_all(call: &Call<'_>) -> Result<Value, PluginError> {
     let mut sandbox = sandbox(call, &networks, pod.as_ref())?;
     remember(call, &sandbox, asks)?;
     let (mut begun, mut attached) = (0, Vec::new());
-    let result = attach(call, &networks.delegates, pod.as_mut(), &mut begun, &mut attached)
+    let result = attach(call, &networks.delegates, pod.as_mut(), asks, &mut begun, &mut attached)
         .and_then(|()| finish(call, pod.as_mut(), &mut attached, &networks));
     match result {
         Ok((result, pending_status)) => {
@@ -91,6 +91,7 @@ fn attach(
     call: &Call<'_>,
     delegates: &[Delegate],
     mut pod: Option<&mut Effects>,
+    asks: bool,
     begun: &mut usize,
     attached: &mut Vec<Attached>,
 ) -> Result<(), PluginError> {
@@ -107,7 +108,10 @@ fn attach(
         // One that nobody could read is as good as none.
         CniResult::parse(delegate.conf.version, &result).map_err(|error| of_network(error.into()))?;
         let device = devices::published(call, delegate)?;
-        attached.push(Attached { delegate: delegate.clone(), told, result, device });
+        let it = Attached { delegate: delegate.clone(), told, result, device };
+        // At once: whoever ends it, after a later network's failure too, passes the result on to its plugins.
+        cache(call, &it, asks)?;
+        attached.push(it);
     }
     Ok(())
 }
@@ -124,10 +128,11 @@ fn finish(
     if let Some(pod) = pod
         && 1 < attached.len()
     {
+        let before: Vec<Value> = attached.iter().map(|it| it.result.clone()).collect();
         routes::settle(pod, attached)?;
-    }
-    for it in attached.iter() {
-        cache(call, it, asks)?;
+        for (it, _) in attached.iter().zip(before).filter(|(it, before)| it.result != *before) {
+            cache(call, it, asks)?;
+        }
     }
     let mut statuses = Vec::new();
     for it in attached.iter() {
@@ -207,7 +212,7 @@ fn take_back(call: &Call<'_>, begun: &[Delegate], failed: PluginError) -> Plugin
         .retain(|error| missing_plugin(error).is_none() || missing_plugin(error) != missing_plugin(&failed));
     if errors.is_empty() {
         let forgotten = call.attachment().and_then(|(container_id, _)| {
-            call.delegate_cache().remove(container_id)?;
+            del::forget_delegates(call)?;
             Ok(call.sandboxes().remove(container_id)?)
         });
         return match forgotten {

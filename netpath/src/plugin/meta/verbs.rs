@@ -86,6 +86,7 @@ fn sweep(call: &Call<'_>) -> Result<(), PluginError> {
     call.delegate_cache().sweep()?;
     call.result_cache().sweep()?;
     call.device_infos().sweep()?;
+    call.first_network().sweep()?;
     Records::new(call.root).sweep()?;
     if let Some(source) = &call.source {
         source.sweep().map_err(MetaError::from)?;
@@ -107,8 +108,10 @@ fn end(call: &Call<'_>, sandbox: &Sandbox) -> Result<(), PluginError> {
 
 /// STATUS speaks for the first network alone: it needs neither lock nor source nor data path, and another network's
 /// trouble must not take the node out of service.
+///
+/// Nor must the API's: where that alone knows the first network, nothing is said against the node.
 pub(super) fn status(call: &Call<'_>) -> Result<(), PluginError> {
-    let (label, conf) = resolve::first(call).map_err(unavailable)?;
+    let Some((label, conf)) = resolve::first_on_node(call).map_err(unavailable)? else { return Ok(()) };
     for plugin in &conf.plugins {
         if !resolve::is_in_process(&plugin.kind) && !delegate::exists(&plugin.kind, &call.path) {
             let missing =
