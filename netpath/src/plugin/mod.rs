@@ -13,6 +13,7 @@ mod error;
 mod gc;
 mod meta;
 mod police;
+pub mod sweep;
 
 use serde_json::Value;
 

@@ -14,16 +14,13 @@ use crate::whole;
 /// The kept network of one configuration of the meta-plugin.
 #[derive(Clone, Debug)]
 pub struct FirstNetwork {
-    dir: PathBuf,
     path: PathBuf,
 }
 
 impl FirstNetwork {
     /// That of the configuration `name` of the meta-plugin. Nothing is created before the first write.
     pub fn new(root: &Root, name: &NetworkName) -> Self {
-        let dir = root.state().join("first-networks");
-        let path = dir.join(format!("{name}.json"));
-        Self { dir, path }
+        Self { path: directory(root).join(format!("{name}.json")) }
     }
 
     /// What is kept for `asked`, with what it is called. A file that is torn is none, and says so in the log.
@@ -45,10 +42,14 @@ impl FirstNetwork {
         Ok(())
     }
 
-    /// Removes what writers that were killed have left.
-    pub fn sweep(&self) -> Result<usize, StateError> {
-        Ok(whole::sweep(&self.dir)?)
+    /// Removes what writers that were killed have left, whatever the configuration.
+    pub fn sweep(root: &Root) -> Result<usize, StateError> {
+        Ok(whole::sweep(&directory(root))?)
     }
+}
+
+fn directory(root: &Root) -> PathBuf {
+    root.state().join("first-networks")
 }
 
 fn decode(bytes: &[u8]) -> Option<(String, String, NetworkConf)> {

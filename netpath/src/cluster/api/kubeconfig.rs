@@ -100,8 +100,13 @@ impl Kubeconfig {
     /// Reads the file and those that it names. Absolute paths in it hang off the root, relative ones off its directory.
     pub(super) fn read(root: &Root, path: &Path) -> Result<Self, ClusterError> {
         let text = fs::read_to_string(path).map_err(ClusterError::io("read the kubeconfig", path))?;
-        let file: File = serde_saphyr::from_str(&text)
-            .map_err(|source| ClusterError::Yaml { path: path.to_owned(), source: Box::new(source) })?;
+        // The parser's own words quote the file, and so its tokens, to whoever may read a pod's events.
+        let file: File = serde_saphyr::from_str(&text).map_err(|error| ClusterError::Kubeconfig {
+            path: path.to_owned(),
+            field: error.location().map_or("its text".to_owned(), |at| format!("line {}", at.line())),
+            fix: "this is not valid YAML, or not what a kubeconfig has here",
+            source: None,
+        })?;
         Reader { root, path }.resolve(file)
     }
 }

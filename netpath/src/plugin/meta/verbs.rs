@@ -4,9 +4,10 @@ use serde_json::{Map, Value, json};
 
 use super::{Call, MetaError, PluginError, chain, del, resolve};
 use crate::{
-    delegate, police,
+    delegate,
     spec::{CniEnv, CniVersion, Command, ContainerId, Delegate, IfName, Selection, code},
-    state::{Records, Sandbox, boot_id},
+    plugin::sweep::{drafts, is_sandbox_gone},
+    state::{Sandbox, boot_id},
 };
 
 /// CHECK: every network of the sandbox, each with the result that its ADD left.
@@ -51,11 +52,11 @@ pub(super) fn gc(call: &Call<'_>) -> Result<(), PluginError> {
         return Ok(());
     }
     let mut errors = Vec::new();
-    sweep(call)?;
+    drafts(call.root, &call.cni_dir())?;
     let boot = boot_id()?;
     for sandbox in call.sandboxes().all()? {
         let is_valid = valid.iter().any(|entry| entry.container_id.as_str() == sandbox.container_id);
-        if is_valid || sandbox.network != call.conf.name.as_str() || !is_gone(&sandbox, &boot) {
+        if is_valid || sandbox.network != call.conf.name.as_str() || !is_sandbox_gone(&sandbox, &boot) {
             continue;
         }
         errors.extend(end(call, &sandbox).err());
@@ -78,20 +79,6 @@ pub(super) fn gc(call: &Call<'_>) -> Result<(), PluginError> {
         }
     }
     chain::join(errors)
-}
-
-/// Removes the half-written files of calls that were killed.
-fn sweep(call: &Call<'_>) -> Result<(), PluginError> {
-    call.sandboxes().sweep()?;
-    call.delegate_cache().sweep()?;
-    call.result_cache().sweep()?;
-    call.device_infos().sweep()?;
-    call.first_network().sweep()?;
-    Records::new(call.root).sweep()?;
-    if let Some(source) = &call.source {
-        source.sweep().map_err(MetaError::from)?;
-    }
-    Ok(())
 }
 
 /// Ends a sandbox as its DEL would, by its record alone.
@@ -144,9 +131,4 @@ fn without_sandbox(
 /// No pod at all could be started here.
 fn unavailable(error: PluginError) -> PluginError {
     PluginError::Unavailable { code: code::UNAVAILABLE, source: Box::new(error) }
-}
-
-/// Whether the sandbox is provably gone: another boot, no such namespace, or another one at its path.
-fn is_gone(sandbox: &Sandbox, boot: &str) -> bool {
-    sandbox.boot_id != boot || sandbox.netns.as_ref().is_some_and(police::is_netns_gone)
 }
