@@ -383,7 +383,8 @@ mod tests {
             (multus(good, "    token: {hunter2: hunter2}"), "is not valid YAML"),
         ] {
             let error = read(&text).err().unwrap();
-            let said = format!("{error:?} {:#}", anyhow::Error::from(error));
+            let mut said = format!("{error:?}");
+            said += &format!(" {:#}", anyhow::Error::from(error));
             assert!(said.contains(expected), "`{expected}` is not in: {said}");
             assert!(!said.contains("hunter2"), "a secret is in: {said}");
         }
