@@ -8,7 +8,6 @@
 use std::fs::File;
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -19,8 +18,9 @@ use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{Signal, killpg};
-use nix::sys::wait::{Id, WaitPidFlag, waitid, waitpid};
+use nix::sys::wait::waitpid;
 use nix::unistd::Pid;
+use rustix::process::{PidfdFlags, pidfd_open};
 
 /// What must happen to a command before it is spawned: `kernel::pdeathsig::group_dies_with_us`.
 ///
@@ -162,7 +162,7 @@ struct Group {
 
 impl Group {
     /// Kills the group and collects the child; `None` if the kernel does not let it die.
-    fn bury(&mut self, exit: &UnixStream) -> Option<ExitStatus> {
+    fn bury(&mut self, exit: &OwnedFd) -> Option<ExitStatus> {
         self.kill();
         let timeout = PollTimeout::try_from(BURIAL_PATIENCE).unwrap_or(PollTimeout::MAX);
         let mut fds = [PollFd::new(exit.as_fd(), PollFlags::POLLIN)];
@@ -207,8 +207,8 @@ enum Event {
 
 /// Our ends of a child's pipes; `None` once closed.
 struct Talk {
-    /// Readable (at its end) once the child has ended.
-    exit: UnixStream,
+    /// Readable once the child has ended.
+    exit: OwnedFd,
     to_stdin: Option<File>,
     from_stdout: Option<File>,
     from_stderr: Option<File>,
@@ -221,14 +221,9 @@ impl Talk {
         let to_stdin = child.stdin.take().map(OwnedFd::from).map(non_blocking).transpose()?;
         let from_stdout = child.stdout.take().map(OwnedFd::from).map(non_blocking).transpose()?;
         let from_stderr = child.stderr.take().map(OwnedFd::from).map(non_blocking).transpose()?;
-        let (exit, waiters_end) = UnixStream::pair()?;
-        let pid = Pid::from_raw(i32::try_from(child.id()).map_err(io::Error::other)?);
-        // The end of a pipe says nothing about the end of a child. WNOWAIT leaves it to be collected after
-        // its group has been killed.
-        thread::Builder::new().name("child".to_owned()).spawn(move || {
-            while waitid(Id::Pid(pid), WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT) == Err(Errno::EINTR) {}
-            drop(waiters_end);
-        })?;
+        // The end of a pipe says nothing about the end of a child. The child is not collected yet, so that its
+        // process id is its own, and stays so until its group has been killed.
+        let exit = pidfd_open(rustix::process::Pid::from_child(child), PidfdFlags::empty())?;
         Ok(Self { exit, to_stdin, from_stdout, from_stderr, stdout: Vec::new(), stderr: Vec::new() })
     }
 

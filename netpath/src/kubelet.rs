@@ -6,11 +6,9 @@ use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use tonic::client::Grpc;
-use tonic::transport::{Channel, Endpoint};
-use tonic::{Code, Request, Status};
-use tonic_prost::ProstCodec;
+use tonic::{Code, Status};
 
+use crate::grpc;
 use crate::root::Root;
 use crate::spec::{PodRef, code};
 
@@ -19,9 +17,6 @@ const SOCKET: &str = "var/lib/kubelet/pod-resources/kubelet.sock";
 
 /// The time it has to answer.
 const WITHIN: Duration = Duration::from_secs(10);
-
-/// More than that is not the list of one node's pods.
-const ANSWER_LIMIT: usize = 16 << 20;
 
 /// Of one pod; kubelets have it since 1.27, and say so by default since 1.34.
 const GET: &str = "/v1.PodResourcesLister/Get";
@@ -91,44 +86,29 @@ pub fn devices(root: &Root, pod: &PodRef) -> Result<Option<Devices>, KubeletErro
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(source) => return Err(KubeletError::Socket { path, source }),
     }
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(|source| KubeletError::Runtime { source })?;
-    let answer = runtime.block_on(async { tokio::time::timeout(WITHIN, ask(&path, pod)).await });
+    let answer =
+        grpc::within(WITHIN, ask(&path, pod)).map_err(|source| KubeletError::Runtime { source })?;
     let late = || KubeletError::Late { pod: format!("{}/{}", pod.namespace, pod.name) };
-    answer.map_err(|_| late())?.map(|pods| Some(collect(&pods, pod)))
+    answer.ok_or_else(late)?.map(|pods| Some(collect(&pods, pod)))
 }
 
 /// Asks for one pod, and where that is not served for all of them.
 async fn ask(path: &Path, pod: &PodRef) -> Result<Vec<PodResources>, KubeletError> {
     let connect = |source| KubeletError::Connect { path: path.to_owned(), source };
-    let channel = Endpoint::from_shared(format!("unix://{}", path.display())).map_err(connect)?;
-    let mut client =
-        Grpc::new(channel.connect().await.map_err(connect)?).max_decoding_message_size(ANSWER_LIMIT);
+    let mut client = grpc::connect(path).await.map_err(connect)?;
     let refused = |source| KubeletError::Refused {
         pod: format!("{}/{}", pod.namespace, pod.name),
         source: Box::new(source),
     };
     let request = GetRequest { name: pod.name.clone(), namespace: pod.namespace.clone() };
-    match unary::<_, GetResponse>(&mut client, GET, request).await {
+    match grpc::unary::<_, GetResponse>(&mut client, GET, request).await {
         Ok(response) => return Ok(response.pod.into_iter().collect()),
         // A kubelet with the call switched off says so in words alone, as it does of a pod that it does not know.
         Err(status) if matches!(status.code(), Code::Unimplemented | Code::Unknown | Code::NotFound) => {}
         Err(status) => return Err(refused(status)),
     }
-    let response: ListResponse = unary(&mut client, LIST, ListRequest {}).await.map_err(refused)?;
+    let response: ListResponse = grpc::unary(&mut client, LIST, ListRequest {}).await.map_err(refused)?;
     Ok(response.pods)
-}
-
-async fn unary<Q, A>(client: &mut Grpc<Channel>, method: &'static str, request: Q) -> Result<A, Status>
-where
-    Q: prost::Message + 'static,
-    A: prost::Message + Default + 'static,
-{
-    client.ready().await.map_err(|error| Status::from_error(Box::new(error)))?;
-    let method = method.parse().map_err(|_| Status::internal("the method's path is not valid"))?;
-    Ok(client.unary(Request::new(request), method, ProstCodec::default()).await?.into_inner())
 }
 
 /// The devices of all its containers. An init container's are given to another container again.

@@ -7,9 +7,11 @@
 pub mod child;
 pub mod cli;
 pub mod cluster;
+pub mod cri;
 pub mod delegate;
 pub mod exec;
 pub mod flock;
+pub mod grpc;
 pub mod ipam;
 pub mod kernel;
 pub mod kubelet;

@@ -91,6 +91,30 @@ fn a_pod_that_asks_for_nothing_needs_no_api() {
 }
 
 #[test]
+fn a_first_network_that_only_the_api_knows_keeps_no_pod_from_ending_and_no_node_from_serving() {
+    let site = ApiSite::new();
+    let mut network = api_site::plugin("first");
+    network["cniVersion"] = json!("1.1.0");
+    site.api.nad("infra", "first", &network);
+    let mut conf = site.conf("");
+    conf["cniVersion"] = json!("1.1.0");
+    conf["clusterNetwork"] = json!("infra/first");
+    // Nobody knows it yet, and nobody is asked.
+    site.meta.call("STATUS", &conf).ok();
+    assert_eq!((site.api.said(), site.meta.said()), (vec![], vec![]));
+    site.meta.call("ADD", &conf).ok();
+    assert_eq!(site.api.said(), ["GET nads/first cached"]);
+    // The server is gone. DEL comes once more than there is anything to end.
+    site.kubeconfig("none");
+    site.meta.call("STATUS", &conf).ok();
+    site.meta.call("DEL", &conf).ok();
+    site.meta.call("DEL", &conf).ok();
+    assert_eq!(site.api.said(), NOTHING);
+    assert_eq!(site.meta.said(), ["ADD first eth0", "DEL first eth0", "DEL first eth0"]);
+    assert_eq!(site.meta.remembered(), ["var/lib/netpath/v1/first-networks/cluster.json"]);
+}
+
+#[test]
 fn a_network_that_is_missing_is_looked_for_behind_the_cache() {
     let site = ApiSite::new();
     site.api.uncached("web", "a");

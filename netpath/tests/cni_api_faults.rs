@@ -66,6 +66,8 @@ fn cases() -> Vec<Case> {
             SOON,
         ),
         Case(get, Instead, Always, Fails(11, "is no NetworkAttachmentDefinition"), SOON),
+        // To be asked again at once is no wish: it would be asked thousands of times.
+        Case(get, RetryAfter(429, 0), Always, Fails(11, "with 429"), ALL),
         Case(get, Reset, Once, Done, SOON),
         Case(get, CutOff, Once, Done, SOON),
         Case(get, Status(410), Once, Done, SOON),
@@ -124,6 +126,8 @@ fn check(Case(request, fault, times, outcome, (least, most)): Case) {
         }
         Fails(code, text) => {
             let said = call.fails(code, text);
+            let asked = site.api.asked().len();
+            assert!(asked < 40, "{what}: asked {asked} times");
             assert!(said.contains(&site.api.address.to_string()) || code == 141, "names the server: {said}");
             assert_eq!(site.meta.remembered(), NOTHING, "{what}");
         }

@@ -143,6 +143,13 @@ fn when_one_fails_all_are_ended_the_failed_one_first() {
     let said = meta.call("ADD", &conf).fails(113, "no devices left");
     assert!(said.starts_with("[web/p/u1:web/b]: error adding container to network \"web/b\""), "{said}");
     assert!(said.contains("all 4 in use"), "{said}");
+    let previous = |at: usize| meta.calls()[at].stdin["prevResult"]["interfaces"][0]["mac"].clone();
+    // Some plugins (`firewall`) end nothing without it.
+    assert_eq!(
+        (previous(3), previous(4), previous(5)),
+        (json!(null), json!("02:00:00:00:00:01"), json!("02:00:00:00:00:00")),
+        "each is ended with the result that it had"
+    );
     assert_eq!(
         meta.said(),
         ["ADD first eth0", "ADD one net1", "ADD two net2", "DEL two net2", "DEL one net1", "DEL first eth0"]
@@ -384,4 +391,7 @@ fn meta_plugins_do_not_execute_each_other_for_ever() {
     meta.call("DEL", &conf).ok();
     assert_eq!(fs::read_to_string(&file).unwrap(), cache);
     assert_eq!(meta.said(), ["ADD first eth0", "DEL first eth0"]);
+    meta.answer("first", "ADD.fail", r#"{"code": 11, "msg": "not yet"}"#);
+    meta.call("ADD", &conf).fails(11, "not yet");
+    assert_eq!(fs::read_to_string(&file).unwrap(), cache, "after an ADD that failed too");
 }

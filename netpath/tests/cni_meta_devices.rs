@@ -3,6 +3,8 @@
 #[path = "common/cni.rs"]
 mod cni;
 mod common;
+#[path = "common/grpc.rs"]
+mod grpc;
 #[path = "common/kubelet.rs"]
 mod kubelet;
 #[path = "common/meta.rs"]

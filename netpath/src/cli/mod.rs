@@ -11,6 +11,7 @@ pub(crate) mod manifest;
 mod pods;
 mod programs;
 mod status;
+mod sweep;
 mod table;
 mod uninstall;
 mod upgrade;
@@ -53,6 +54,8 @@ enum Command {
     Attach(attach::Args),
     /// Bring what is in force to this version and to settings.json, without a gap.
     Upgrade(upgrade::Args),
+    /// End what is dead and what no runtime will send a DEL for any more.
+    Sweep(sweep::Args),
     /// Detach everything and remove every pin; asks first.
     Uninstall(uninstall::Args),
     /// Try the programs on this kernel without attaching them; one JSON object a line.
@@ -75,6 +78,7 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Apply(args) => apply::run(&root, &args),
         Command::Attach(args) => attach::run(&root, &args),
         Command::Upgrade(args) => upgrade::run(&root, &args),
+        Command::Sweep(args) => sweep::run(&root, &args),
         Command::Uninstall(args) => uninstall::run(&root, &args),
         Command::Programs => programs::run(),
         Command::Lab(args) => lab::run(&args),

@@ -11,6 +11,7 @@ use anyhow::{Context, bail};
 
 use super::{
     say,
+    sweep::{Witness, sweep},
     view::{self, text},
 };
 use crate::{
@@ -18,6 +19,7 @@ use crate::{
         bpf::{attach::strays, maps::Maps},
         netlink::Netlink,
     },
+    plugin::sweep::known,
     police,
     root::Root,
     state::{self, Lock, Record, Records},
@@ -29,9 +31,15 @@ pub(super) struct Args {
     /// Do not ask.
     #[arg(short, long)]
     yes: bool,
+    /// End what is dead first, as `netpath sweep` does, and refuse while anything lives.
+    #[arg(long)]
+    drained: bool,
+    #[command(flatten)]
+    witness: Witness,
 }
 
-/// Detaches everything and removes every pin. Needs neither records nor `masters.json` nor readable maps.
+/// Detaches everything and removes every pin. Needs neither records nor `masters.json` nor readable maps, unless the
+/// node is to be drained.
 pub(super) fn run(root: &Root, args: &Args) -> anyhow::Result<ExitCode> {
     view::check_rights(root)?;
     let pins = root.pins();
@@ -39,6 +47,9 @@ pub(super) fn run(root: &Root, args: &Args) -> anyhow::Result<ExitCode> {
     // Maps of another ABI cannot be read, and their pins are removed all the same.
     let masters = Maps::open(&pins).ok().flatten().and_then(|maps| maps.masters().ok()).unwrap_or_default();
     let masters: Vec<String> = masters.iter().map(|(_, row)| text(&row.name)).collect();
+    if args.drained && !is_drained(root, &args.witness)? {
+        return Ok(ExitCode::FAILURE);
+    }
     let running = running(root);
     match count {
         0 => say(format_args!("nothing is loaded below {}", pins.display())),
@@ -54,6 +65,7 @@ pub(super) fn run(root: &Root, args: &Args) -> anyhow::Result<ExitCode> {
             if record.zone.is_some() { "loses its zone and keeps running" } else { "keeps running" };
         say(format_args!("{pod} ({ifname}) {policed}; its DEL works from {}", root.state().display()));
     }
+    tell_of_addresses(root);
     if count != 0 && !args.yes && !confirmed()? {
         say("nothing was changed");
         return Ok(ExitCode::FAILURE);
@@ -89,6 +101,37 @@ pub(super) fn run(root: &Root, args: &Args) -> anyhow::Result<ExitCode> {
         }
     }
     Ok(if left { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+/// Ends what is dead; names what lives.
+fn is_drained(root: &Root, witness: &Witness) -> anyhow::Result<bool> {
+    let all = sweep(root, witness, false)?;
+    let living: Vec<_> = all.iter().filter(|it| it.lives()).collect();
+    for it in &living {
+        eprintln!("netpath: {} ({}) lives: {}", it.name(), it.known.interfaces().join(", "), it.why());
+    }
+    if !living.is_empty() {
+        eprintln!("netpath: nothing was changed but for what is dead: move {} pods off this node", living.len());
+    }
+    Ok(living.is_empty())
+}
+
+/// Addresses that stay reserved for ever where DELs go to another plugin from now on.
+fn tell_of_addresses(root: &Root) {
+    let known = match known(root) {
+        Ok(known) => known,
+        Err(error) => {
+            eprintln!("netpath: {:#}", anyhow::Error::from(error).context("addresses are not shown"));
+            return;
+        }
+    };
+    for it in known {
+        for (directory, address) in it.reserved(root) {
+            let of = it.pod().unwrap_or_else(|| format!("container {}", it.container_id));
+            let directory = directory.display();
+            say(format_args!("{of}: {address} stays reserved in {directory} unless its DEL comes to netpath"));
+        }
+    }
 }
 
 /// Attachments of this boot. Records that cannot be read are no reason to stay installed.

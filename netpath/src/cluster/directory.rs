@@ -86,6 +86,12 @@ impl Directory {
         }
     }
 
+    /// Removes what writers that were killed have left.
+    pub fn sweep(&self) -> Result<(), ClusterError> {
+        whole::sweep(&self.sandboxes)?;
+        Ok(())
+    }
+
     fn update(
         &self,
         pod: &PodRef,
@@ -101,6 +107,14 @@ impl Directory {
             });
         change(&mut value);
         Ok(whole::replace(&path, format!("{value:#}\n").as_bytes())?)
+    }
+}
+
+fn push(value: &mut Value, event: &Event) {
+    let event = json!({"type": event.severity.as_str(), "reason": event.reason, "message": event.message});
+    match value["events"].as_array_mut() {
+        Some(events) => events.push(event),
+        None => value["events"] = vec![event].into(),
     }
 }
 
@@ -164,23 +178,26 @@ impl Cluster for Directory {
     }
 
     fn post(&self, pod: &PodRef, sandbox: &ContainerId, event: &Event) -> Result<(), ClusterError> {
+        self.update(pod, sandbox, |value| push(value, event))
+    }
+
+    /// In one file, which is written once.
+    fn publish(
+        &self,
+        pod: &PodRef,
+        _which: &Which,
+        sandbox: &ContainerId,
+        text: &str,
+        events: &[Event],
+    ) -> Result<(), ClusterError> {
         self.update(pod, sandbox, |value| {
-            let event =
-                json!({"type": event.severity.as_str(), "reason": event.reason, "message": event.message});
-            match value["events"].as_array_mut() {
-                Some(events) => events.push(event),
-                None => value["events"] = vec![event].into(),
-            }
+            value["annotations"][NETWORK_STATUS] = text.into();
+            events.iter().for_each(|event| push(value, event));
         })
     }
 
     fn forget(&self, sandbox: &ContainerId) -> Result<(), ClusterError> {
         whole::remove(&self.file(sandbox))?;
-        Ok(())
-    }
-
-    fn sweep(&self) -> Result<(), ClusterError> {
-        whole::sweep(&self.sandboxes)?;
         Ok(())
     }
 }
@@ -273,6 +290,13 @@ items:
         assert_eq!((&value["name"], &value["annotations"][NETWORK_STATUS]), (&json!("p"), &json!("[]")));
         let event = json!({"type": "Warning", "reason": "NoNetworkFound", "message": "m"});
         assert_eq!(value["events"], json!([event, event]));
+        let added = Event { severity: Severity::Normal, reason: "AddedInterface".into(), message: "n".into() };
+        directory.publish(&pod("p"), &Which::Any, &sandbox, "[1]", &[added]).unwrap();
+        let value: Value = serde_json::from_slice(&fs::read(directory.file(&sandbox)).unwrap()).unwrap();
+        assert_eq!(
+            (&value["annotations"][NETWORK_STATUS], &value["events"][2]["message"]),
+            (&json!("[1]"), &json!("n"))
+        );
         directory.forget(&sandbox).unwrap();
         directory.forget(&sandbox).unwrap();
         assert!(!directory.file(&sandbox).exists());

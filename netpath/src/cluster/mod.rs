@@ -33,6 +33,24 @@ pub trait Cluster {
     /// Tells the pod's owner: now, or, where that costs time, when [`Self::deliver`] is called.
     fn post(&self, pod: &PodRef, sandbox: &ContainerId, event: &Event) -> Result<(), ClusterError>;
 
+    /// Writes network-status, then tells the pod's owner of it. An event that cannot be told fails nothing.
+    fn publish(
+        &self,
+        pod: &PodRef,
+        which: &Which,
+        sandbox: &ContainerId,
+        text: &str,
+        events: &[Event],
+    ) -> Result<(), ClusterError> {
+        self.set_network_status(pod, which, sandbox, text)?;
+        for event in events {
+            if let Err(error) = self.post(pod, sandbox, event) {
+                tracing::warn!(error = &error as &dyn std::error::Error, "an event is lost");
+            }
+        }
+        Ok(())
+    }
+
     /// Takes back the events that are not delivered yet.
     fn take_undelivered(&self) -> Vec<Event> {
         Vec::new()
@@ -45,11 +63,6 @@ pub trait Cluster {
 
     /// Forgets a sandbox that is gone, where the source keeps anything of it.
     fn forget(&self, sandbox: &ContainerId) -> Result<(), ClusterError>;
-
-    /// Removes what writers that were killed have left, where the source keeps files.
-    fn sweep(&self) -> Result<(), ClusterError> {
-        Ok(())
-    }
 }
 
 /// What tells a pod from a later one of the same name.

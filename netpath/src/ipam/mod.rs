@@ -28,6 +28,9 @@ use crate::spec::{
 /// The time that one executed IPAM plugin, or the wait for a reservation directory, may take.
 pub const WITHIN: Duration = Duration::from_secs(30);
 
+/// The time that an executed IPAM plugin may take for STATUS.
+pub const STATUS_WITHIN: Duration = Duration::from_secs(4);
+
 /// Set for executed IPAM plugins, to the `ipam.type` they are executed for.
 ///
 /// One that is ourselves would execute itself again, and again: the configuration is the same.
@@ -60,7 +63,7 @@ pub struct Network<'a> {
     pub env: &'a CniEnv,
     /// What the paths in the configuration hang off.
     pub root: &'a Root,
-    /// Usually [`WITHIN`].
+    /// Usually [`WITHIN`], for STATUS [`STATUS_WITHIN`].
     pub within: Duration,
     /// Usually `kernel::pdeathsig::group_dies_with_us`.
     pub prepare: Prepare,

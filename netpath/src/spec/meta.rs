@@ -12,6 +12,11 @@ use super::nad::{NetworkConf, Plugin};
 /// Capability by which a runtime passes the pod's annotations.
 pub const POD_ANNOTATIONS: &str = "io.kubernetes.cri.pod-annotations";
 
+/// `binDir` where none is written.
+pub const BIN_DIR: &str = "/opt/cni/bin";
+/// `cniDir` where none is written.
+pub const CNI_DIR: &str = "/var/lib/cni/multus";
+
 /// What the meta-plugin is configured to do.
 #[derive(Clone, Debug, PartialEq)]
 pub struct MetaConf {
@@ -101,8 +106,8 @@ impl MetaConf {
             },
             multus_namespace: view.owned("multusNamespace")?.unwrap_or_else(|| "kube-system".to_owned()),
             conf_dir: path("confDir", "/etc/cni/multus/net.d")?,
-            bin_dir: path("binDir", "/opt/cni/bin")?,
-            cni_dir: path("cniDir", "/var/lib/cni/multus")?,
+            bin_dir: path("binDir", BIN_DIR)?,
+            cni_dir: path("cniDir", CNI_DIR)?,
             kubeconfig: view.parsed("kubeconfig", absolute)?,
             networks: view.parsed("networks", absolute)?,
             allowed_types: view.get("allowedTypes").map(|_| texts(&view, "allowedTypes")).transpose()?,

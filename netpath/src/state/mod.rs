@@ -2,6 +2,7 @@
 
 mod caches;
 mod device_infos;
+mod first_network;
 mod lock;
 mod record;
 mod records;
@@ -10,6 +11,7 @@ mod tally;
 
 pub use caches::{CachedResult, DelegateCache, ResultCache};
 pub use device_infos::{DeviceInfoError, DeviceInfos};
+pub use first_network::FirstNetwork;
 pub use lock::{Lock, LockError, PATIENCE};
 pub use record::{Endpoint, Kind, Master, Netns, Phase, Pod, Record, Zone};
 pub use records::{Listing, Records, StateError, Torn, TornCause, boot_id};

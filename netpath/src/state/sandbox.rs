@@ -3,7 +3,7 @@
 use std::ffi::OsStr;
 use std::fs;
 use std::io::ErrorKind;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -41,6 +41,12 @@ pub struct Sandbox {
     pub args: String,
     /// What the runtime passed for capabilities, without the pod's annotations.
     pub runtime: Map<String, Value>,
+    /// Directories of plugins of the ADD.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub path: Vec<PathBuf>,
+    /// Where Multus's caches of it lie, if not where they usually do.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cni_dir: Option<PathBuf>,
     /// network-status that could not be written: the agent does it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pending_status: Option<String>,
@@ -64,15 +70,7 @@ impl Sandboxes {
 
     /// The record of a sandbox. An empty or torn one is none, and says so in the log.
     pub fn read(&self, id: &ContainerId) -> Result<Option<Sandbox>, StateError> {
-        let path = self.path(id);
-        let Some(bytes) = whole::read(&path)? else { return Ok(None) };
-        match serde_json::from_slice::<Sandbox>(&bytes) {
-            Ok(sandbox) if sandbox.container_id == id.as_str() => Ok(Some(sandbox)),
-            Ok(_) | Err(_) => {
-                tracing::warn!(path = %path.display(), "a record is ignored: it is not that of the sandbox");
-                Ok(None)
-            }
-        }
+        load(&self.path(id), id)
     }
 
     /// Writes it.
@@ -92,24 +90,43 @@ impl Sandboxes {
 
     /// Puts a sandbox that could not be ended in full, and never will be by another DEL, aside for the sweep.
     pub fn set_aside(&self, sandbox: &Sandbox, id: &ContainerId) -> Result<(), StateError> {
-        whole::replace(&self.pending.join(format!("{id}.json")), &json(sandbox))?;
+        whole::replace(&file(&self.pending, id), &json(sandbox))?;
         self.remove(id).map(drop)
+    }
+
+    /// Takes a sandbox that was set aside up again, to be ended like any other. One that has a record is left aside.
+    pub fn take_up(&self, sandbox: &Sandbox, id: &ContainerId) -> Result<bool, StateError> {
+        if self.path(id).exists() {
+            return Ok(false);
+        }
+        self.write(sandbox, id)?;
+        whole::remove(&file(&self.pending, id))?;
+        Ok(true)
     }
 
     /// All that can be read. One that comes or goes meanwhile is listed or not.
     pub fn all(&self) -> Result<Vec<Sandbox>, StateError> {
-        let entries = match fs::read_dir(&self.dir) {
+        Self::all_in(&self.dir)
+    }
+
+    /// All that were set aside.
+    pub fn set_aside_before(&self) -> Result<Vec<Sandbox>, StateError> {
+        Self::all_in(&self.pending)
+    }
+
+    fn all_in(dir: &Path) -> Result<Vec<Sandbox>, StateError> {
+        let entries = match fs::read_dir(dir) {
             Ok(entries) => entries,
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
-            Err(error) => return Err(StateError::io("list the directory", &self.dir)(error)),
+            Err(error) => return Err(StateError::io("list the directory", dir)(error)),
         };
         let mut all = Vec::new();
         for entry in entries {
-            let path = entry.map_err(StateError::io("list the directory", &self.dir))?.path();
+            let path = entry.map_err(StateError::io("list the directory", dir))?.path();
             let id =
                 path.file_stem().and_then(OsStr::to_str).and_then(|id| ContainerId::parse("file", id).ok());
             if let Some(id) = id.filter(|_| path.extension() == Some(OsStr::new("json"))) {
-                all.extend(self.read(&id)?);
+                all.extend(load(&path, &id)?);
             }
         }
         all.sort_by(|a, b| a.container_id.cmp(&b.container_id));
@@ -117,7 +134,22 @@ impl Sandboxes {
     }
 
     fn path(&self, id: &ContainerId) -> PathBuf {
-        self.dir.join(format!("{id}.json"))
+        file(&self.dir, id)
+    }
+}
+
+fn file(dir: &Path, id: &ContainerId) -> PathBuf {
+    dir.join(format!("{id}.json"))
+}
+
+fn load(path: &Path, id: &ContainerId) -> Result<Option<Sandbox>, StateError> {
+    let Some(bytes) = whole::read(path)? else { return Ok(None) };
+    match serde_json::from_slice::<Sandbox>(&bytes) {
+        Ok(sandbox) if sandbox.container_id == id.as_str() => Ok(Some(sandbox)),
+        Ok(_) | Err(_) => {
+            tracing::warn!(path = %path.display(), "a record is ignored: it is not that of the sandbox");
+            Ok(None)
+        }
     }
 }
 
@@ -146,6 +178,8 @@ mod tests {
             delegates: vec![serde_json::json!({"Name": "a"})],
             args: "IgnoreUnknown=1".into(),
             runtime: Map::new(),
+            path: Vec::new(),
+            cni_dir: None,
             pending_status: None,
             pending_events: Vec::new(),
         }
@@ -167,6 +201,12 @@ mod tests {
         assert!(records.records.is_empty() && records.torn.is_empty());
         sandboxes.set_aside(&sandbox("c1"), &id("c1")).unwrap();
         assert_eq!(sandboxes.all().unwrap(), [sandbox("c2")]);
+        assert_eq!(sandboxes.set_aside_before().unwrap(), [sandbox("c1")]);
+        assert!(sandboxes.take_up(&sandbox("c1"), &id("c1")).unwrap());
+        assert_eq!(sandboxes.all().unwrap(), [sandbox("c1"), sandbox("c2")]);
+        assert!(sandboxes.set_aside_before().unwrap().is_empty());
+        assert!(!sandboxes.take_up(&sandbox("c1"), &id("c1")).unwrap(), "what has a record is not pending");
+        assert!(sandboxes.remove(&id("c1")).unwrap());
         fs::write(root.state().join("sandboxes/c2.json"), "{").unwrap();
         assert_eq!(sandboxes.read(&id("c2")).unwrap(), None);
         assert!(sandboxes.remove(&id("c2")).unwrap());

@@ -3,6 +3,7 @@
 use std::cell::{Cell, OnceCell};
 use std::error::Error;
 use std::io::{self, ErrorKind};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread;
@@ -13,8 +14,11 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::sign::CertifiedKey;
 use serde_json::Value;
-use ureq::http::{Method, Request as HttpRequest, header};
+use ureq::config::Config;
+use ureq::http::{Method, Request as HttpRequest, Uri, header};
 use ureq::tls::{Certificate, ClientCert, PemItem, PrivateKey, RootCerts, TlsConfig, parse_pem};
+use ureq::unversioned::resolver::{DefaultResolver, ResolvedSocketAddrs, Resolver};
+use ureq::unversioned::transport::{DefaultConnector, NextTimeout};
 use ureq::{Agent, Proxy};
 
 use super::super::ClusterError;
@@ -138,7 +142,8 @@ impl Client {
                     }
                 }
             };
-            let wait = wish.unwrap_or_else(|| jittered(pause));
+            // A wish to be asked again at once is none, and all who were told the same must not come at the same time.
+            let wait = wish.unwrap_or_default().saturating_add(jittered(pause));
             // The wish may be longer than there are moments.
             if deadline.saturating_duration_since(Instant::now()) <= wait {
                 return Err(error);
@@ -230,7 +235,7 @@ impl Connection {
             .proxy(proxy)
             .build();
         Ok(Self {
-            agent: Agent::new_with_config(config),
+            agent: Agent::with_parts(config, DefaultConnector::default(), Addresses::default()),
             server: conf.server,
             authorization: conf.authorization,
         })
@@ -265,6 +270,36 @@ impl Connection {
         let body = response.body_mut().with_config().limit(LIMIT).read_to_vec().map_err(trouble)?;
         Ok((Answer { status, body }, after))
     }
+}
+
+/// Looks names up, with a thread that the deadline does not wait for. An address needs none.
+#[derive(Debug, Default)]
+struct Addresses(DefaultResolver);
+
+impl Resolver for Addresses {
+    fn resolve(
+        &self,
+        uri: &Uri,
+        config: &Config,
+        timeout: NextTimeout,
+    ) -> Result<ResolvedSocketAddrs, ureq::Error> {
+        let Some(address) = address(uri) else { return self.0.resolve(uri, config, timeout) };
+        let mut one = self.empty();
+        one.push(address);
+        Ok(one)
+    }
+}
+
+/// The address that a server is named by, if it is named by one.
+fn address(uri: &Uri) -> Option<SocketAddr> {
+    let host = uri.host()?.trim_start_matches('[').trim_end_matches(']');
+    let port = match (uri.port_u16(), uri.scheme_str()) {
+        (Some(port), _) => port,
+        (None, Some("http")) => 80,
+        (None, Some("https")) => 443,
+        (None, _) => return None,
+    };
+    Some(SocketAddr::new(host.parse().ok()?, port))
 }
 
 /// The request with a deadline for all of it, from the connection to the end of the answer.
@@ -341,4 +376,18 @@ pub(super) fn said(body: &[u8]) -> String {
     let message = status.as_ref().and_then(|it| it["message"].as_str()).map(str::to_owned);
     let text = message.unwrap_or_else(|| String::from_utf8_lossy(&body[..body.len().min(200)]).into_owned());
     text.split_whitespace().collect::<Vec<_>>().join(" ").chars().take(300).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_named_by_its_address_is_not_looked_up() {
+        let of = |text: &str| address(&text.parse().unwrap()).map(|it| it.to_string());
+        assert_eq!(of("https://10.96.0.1:6443/api"), Some("10.96.0.1:6443".to_owned()));
+        assert_eq!(of("https://10.96.0.1/api"), Some("10.96.0.1:443".to_owned()));
+        assert_eq!(of("http://[fd00::1]/api"), Some("[fd00::1]:80".to_owned()));
+        assert_eq!(of("https://kubernetes:443/"), None);
+    }
 }

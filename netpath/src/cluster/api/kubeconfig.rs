@@ -100,8 +100,13 @@ impl Kubeconfig {
     /// Reads the file and those that it names. Absolute paths in it hang off the root, relative ones off its directory.
     pub(super) fn read(root: &Root, path: &Path) -> Result<Self, ClusterError> {
         let text = fs::read_to_string(path).map_err(ClusterError::io("read the kubeconfig", path))?;
-        let file: File = serde_saphyr::from_str(&text)
-            .map_err(|source| ClusterError::Yaml { path: path.to_owned(), source: Box::new(source) })?;
+        // The parser's own words quote the file, and so its tokens, to whoever may read a pod's events.
+        let file: File = serde_saphyr::from_str(&text).map_err(|error| ClusterError::Kubeconfig {
+            path: path.to_owned(),
+            field: error.location().map_or("its text".to_owned(), |at| format!("line {}", at.line())),
+            fix: "this is not valid YAML, or not what a kubeconfig has here",
+            source: None,
+        })?;
         Reader { root, path }.resolve(file)
     }
 }
@@ -373,9 +378,15 @@ mod tests {
             (multus(good, "    token: x").replace("cluster: local", "cluster: b"), "context.cluster: name"),
             (multus(good, "    token: x").replace("user: multus", "user: b"), "context.user: name"),
             ("[".to_owned(), "is not valid YAML"),
+            // A token that is a list.
+            (multus(good, "    token: [hunter2"), "is not valid YAML"),
+            (multus(good, "    token: {hunter2: hunter2}"), "is not valid YAML"),
         ] {
-            let error = read(&text).err().unwrap().to_string();
-            assert!(error.contains(expected), "`{expected}` is not in: {error}");
+            let error = read(&text).err().unwrap();
+            let mut said = format!("{error:?}");
+            said += &format!(" {:#}", anyhow::Error::from(error));
+            assert!(said.contains(expected), "`{expected}` is not in: {said}");
+            assert!(!said.contains("hunter2"), "a secret is in: {said}");
         }
         // One context needs no choice.
         assert!(read(&multus(good, "    token: x").replace("current-context: multus-context", "")).is_ok());

@@ -175,6 +175,10 @@ impl Cluster for Api {
         text: &str,
     ) -> Result<(), ClusterError> {
         let (namespace, name) = (&pod.namespace, &pod.name);
+        let gone = |said| ClusterError::PodGone { namespace: namespace.clone(), name: name.clone(), said };
+        if !is_object_name(namespace) || !is_object_name(name) {
+            return Err(gone("no pod can have that name".to_owned()));
+        }
         let mut metadata = json!({"annotations": {NETWORK_STATUS: text}});
         match which {
             Which::Uid(uid) => metadata["uid"] = uid.as_str().into(),
@@ -191,7 +195,6 @@ impl Cluster for Api {
             what: format!("PATCH status of pod {namespace}/{name}"),
         };
         let answer = self.client.ask(&request)?;
-        let gone = |said| ClusterError::PodGone { namespace: namespace.clone(), name: name.clone(), said };
         match answer.status {
             200..300 => Ok(()),
             404 => Err(gone(said(&answer.body))),

@@ -1,5 +1,6 @@
 //! ADD: every network of the pod, or none of them.
 
+use std::path::Path;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use serde_json::{Map, Value};
@@ -12,7 +13,7 @@ use crate::{
     kernel::netns::Netns,
     plugin::add::full,
     spec::{
-        CniResult, Command, Delegate, DeviceInfo, NetworkStatus, PodRef, Severity, meta::POD_ANNOTATIONS,
+        CniResult, Command, Delegate, DeviceInfo, Event, NetworkStatus, PodRef, Severity, meta::{CNI_DIR, POD_ANNOTATIONS},
         network_status::annotation,
     },
     state::{self, CachedResult, Phase, Pod, Records, Sandbox},
@@ -56,7 +57,7 @@ fn add_all(call: &Call<'_>) -> Result<Value, PluginError> {
     let mut sandbox = sandbox(call, &networks, pod.as_ref())?;
     remember(call, &sandbox, asks)?;
     let (mut begun, mut attached) = (0, Vec::new());
-    let result = attach(call, &networks.delegates, pod.as_mut(), &mut begun, &mut attached)
+    let result = attach(call, &networks.delegates, pod.as_mut(), asks, &mut begun, &mut attached)
         .and_then(|()| finish(call, pod.as_mut(), &mut attached, &networks));
     match result {
         Ok((result, pending_status)) => {
@@ -91,6 +92,7 @@ fn attach(
     call: &Call<'_>,
     delegates: &[Delegate],
     mut pod: Option<&mut Effects>,
+    asks: bool,
     begun: &mut usize,
     attached: &mut Vec<Attached>,
 ) -> Result<(), PluginError> {
@@ -107,7 +109,10 @@ fn attach(
         // One that nobody could read is as good as none.
         CniResult::parse(delegate.conf.version, &result).map_err(|error| of_network(error.into()))?;
         let device = devices::published(call, delegate)?;
-        attached.push(Attached { delegate: delegate.clone(), told, result, device });
+        let it = Attached { delegate: delegate.clone(), told, result, device };
+        // At once: whoever ends it, after a later network's failure too, passes the result on to its plugins.
+        cache(call, &it, asks)?;
+        attached.push(it);
     }
     Ok(())
 }
@@ -124,10 +129,11 @@ fn finish(
     if let Some(pod) = pod
         && 1 < attached.len()
     {
+        let before: Vec<Value> = attached.iter().map(|it| it.result.clone()).collect();
         routes::settle(pod, attached)?;
-    }
-    for it in attached.iter() {
-        cache(call, it, asks)?;
+        for (it, _) in attached.iter().zip(before).filter(|(it, before)| it.result != *before) {
+            cache(call, it, asks)?;
+        }
     }
     let mut statuses = Vec::new();
     for it in attached.iter() {
@@ -156,23 +162,29 @@ fn publish(
     let Some(source) = call.source.as_ref().filter(|_| call.has_pod_of_source()) else { return Ok(None) };
     let (pod, container_id) = (call.pod_or_sandbox()?, call.attachment()?.0);
     let text = annotation(statuses);
-    let mut pending = None;
-    if let Err(error) = source.set_network_status(&pod, which, container_id, &text) {
+    let mut events = Vec::new();
+    for it in attached {
+        let result = CniResult::parse(it.delegate.conf.version, &it.result)?;
+        let ips: Vec<String> = result.ips.iter().map(|ip| ip.address.to_string()).collect();
+        let message = format!("Add {} [{}] from {}", it.delegate.ifname, ips.join(" "), it.delegate.label);
+        events.push(Event { severity: Severity::Normal, reason: "AddedInterface".to_owned(), message });
+    }
+    if let Err(error) = source.publish(&pod, which, container_id, &text, &events) {
         // The mirror of a static pod comes and goes by itself, and the pod runs without it.
         let is_gone = matches!(error, ClusterError::PodGone { .. }) && !matches!(which, Which::MirrorOf(_));
         if is_gone || is_policed(call, attached)? {
             return Err(MetaError::from(error).into());
         }
         tracing::warn!(error = full(&error), "network-status is not written yet");
-        pending = Some(text);
+        for event in events {
+            call.tell(event.severity, &event.reason, event.message);
+        }
+        return Ok(Some(text));
     }
-    for it in attached {
-        let result = CniResult::parse(it.delegate.conf.version, &it.result)?;
-        let ips: Vec<String> = result.ips.iter().map(|ip| ip.address.to_string()).collect();
-        let message = format!("Add {} [{}] from {}", it.delegate.ifname, ips.join(" "), it.delegate.label);
-        call.tell(Severity::Normal, "AddedInterface", message);
+    for Event { reason, message, .. } in &events {
+        tracing::info!(reason, "{message}");
     }
-    Ok(pending)
+    Ok(None)
 }
 
 /// Whether a zone is in force for one of them.
@@ -207,7 +219,7 @@ fn take_back(call: &Call<'_>, begun: &[Delegate], failed: PluginError) -> Plugin
         .retain(|error| missing_plugin(error).is_none() || missing_plugin(error) != missing_plugin(&failed));
     if errors.is_empty() {
         let forgotten = call.attachment().and_then(|(container_id, _)| {
-            call.delegate_cache().remove(container_id)?;
+            del::forget_delegates(call)?;
             Ok(call.sandboxes().remove(container_id)?)
         });
         return match forgotten {
@@ -305,6 +317,8 @@ fn sandbox(
         delegates: networks.delegates.iter().map(Delegate::to_cached).collect(),
         args: args.iter().map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>().join(";"),
         runtime: without_annotations(&call.meta.runtime),
+        path: call.path.clone(),
+        cni_dir: Some(call.meta.cni_dir.clone()).filter(|dir| dir != Path::new(CNI_DIR)),
         pending_status: None,
         pending_events: Vec::new(),
     })

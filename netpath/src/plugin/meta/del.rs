@@ -176,13 +176,19 @@ pub(super) fn is_of_a_meta(cached: &[Value]) -> bool {
     first.is_some_and(|delegate| resolve::meta_in(&delegate.conf, true).is_some())
 }
 
-/// Removes all that is remembered of the sandbox.
-fn forget(call: &Call<'_>) -> Result<(), PluginError> {
-    let container_id = call.attachment()?.0;
-    let cache = call.delegate_cache();
+/// Removes the list of the sandbox's networks, unless it is that of a meta-plugin which executes us.
+pub(super) fn forget_delegates(call: &Call<'_>) -> Result<(), PluginError> {
+    let (container_id, cache) = (call.attachment()?.0, call.delegate_cache());
     if !cache.read(container_id)?.is_some_and(|it| is_of_a_meta(&it)) {
         cache.remove(container_id)?;
     }
+    Ok(())
+}
+
+/// Removes all that is remembered of the sandbox.
+fn forget(call: &Call<'_>) -> Result<(), PluginError> {
+    let container_id = call.attachment()?.0;
+    forget_delegates(call)?;
     if let Some(source) = &call.source
         && let Err(error) = source.forget(container_id)
     {

@@ -25,7 +25,7 @@ use crate::{
     kernel::netns,
     root::Root,
     spec::{CniEnv, Command, ContainerId, IfName, MetaConf, NetConf, PodRef},
-    state::{DelegateCache, DeviceInfos, ResultCache, Sandboxes},
+    state::{DelegateCache, DeviceInfos, FirstNetwork, ResultCache, Sandboxes},
 };
 
 /// The time that one ADD may take in all: kubelet gives up on a sandbox after two minutes or more.
@@ -136,6 +136,10 @@ impl Call<'_> {
 
     fn device_infos(&self) -> DeviceInfos {
         DeviceInfos::new(self.root)
+    }
+
+    fn first_network(&self) -> FirstNetwork {
+        FirstNetwork::new(self.root, &self.conf.name)
     }
 
     fn cni_dir(&self) -> PathBuf {

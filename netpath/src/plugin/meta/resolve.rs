@@ -152,17 +152,37 @@ fn assign(call: &Call<'_>, found: Vec<(Found, Selection, bool)>) -> Result<Vec<D
     Ok(delegates)
 }
 
-/// The network that every pod gets first, without asking the cluster for anything that a file can say.
+/// The network that every pod gets first, as a file says it, else as the last ADD found it. The API is asked where
+/// neither is there.
 pub(super) fn first(call: &Call<'_>) -> Result<(String, NetworkConf), PluginError> {
-    let found = match &call.meta.cluster {
-        ClusterNetwork::Named(name) => cluster_network(call, name)?,
-        ClusterNetwork::Delegates(all) => match all.first() {
-            Some(conf) => return Ok((conf.name.to_string(), conf.clone())),
-            None => return Err(PluginError::NoAttachment),
-        },
-    };
+    if let Some(first) = first_on_node(call)? {
+        return Ok(first);
+    }
+    let ClusterNetwork::Named(name) = &call.meta.cluster else { return Err(PluginError::NoAttachment) };
+    if let Some(kept) = call.first_network().read(name)? {
+        return Ok(kept);
+    }
+    let found = cluster_network(call, name)?;
     refuse_meta(&found, true)?;
     Ok((found.label, found.conf))
+}
+
+/// The same where the node itself can say it; `None` where only the API can.
+pub(super) fn first_on_node(call: &Call<'_>) -> Result<Option<(String, NetworkConf)>, PluginError> {
+    let name = match &call.meta.cluster {
+        ClusterNetwork::Named(name) => name,
+        ClusterNetwork::Delegates(all) => {
+            return Ok(all.first().map(|conf| (conf.name.to_string(), conf.clone())));
+        }
+    };
+    let is_elsewhere = !name.starts_with('/') && call.meta.networks.is_none() && call.source.is_some();
+    let found = match on_node(call, name) {
+        Some(found) => found,
+        None if is_elsewhere => return Ok(None),
+        None => named(call, name)?,
+    };
+    refuse_meta(&found, true)?;
+    Ok(Some((found.label, found.conf)))
 }
 
 /// Whether a configuration executes others, perhaps us.
@@ -276,12 +296,26 @@ fn of_nad(call: &Call<'_>, nad: Nad) -> Result<Found, PluginError> {
 
 /// The network of every pod. A file of that name comes before a NAD: a pod that asks for nothing needs no API.
 fn cluster_network(call: &Call<'_>, name: &str) -> Result<Found, PluginError> {
-    if !name.starts_with('/')
-        && let Ok(conf) = by_name(&conf_dir(call), name)
-    {
-        return Ok(plain(conf));
+    if let Some(found) = on_node(call, name) {
+        return Ok(found);
     }
-    named(call, name)
+    let found = named(call, name)?;
+    if found.nad_namespace.is_some()
+        && call.meta.networks.is_none()
+        && let Err(error) = call.first_network().keep(name, &found.label, &found.conf)
+    {
+        // DEL asks the API then.
+        tracing::warn!(error = full(&error), "the first network is not kept");
+    }
+    Ok(found)
+}
+
+/// The configuration of this name that lies on the node.
+fn on_node(call: &Call<'_>, name: &str) -> Option<Found> {
+    if name.starts_with('/') {
+        return None;
+    }
+    by_name(&conf_dir(call), name).ok().map(plain)
 }
 
 /// A network of the administrator: an absolute path, or the name of a NAD, or that of a configuration.

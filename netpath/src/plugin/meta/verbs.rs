@@ -4,9 +4,10 @@ use serde_json::{Map, Value, json};
 
 use super::{Call, MetaError, PluginError, chain, del, resolve};
 use crate::{
-    delegate, police,
+    delegate,
     spec::{CniEnv, CniVersion, Command, ContainerId, Delegate, IfName, Selection, code},
-    state::{Records, Sandbox, boot_id},
+    plugin::sweep::{drafts, is_sandbox_gone},
+    state::{Sandbox, boot_id},
 };
 
 /// CHECK: every network of the sandbox, each with the result that its ADD left.
@@ -51,11 +52,11 @@ pub(super) fn gc(call: &Call<'_>) -> Result<(), PluginError> {
         return Ok(());
     }
     let mut errors = Vec::new();
-    sweep(call)?;
+    drafts(call.root, &call.cni_dir())?;
     let boot = boot_id()?;
     for sandbox in call.sandboxes().all()? {
         let is_valid = valid.iter().any(|entry| entry.container_id.as_str() == sandbox.container_id);
-        if is_valid || sandbox.network != call.conf.name.as_str() || !is_gone(&sandbox, &boot) {
+        if is_valid || sandbox.network != call.conf.name.as_str() || !is_sandbox_gone(&sandbox, &boot) {
             continue;
         }
         errors.extend(end(call, &sandbox).err());
@@ -80,19 +81,6 @@ pub(super) fn gc(call: &Call<'_>) -> Result<(), PluginError> {
     chain::join(errors)
 }
 
-/// Removes the half-written files of calls that were killed.
-fn sweep(call: &Call<'_>) -> Result<(), PluginError> {
-    call.sandboxes().sweep()?;
-    call.delegate_cache().sweep()?;
-    call.result_cache().sweep()?;
-    call.device_infos().sweep()?;
-    Records::new(call.root).sweep()?;
-    if let Some(source) = &call.source {
-        source.sweep().map_err(MetaError::from)?;
-    }
-    Ok(())
-}
-
 /// Ends a sandbox as its DEL would, by its record alone.
 fn end(call: &Call<'_>, sandbox: &Sandbox) -> Result<(), PluginError> {
     let env = CniEnv {
@@ -107,8 +95,10 @@ fn end(call: &Call<'_>, sandbox: &Sandbox) -> Result<(), PluginError> {
 
 /// STATUS speaks for the first network alone: it needs neither lock nor source nor data path, and another network's
 /// trouble must not take the node out of service.
+///
+/// Nor must the API's: where that alone knows the first network, nothing is said against the node.
 pub(super) fn status(call: &Call<'_>) -> Result<(), PluginError> {
-    let (label, conf) = resolve::first(call).map_err(unavailable)?;
+    let Some((label, conf)) = resolve::first_on_node(call).map_err(unavailable)? else { return Ok(()) };
     for plugin in &conf.plugins {
         if !resolve::is_in_process(&plugin.kind) && !delegate::exists(&plugin.kind, &call.path) {
             let missing =
@@ -141,9 +131,4 @@ fn without_sandbox(
 /// No pod at all could be started here.
 fn unavailable(error: PluginError) -> PluginError {
     PluginError::Unavailable { code: code::UNAVAILABLE, source: Box::new(error) }
-}
-
-/// Whether the sandbox is provably gone: another boot, no such namespace, or another one at its path.
-fn is_gone(sandbox: &Sandbox, boot: &str) -> bool {
-    sandbox.boot_id != boot || sandbox.netns.as_ref().is_some_and(police::is_netns_gone)
 }

@@ -1,0 +1,328 @@
+//! Ends what no runtime will send a DEL for any more.
+//!
+//! Runtimes lose sandboxes: a node that was reset, a record of theirs that was torn. Hardly one of them calls GC. What
+//! is dead is found by two witnesses, the kernel and the runtime, and by nobody's opinion; only what our own records
+//! name is touched.
+
+use std::collections::BTreeSet;
+use std::ffi::OsString;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde_json::{Map, Value, json};
+
+use super::{CHAINED, MetaError, Origin, PluginError, serve};
+use crate::{
+    cluster::{Cluster as _, Directory},
+    delegate::{self, DelegateError},
+    ipam, police,
+    root::Root,
+    spec::{CniEnv, ContainerId, Delegate, IfName, json::View},
+    state::{DelegateCache, DeviceInfos, FirstNetwork, Record, Records, ResultCache, Sandbox, Sandboxes},
+};
+
+/// What was made a moment ago may not be known to everybody yet.
+const YOUNG: Duration = Duration::from_secs(600);
+
+/// How long a reservation directory is waited for that is only looked at.
+const LOOK: Duration = Duration::from_secs(2);
+
+/// IPAMs that this binary has itself.
+const HOST_LOCAL: &str = "host-local";
+const STATIC: &str = "static";
+
+/// Something that our records say was made.
+#[derive(Clone, Debug)]
+pub struct Known {
+    /// What it is.
+    pub what: What,
+    /// Its sandbox.
+    pub container_id: ContainerId,
+    /// What was made in this process, and is policed perhaps.
+    pub records: Vec<Record>,
+}
+
+/// What is known.
+#[derive(Clone, Debug)]
+pub enum What {
+    /// All networks of a sandbox.
+    Sandbox(Sandbox),
+    /// The same, ended but for a part.
+    SetAside(Sandbox),
+    /// One attachment, made by a runtime or another meta-plugin that called us for it alone.
+    Attachment,
+}
+
+/// Whether it is still needed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Life {
+    /// The runtime lists its sandbox.
+    Listed,
+    /// Its network namespace stands.
+    Stands,
+    /// Nobody knows it, but it is not ten minutes old.
+    Young,
+    /// Nobody will ask for its end.
+    Dead,
+}
+
+/// How an end came out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// Nothing is left.
+    Whole,
+    /// A part is still set aside: what could end it is gone.
+    SetAside,
+}
+
+/// All that is known, those that were set aside last. To be read before a runtime is asked.
+pub fn known(root: &Root) -> Result<Vec<Known>, PluginError> {
+    let sandboxes = Sandboxes::new(root);
+    let mut records = Records::new(root).all()?.records;
+    let mut known = Vec::new();
+    for sandbox in sandboxes.all()? {
+        let container_id = ContainerId::parse("container_id", &sandbox.container_id)?;
+        let (own, others) = records.into_iter().partition(|record| record.container_id == container_id);
+        records = others;
+        known.push(Known { what: What::Sandbox(sandbox), container_id, records: own });
+    }
+    known.extend(records.into_iter().map(|record| Known {
+        what: What::Attachment,
+        container_id: record.container_id.clone(),
+        records: vec![record],
+    }));
+    for sandbox in sandboxes.set_aside_before()? {
+        let container_id = ContainerId::parse("container_id", &sandbox.container_id)?;
+        if !known.iter().any(|it| it.container_id == container_id) {
+            known.push(Known { what: What::SetAside(sandbox), container_id, records: Vec::new() });
+        }
+    }
+    Ok(known)
+}
+
+/// Whether the sandbox is provably gone: another boot, no such namespace, or another one at its path.
+pub(super) fn is_sandbox_gone(sandbox: &Sandbox, boot: &str) -> bool {
+    sandbox.boot_id != boot || sandbox.netns.as_ref().is_some_and(police::is_netns_gone)
+}
+
+impl Known {
+    /// Whether it is still needed, by what the runtimes list, where there is one that can be asked.
+    pub fn life(&self, listed: Option<&BTreeSet<String>>, boot: &str, now: u64) -> Life {
+        let (is_gone, created) = match &self.what {
+            What::Sandbox(sandbox) => (is_sandbox_gone(sandbox, boot), sandbox.created),
+            // Its DEL has come, so where no namespace is known the runtime alone has to tell.
+            What::SetAside(sandbox) => {
+                let is_told = sandbox.netns.is_none() && listed.is_some();
+                (is_told || is_sandbox_gone(sandbox, boot), sandbox.created)
+            }
+            What::Attachment => {
+                let created = self.records.iter().map(|record| record.created).max();
+                (self.records.iter().all(|it| police::is_gone(it, boot)), created.unwrap_or_default())
+            }
+        };
+        match () {
+            () if listed.is_some_and(|listed| listed.contains(self.container_id.as_str())) => Life::Listed,
+            () if !is_gone => Life::Stands,
+            () if now.saturating_sub(created) < YOUNG.as_secs() => Life::Young,
+            () => Life::Dead,
+        }
+    }
+
+    /// Names of its interfaces.
+    pub fn interfaces(&self) -> Vec<String> {
+        match &self.what {
+            What::Sandbox(it) | What::SetAside(it) => {
+                self.delegates(it).into_iter().map(|delegate| delegate.ifname.to_string()).collect()
+            }
+            What::Attachment => self.records.iter().map(|record| record.ifname.to_string()).collect(),
+        }
+    }
+
+    /// Namespace and name of its pod, where the runtime named one.
+    pub fn pod(&self) -> Option<String> {
+        let pod = match &self.what {
+            What::Sandbox(it) | What::SetAside(it) => it.pod.as_ref(),
+            What::Attachment => self.records.iter().find_map(|record| record.pod.as_ref()),
+        };
+        pod.map(|pod| format!("{}/{}", pod.namespace, pod.name))
+    }
+
+    /// Addresses that are reserved for it in directories of `host-local`, whoever reserved them.
+    pub fn reserved(&self, root: &Root) -> Vec<(PathBuf, IpAddr)> {
+        let mut directories: BTreeSet<PathBuf> =
+            self.records.iter().filter_map(|record| record.host_local_dir.clone()).collect();
+        if let What::Sandbox(it) | What::SetAside(it) = &self.what {
+            for delegate in self.delegates(it) {
+                let ipams = delegate.conf.plugins.iter().filter_map(|plugin| plugin.raw().get("ipam"));
+                let host_local = ipams.filter(|ipam| ipam["type"] == HOST_LOCAL);
+                directories.extend(host_local.map(|ipam| {
+                    let parent = ipam["dataDir"].as_str().map(|dir| root.join(dir));
+                    parent.unwrap_or_else(|| root.host_local()).join(delegate.conf.name.as_str())
+                }));
+            }
+        }
+        let mut reserved = Vec::new();
+        for directory in directories {
+            match ipam::reservations(&directory, LOOK) {
+                Ok(all) => {
+                    let own = all.into_iter().filter(|it| it.container_id == self.container_id.as_str());
+                    reserved.extend(own.map(|it| (directory.clone(), it.address)));
+                }
+                Err(error) => {
+                    tracing::warn!(error = &error as &dyn std::error::Error, "reservations are not shown");
+                }
+            }
+        }
+        reserved
+    }
+
+    fn delegates(&self, sandbox: &Sandbox) -> Vec<Delegate> {
+        let Ok(first) = IfName::parse("ifname", &sandbox.ifname) else { return Vec::new() };
+        let all = sandbox.delegates.iter().enumerate();
+        all.filter_map(|(index, value)| Delegate::from_cached(index, &first, value).ok()).collect()
+    }
+
+    /// Ends it as its DEL would, by what was recorded alone. Plugins are looked for where its ADD found them, then in
+    /// `plugins`.
+    pub fn end(&self, root: &Root, plugins: &[PathBuf]) -> Result<End, PluginError> {
+        match &self.what {
+            What::Sandbox(sandbox) => self.end_sandbox(root, sandbox, plugins),
+            What::SetAside(sandbox) => match Sandboxes::new(root).take_up(sandbox, &self.container_id)? {
+                true => self.end_sandbox(root, sandbox, plugins),
+                // Somebody else has.
+                false => Ok(End::SetAside),
+            },
+            What::Attachment => {
+                for record in &self.records {
+                    refuse_without_ipam(record, plugins)?;
+                    del(root, &self.container_id, &record.ifname, plugins.to_vec(), record.conf.clone())?;
+                }
+                Ok(End::Whole)
+            }
+        }
+    }
+
+    fn end_sandbox(&self, root: &Root, sandbox: &Sandbox, plugins: &[PathBuf]) -> Result<End, PluginError> {
+        let sandboxes = Sandboxes::new(root);
+        // It is the record that says what is to be ended; this only says that it is the meta-plugin's.
+        let mut conf = json!({"cniVersion": "1.0.0", "name": sandbox.network, "type": CHAINED,
+            "clusterNetwork": sandbox.network});
+        if let Some(dir) = &sandbox.cni_dir {
+            conf["cniDir"] = dir.display().to_string().into();
+        }
+        let own = sandbox.path.first().and_then(|dir| dir.strip_prefix(root.path()).ok());
+        if let Some(dir) = own {
+            conf["binDir"] = Path::new("/").join(dir).display().to_string().into();
+        }
+        let conf: Map<String, Value> = conf.as_object().cloned().unwrap_or_default();
+        let path = sandbox.path.iter().chain(plugins).cloned().collect();
+        let ifname = IfName::parse("ifname", &sandbox.ifname)?;
+        match del(root, &self.container_id, &ifname, path, conf) {
+            // Its own DEL came in between.
+            Err(_) if sandboxes.read(&self.container_id)?.is_none() => {}
+            result => result?,
+        }
+        Directory::new(root, PathBuf::new()).forget(&self.container_id).map_err(MetaError::from)?;
+        let is_left = sandboxes.set_aside_before()?.iter().any(|it| it.container_id == sandbox.container_id);
+        Ok(if is_left { End::SetAside } else { End::Whole })
+    }
+}
+
+/// DEL as a runtime would call it that does not know the sandbox any more.
+fn del(
+    root: &Root,
+    container_id: &ContainerId,
+    ifname: &IfName,
+    path: Vec<PathBuf>,
+    conf: Map<String, Value>,
+) -> Result<(), PluginError> {
+    let path = std::env::join_paths(path).map(OsString::into_string).unwrap_or_else(|_| Ok(String::new()));
+    let env = CniEnv::parse(|name| match name {
+        "CNI_COMMAND" => Some("DEL".to_owned()),
+        "CNI_CONTAINERID" => Some(container_id.to_string()),
+        "CNI_IFNAME" => Some(ifname.to_string()),
+        "CNI_PATH" => path.as_ref().ok().cloned(),
+        _ => None,
+    })?;
+    let origin = Origin { depth: 0, nad_namespace: None };
+    serve(root, env, Value::Object(conf).to_string().as_bytes(), &origin).map(drop)
+}
+
+/// DEL takes the loss of addresses for the price of a pod that ends. Nobody waits for a sweep.
+fn refuse_without_ipam(record: &Record, plugins: &[PathBuf]) -> Result<(), PluginError> {
+    let view = View::root(&record.conf);
+    let kind = view.object("ipam")?.map(|ipam| ipam.owned("type")).transpose()?.flatten();
+    match kind {
+        Some(kind)
+            if ![HOST_LOCAL, STATIC].contains(&kind.as_str()) && !delegate::exists(&kind, plugins) =>
+        {
+            let missing = DelegateError::NotFound { plugin: kind, path: plugins.to_vec() };
+            Err(MetaError::from(missing).into())
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Removes the half-written files of calls that were killed.
+pub fn drafts(root: &Root, cni_dir: &Path) -> Result<(), PluginError> {
+    Sandboxes::new(root).sweep()?;
+    DelegateCache::new(cni_dir.to_owned()).sweep()?;
+    ResultCache::new(cni_dir).sweep()?;
+    DeviceInfos::new(root).sweep()?;
+    FirstNetwork::sweep(root)?;
+    Records::new(root).sweep()?;
+    Directory::new(root, PathBuf::new()).sweep().map_err(MetaError::from)?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::state::{Netns, Phase};
+
+    fn known(aside: bool, boot: &str, netns: Option<&Path>) -> Known {
+        let sandbox = Sandbox {
+            container_id: "c1".into(),
+            ifname: "eth0".into(),
+            phase: Phase::Ready,
+            created: 1000,
+            boot_id: boot.into(),
+            netns: netns.map(|path| Netns { path: path.to_owned(), dev: 1, inode: 1, cookie: None }),
+            network: "cluster".into(),
+            pod: None,
+            annotation: None,
+            delegates: Vec::new(),
+            args: String::new(),
+            runtime: Map::new(),
+            path: Vec::new(),
+            cni_dir: None,
+            pending_status: None,
+            pending_events: Vec::new(),
+        };
+        let what = if aside { What::SetAside(sandbox) } else { What::Sandbox(sandbox) };
+        Known { what, container_id: ContainerId::parse("x", "c1").unwrap(), records: Vec::new() }
+    }
+
+    #[test]
+    fn two_witnesses_and_ten_minutes() {
+        let gone = Path::new("/nonexistent/netns");
+        let (none, other) = (BTreeSet::new(), BTreeSet::from(["c1".to_owned()]));
+        let late = 1000 + YOUNG.as_secs();
+        for (it, listed, now, expected) in [
+            (known(false, "b", Some(gone)), Some(&none), late, Life::Dead),
+            (known(false, "b", Some(gone)), None, late, Life::Dead),
+            (known(false, "b", Some(gone)), Some(&none), late - 1, Life::Young),
+            // A clock that was set back.
+            (known(false, "b", Some(gone)), Some(&none), 0, Life::Young),
+            (known(false, "b", Some(gone)), Some(&other), late, Life::Listed),
+            (known(false, "earlier", Some(gone)), Some(&other), late, Life::Listed),
+            (known(false, "earlier", None), Some(&none), late, Life::Dead),
+            (known(false, "b", None), Some(&none), late, Life::Stands),
+            (known(true, "b", None), Some(&none), late, Life::Dead),
+            (known(true, "b", None), None, late, Life::Stands),
+        ] {
+            assert_eq!(it.life(listed, "b", now), expected, "{it:?} {listed:?} {now}");
+        }
+    }
+}
