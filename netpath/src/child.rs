@@ -18,7 +18,7 @@ use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{Signal, killpg};
-use nix::sys::wait::waitpid;
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 use rustix::process::{PidfdFlags, pidfd_open};
 
@@ -183,10 +183,17 @@ impl Group {
 }
 
 impl Group {
-    /// Collects what else of the group is a child of ours: the guard. It has been killed.
+    /// Collects what else of the group is a child of ours: the guard. It has been killed, and holds nothing that
+    /// anybody waits for. One that is still on its way is collected when we end.
     fn collect(&self) {
         let Ok(pid) = i32::try_from(self.child.id()) else { return };
-        while let Ok(_) | Err(Errno::EINTR) = waitpid(Pid::from_raw(-pid), None) {}
+        loop {
+            match waitpid(Pid::from_raw(-pid), Some(WaitPidFlag::WNOHANG)) {
+                Ok(WaitStatus::StillAlive) => return,
+                Ok(_) | Err(Errno::EINTR) => {}
+                Err(_) => return,
+            }
+        }
     }
 }
 

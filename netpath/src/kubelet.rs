@@ -86,8 +86,7 @@ pub fn devices(root: &Root, pod: &PodRef) -> Result<Option<Devices>, KubeletErro
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(source) => return Err(KubeletError::Socket { path, source }),
     }
-    let answer =
-        grpc::within(WITHIN, ask(&path, pod)).map_err(|source| KubeletError::Runtime { source })?;
+    let answer = grpc::within(WITHIN, ask(&path, pod)).map_err(|source| KubeletError::Runtime { source })?;
     let late = || KubeletError::Late { pod: format!("{}/{}", pod.namespace, pod.name) };
     answer.ok_or_else(late)?.map(|pods| Some(collect(&pods, pod)))
 }

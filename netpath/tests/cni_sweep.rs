@@ -166,12 +166,18 @@ fn an_attachment_that_a_runtime_made_itself_is_swept_by_its_record() {
     // Of the boot before, with the runtime's word that it is needed.
     site.ours("ADD", &conf(json!({"name": "other"}))).id("c3").ifname("net3").ok();
     change(&site.root.state().join("c3-net3.json"), |it| it["boot_id"] = json!("earlier"));
+    // A namespace that was given the number of the one that is gone.
+    site.ours("ADD", &conf(json!({"name": "other"}))).id("c4").ifname("net4").ok();
+    change(&site.root.state().join("c4-net4.json"), |it| {
+        it["netns"]["cookie"] = (it["netns"]["cookie"].as_u64().unwrap() + 1).into();
+    });
     age(&site);
     let _runtime = runtime(&site, &["c3"]);
     let expected = [
         said("c1", "attachment", "alive"),
         said("c2", "attachment", "ended"),
         said("c3", "attachment", "alive"),
+        said("c4", "attachment", "ended"),
     ];
     assert_eq!(verdicts(&site, ""), expected);
     assert_eq!(site.rows().len(), 2, "those of c1 and c3");

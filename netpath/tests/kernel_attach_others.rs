@@ -183,8 +183,8 @@ fn foreign_xdp(stranger: &mut Stranger, mode: &str, node: &Node) {
         program.pin(&pin).expect("pinned");
     }
     // `ip netns exec` would hide the BPF file system.
-    let namespace = format!("--net={}", node.netns.path().display());
-    run(&["nsenter", &namespace, "ip", "link", "set", MASTER, mode, "pinned", pin.to_str().expect("text")]);
+    let pin = pin.to_str().expect("text");
+    node.netns.within(|| run(&["ip", "link", "set", MASTER, mode, "pinned", pin]));
 }
 
 #[test]

@@ -100,7 +100,9 @@ impl Witness {
         for text in &self.runtime {
             let path = text.strip_prefix("unix://").unwrap_or(text);
             if !path.starts_with('/') {
-                bail!("--runtime: `{text}`: write the socket's path, like unix:///run/containerd/containerd.sock");
+                bail!(
+                    "--runtime: `{text}`: write the socket's path, like unix:///run/containerd/containerd.sock"
+                );
             }
             sockets.push(root.join(path));
         }

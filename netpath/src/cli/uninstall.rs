@@ -111,7 +111,10 @@ fn is_drained(root: &Root, witness: &Witness) -> anyhow::Result<bool> {
         eprintln!("netpath: {} ({}) lives: {}", it.name(), it.known.interfaces().join(", "), it.why());
     }
     if !living.is_empty() {
-        eprintln!("netpath: nothing was changed but for what is dead: move {} pods off this node", living.len());
+        eprintln!(
+            "netpath: nothing was changed but for what is dead: move {} pods off this node",
+            living.len()
+        );
     }
     Ok(living.is_empty())
 }
@@ -129,7 +132,9 @@ fn tell_of_addresses(root: &Root) {
         for (directory, address) in it.reserved(root) {
             let of = it.pod().unwrap_or_else(|| format!("container {}", it.container_id));
             let directory = directory.display();
-            say(format_args!("{of}: {address} stays reserved in {directory} unless its DEL comes to netpath"));
+            say(format_args!(
+                "{of}: {address} stays reserved in {directory} unless its DEL comes to netpath"
+            ));
         }
     }
 }

@@ -290,7 +290,8 @@ items:
         assert_eq!((&value["name"], &value["annotations"][NETWORK_STATUS]), (&json!("p"), &json!("[]")));
         let event = json!({"type": "Warning", "reason": "NoNetworkFound", "message": "m"});
         assert_eq!(value["events"], json!([event, event]));
-        let added = Event { severity: Severity::Normal, reason: "AddedInterface".into(), message: "n".into() };
+        let added =
+            Event { severity: Severity::Normal, reason: "AddedInterface".into(), message: "n".into() };
         directory.publish(&pod("p"), &Which::Any, &sandbox, "[1]", &[added]).unwrap();
         let value: Value = serde_json::from_slice(&fs::read(directory.file(&sandbox)).unwrap()).unwrap();
         assert_eq!(

@@ -254,9 +254,7 @@ fn refuse_without_ipam(record: &Record, plugins: &[PathBuf]) -> Result<(), Plugi
     let view = View::root(&record.conf);
     let kind = view.object("ipam")?.map(|ipam| ipam.owned("type")).transpose()?.flatten();
     match kind {
-        Some(kind)
-            if ![HOST_LOCAL, STATIC].contains(&kind.as_str()) && !delegate::exists(&kind, plugins) =>
-        {
+        Some(kind) if ![HOST_LOCAL, STATIC].contains(&kind.as_str()) && !delegate::exists(&kind, plugins) => {
             let missing = DelegateError::NotFound { plugin: kind, path: plugins.to_vec() };
             Err(MetaError::from(missing).into())
         }

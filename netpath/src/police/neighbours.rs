@@ -98,9 +98,17 @@ pub fn is_gone(record: &Record, boot: &str) -> bool {
 }
 
 /// Whether a namespace of this boot is gone: no such path, or another namespace at it.
+///
+/// The kernel gives the number of one that is gone to the next, so where the numbers agree the cookies decide. What
+/// cannot be told is not gone.
 pub fn is_netns_gone(netns: &state::Netns) -> bool {
     match netns::identity(&netns.path) {
-        Ok(identity) => (identity.dev, identity.ino) != (netns.dev, netns.inode),
+        Ok(identity) if (identity.dev, identity.ino) != (netns.dev, netns.inode) => true,
+        Ok(_) => match (netns.cookie, netns::cookie_of(&netns.path)) {
+            (Some(known), Ok(Some(found))) => known != found,
+            (_, Err(error)) => error.is_gone(),
+            (_, Ok(_)) => false,
+        },
         Err(error) => error.is_gone(),
     }
 }

@@ -32,10 +32,7 @@ pub(crate) struct Server {
 
 impl Server {
     /// `answer` is given the method and the framed question.
-    pub(crate) fn new(
-        socket: &Path,
-        answer: impl Fn(&str, &[u8]) -> Reply + Send + Sync + 'static,
-    ) -> Self {
+    pub(crate) fn new(socket: &Path, answer: impl Fn(&str, &[u8]) -> Reply + Send + Sync + 'static) -> Self {
         if socket.exists() {
             fs::remove_file(socket).unwrap();
         }

@@ -35,6 +35,7 @@ const ON_ONE: &[(&str, Series)] = &[
     ("kernel_host", Series::V6_1),
     ("kernel_link", Series::V6_1),
     ("kernel_ports", Series::V6_12),
+    ("kernel_upgrade_abi", Series::V6_1),
     ("kernel_zone", Series::V6_1),
 ];
 
@@ -60,6 +61,7 @@ const SECONDS: &[(&str, u32)] = &[
     ("kernel_link", 25),
     ("kernel_reject", 40),
     ("kernel_upgrade", 100),
+    ("kernel_upgrade_abi", 250),
     ("kernel_zone", 25),
     ("vm_masters", 40),
 ];

@@ -13,7 +13,8 @@ use crate::{
     kernel::netns::Netns,
     plugin::add::full,
     spec::{
-        CniResult, Command, Delegate, DeviceInfo, Event, NetworkStatus, PodRef, Severity, meta::{CNI_DIR, POD_ANNOTATIONS},
+        CniResult, Command, Delegate, DeviceInfo, Event, NetworkStatus, PodRef, Severity,
+        meta::{CNI_DIR, POD_ANNOTATIONS},
         network_status::annotation,
     },
     state::{self, CachedResult, Phase, Pod, Records, Sandbox},

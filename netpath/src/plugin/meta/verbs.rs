@@ -5,8 +5,8 @@ use serde_json::{Map, Value, json};
 use super::{Call, MetaError, PluginError, chain, del, resolve};
 use crate::{
     delegate,
-    spec::{CniEnv, CniVersion, Command, ContainerId, Delegate, IfName, Selection, code},
     plugin::sweep::{drafts, is_sandbox_gone},
+    spec::{CniEnv, CniVersion, Command, ContainerId, Delegate, IfName, Selection, code},
     state::{Sandbox, boot_id},
 };
 
