@@ -5,10 +5,11 @@
 
 use std::{
     collections::BTreeMap,
-    fs,
+    fmt, fs,
     io::{BufRead as _, BufReader},
     path::{Path, PathBuf},
     process::{Command, Stdio},
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, bail};
@@ -115,8 +116,10 @@ pub(crate) fn run(selection: Selection, skip_setup: bool) -> Result<()> {
             "these tests make network namespaces and load programs: run them as root (`cargo xtask test unit` needs no rights)"
         );
     }
+    let mut laps = Laps::begin();
     if privileged && !skip_setup {
         setup::run(setup::Mode::Install)?;
+        laps.end("set-up");
     }
     match selection {
         Selection::All => {
@@ -126,6 +129,7 @@ pub(crate) fn run(selection: Selection, skip_setup: bool) -> Result<()> {
         Selection::Unit => {}
         _ => ebpf::run()?,
     }
+    laps.end("build");
     let mut tally = Tally::default();
     let (mut broken, mut notes) = (Vec::new(), Vec::new());
     for tier in tiers {
@@ -135,6 +139,7 @@ pub(crate) fn run(selection: Selection, skip_setup: bool) -> Result<()> {
             tally = tally.and(outcome.tally);
             broken.extend(outcome.problems);
             notes.extend(outcome.skipped);
+            laps.end(&format!("{tier:?}"));
             continue;
         }
         let targets = files.get(&tier).map(Vec::as_slice).unwrap_or_default();
@@ -146,6 +151,7 @@ pub(crate) fn run(selection: Selection, skip_setup: bool) -> Result<()> {
             say(format_args!("\n== {tier:?} =="));
             broken.extend(cargo_test(&args, &stage.environment, &mut tally)?);
         }
+        laps.end(&format!("{tier:?}"));
     }
     for run in runs {
         say(format_args!("\n== {:?} ==", run.selection));
@@ -157,8 +163,37 @@ pub(crate) fn run(selection: Selection, skip_setup: bool) -> Result<()> {
                 broken.push(run.command.to_owned());
             }
         }
+        laps.end(&format!("{:?}", run.selection));
     }
+    notes.push(laps.to_string());
     conclude(tally, &broken, &notes)
+}
+
+/// What took how long, so that a run that has become slow says where.
+struct Laps {
+    last: Instant,
+    laps: Vec<(String, Duration)>,
+}
+
+impl Laps {
+    fn begin() -> Self {
+        Self { last: Instant::now(), laps: Vec::new() }
+    }
+
+    /// What went on since the last end has this name.
+    fn end(&mut self, name: &str) {
+        let now = Instant::now();
+        self.laps.push((name.to_owned(), now.duration_since(self.last)));
+        self.last = now;
+    }
+}
+
+impl fmt::Display for Laps {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let laps: Vec<_> =
+            self.laps.iter().map(|(name, took)| format!("{name} {} s", took.as_secs())).collect();
+        write!(f, "took: {}", laps.join(", "))
+    }
 }
 
 impl Selection {
