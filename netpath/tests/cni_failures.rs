@@ -159,6 +159,30 @@ fn a_mac_that_somebody_has() {
 }
 
 #[test]
+fn a_mac_that_a_host_of_the_network_has() {
+    let (site, _first) = policed();
+    for neighbour in [
+        "10.9.0.1 lladdr 02:00:00:00:00:fe",
+        "10.9.0.77 lladdr 02:00:00:00:00:77",
+        "fe80::77 lladdr 02:00:00:00:00:77",
+        "fe80::fd lladdr 02:00:00:00:00:fd router",
+    ] {
+        site.node.ip(&format!("neigh add {neighbour} dev eno1"));
+    }
+    let with = |mac: &str, ip: &str| zoned(json!({"name": "other", "mac": mac, "ipam": fixed(&[ip])}));
+    // Siblings would send it what is for the gateway.
+    let gateway = with("02:00:00:00:00:fe", "10.9.0.70/24");
+    leaves_nothing(&site, &site.ours("ADD", &gateway), 131, "is that of 10.9.0.1 on `eno1`");
+    let router = with("02:00:00:00:00:fd", "10.9.0.70/24");
+    leaves_nothing(&site, &site.ours("ADD", &router), 131, "is that of fe80::fd on `eno1`");
+    // Another pod's, or its own of another address.
+    let other = with("02:00:00:00:00:77", "10.9.0.70/24");
+    leaves_nothing(&site, &site.ours("ADD", &other), 131, "ip neighbour del 10.9.0.77 dev eno1");
+    // The pod itself was met when it ran elsewhere.
+    site.ours("ADD", &with("02:00:00:00:00:77", "10.9.0.77/24")).ok();
+}
+
+#[test]
 fn the_zone() {
     for (zone, text) in [
         (json!({"policy": "private", "allw": []}), "allw"),

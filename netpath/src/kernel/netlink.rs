@@ -12,7 +12,7 @@ mod socket;
 
 pub use address::Address;
 pub use error::{NetlinkError, Op, Refusal};
-pub use link::{Link, Macvlan};
+pub use link::{Link, Macvlan, Neighbour};
 pub use route::Route;
 /// The mode of a macvlan as the kernel has it, which knows more modes than CNI.
 pub use rtnetlink::packet_route::link::MacVlanMode;

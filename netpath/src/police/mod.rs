@@ -96,6 +96,19 @@ pub enum PoliceError {
         /// Name of the master.
         master: String,
     },
+    /// A host of the network has the MAC.
+    #[error(
+        "MAC {mac} is that of {address} on `{master}`: choose another one; if nobody has it there any more, `ip \
+         neighbour del {address} dev {master}`"
+    )]
+    MacOfNeighbour {
+        /// The MAC.
+        mac: Mac,
+        /// An address behind it.
+        address: std::net::IpAddr,
+        /// Name of the master.
+        master: String,
+    },
     /// Another attachment has the address.
     #[error("address {address} is that of {owner}: ask for another one, or delete that attachment")]
     AddressTaken {
@@ -204,7 +217,7 @@ impl PoliceError {
             Self::Zone(_) | Self::Masters(_) | Self::Settings { .. } => 7,
             Self::Read { .. } => 5,
             Self::AddressTaken { .. } => crate::ipam::code::REFUSED,
-            Self::Addresses { .. } | Self::MacTaken { .. } => 131,
+            Self::Addresses { .. } | Self::MacTaken { .. } | Self::MacOfNeighbour { .. } => 131,
             Self::Unpoliced { .. } => 132,
             // Somebody is about to upgrade, or to upgrade the plugin: the runtime tries again.
             Self::Bpf(BpfError::OlderAbi { .. } | BpfError::NewerAbi { .. })

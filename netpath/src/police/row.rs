@@ -11,7 +11,7 @@ use super::{Attached, PoliceError, identity, neighbours};
 use crate::{
     kernel::{
         bpf::{attach, maps::Maps, zones::ZoneContent},
-        netlink::{Link, Netlink},
+        netlink::{Link, Neighbour, Netlink},
     },
     root::Root,
     spec::{ContainerId, IfName, IpConfig, Mac},
@@ -164,6 +164,13 @@ pub fn enter(
         }
         Some(_) | None => {}
     }
+    if let Some(neighbour) = impersonated(&node.neighbours(master.index)?, wanted) {
+        return Err(PoliceError::MacOfNeighbour {
+            mac: wanted.mac,
+            address: neighbour.address,
+            master: master.name.clone(),
+        });
+    }
     refuse_addresses(root, maps, key, wanted)?;
     if let Some(zone) = wanted.zone {
         let image = compile(zone)?;
@@ -172,6 +179,21 @@ pub fn enter(
     let row = maps.add_endpoint(key, row)?;
     identity::enter(maps, attached.id, &row)?;
     Ok(row)
+}
+
+/// The neighbour whose MAC the interface would have. In mode `bridge` it would get what siblings send that host.
+///
+/// The same pod may have been met when it ran on another node: by an address that it has here as well, or by a
+/// link-local one, which only a router's speaks for somebody else. With DHCP its address is not known yet.
+fn impersonated<'a>(neighbours: &'a [Neighbour], wanted: &Wanted<'_>) -> Option<&'a Neighbour> {
+    if wanted.passthru || wanted.dhcp {
+        return None;
+    }
+    let is_own = |neighbour: &Neighbour| match neighbour.address {
+        IpAddr::V6(address) if address.is_unicast_link_local() => !neighbour.router,
+        address => wanted.ips.iter().any(|ip| ip.address.ip() == address),
+    };
+    neighbours.iter().find(|neighbour| neighbour.mac == wanted.mac && !is_own(neighbour))
 }
 
 /// Refuses addresses of a policed interface that a living attachment has. IPAM was told of them too, but

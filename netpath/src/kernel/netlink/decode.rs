@@ -7,7 +7,7 @@ use rtnetlink::packet_core::{NLM_F_ACK_TLVS, NLM_F_CAPPED, NlaBuffer, NlasIterat
 use rtnetlink::packet_route::link::MacVlanMode;
 
 use super::error::Refusal;
-use super::{Address, Link, Route};
+use super::{Address, Link, Neighbour, Route};
 use crate::spec::Mac;
 
 /// `RTNH_F_ONLINK` among the flags of a route.
@@ -220,8 +220,30 @@ fn next_hops(mut value: &[u8]) -> Vec<(u32, Option<IpAddr>)> {
     hops
 }
 
+/// A neighbour on link `index` whose MAC is known.
+pub(super) fn neighbour(kind: u16, payload: &[u8], index: u32) -> Option<Neighbour> {
+    if kind != libc::RTM_NEWNEIGH || u32_at(payload, 4)? != index {
+        return None;
+    }
+    // A `struct ndmsg`. NOARP is what needs no asking, such as a group.
+    let state = u16_at(payload, 8)?;
+    if state & (libc::NUD_INCOMPLETE | libc::NUD_FAILED | libc::NUD_NOARP) != 0 {
+        return None;
+    }
+    let router = payload.get(10)? & libc::NTF_ROUTER != 0;
+    let (mut found, mut known) = (None, None);
+    for nla in attributes(payload.get(NEIGHBOUR_HEADER..)?) {
+        match nla.kind() {
+            libc::NDA_DST => found = ip(nla.value()),
+            libc::NDA_LLADDR => known = mac(nla.value()),
+            _ => {}
+        }
+    }
+    Some(Neighbour { address: found?, mac: known?, router })
+}
+
 /// The hardware address of a forwarding entry of link `index`.
-pub(super) fn neighbour(kind: u16, payload: &[u8], index: u32) -> Option<Mac> {
+pub(super) fn forwarding(kind: u16, payload: &[u8], index: u32) -> Option<Mac> {
     if kind != libc::RTM_NEWNEIGH || u32_at(payload, 4)? != index {
         return None;
     }
@@ -333,6 +355,7 @@ mod tests {
             address(kind, &bytes);
             routes(kind, &bytes);
             neighbour(kind, &bytes, 0);
+            forwarding(kind, &bytes, 0);
             nsid(kind, &bytes);
             refusal(flags, &bytes);
             next_hops(&bytes);

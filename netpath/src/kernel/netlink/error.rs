@@ -76,6 +76,8 @@ pub enum Op {
     },
     /// Read the hardware addresses a link receives.
     UnicastList(u32),
+    /// Read the neighbours that were met on a link.
+    ListNeighbours(u32),
     /// Read the number another namespace goes by.
     NamespaceId,
 }
@@ -102,6 +104,7 @@ impl fmt::Display for Op {
             Self::AddRoute { dst, gateway } => write!(f, "add route {dst}{}", via(gateway)),
             Self::DeleteRoute { dst, gateway } => write!(f, "remove route {dst}{}", via(gateway)),
             Self::UnicastList(index) => write!(f, "read the unicast list of link {index}"),
+            Self::ListNeighbours(index) => write!(f, "list the neighbours on link {index}"),
             Self::NamespaceId => f.write_str("read the id of a network namespace"),
         }
     }

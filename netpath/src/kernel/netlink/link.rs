@@ -1,4 +1,5 @@
 use std::ffi::CString;
+use std::net::IpAddr;
 use std::os::fd::AsRawFd;
 use std::process;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -8,13 +9,24 @@ use rtnetlink::packet_route::link::{
     InfoData, InfoKind, InfoMacVlan, LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo, LinkMessage,
     MacVlanMode,
 };
-use rtnetlink::packet_route::neighbour::NeighbourMessage;
+use rtnetlink::packet_route::neighbour::{NeighbourAttribute, NeighbourMessage};
 use rtnetlink::packet_route::nsid::{NsidAttribute, NsidMessage};
 use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 
 use super::super::netns::Netns;
 use super::{Netlink, NetlinkError, Op, decode};
 use crate::spec::{Mac, MacvlanMode};
+
+/// Somebody on the network of a link.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Neighbour {
+    /// An address of theirs.
+    pub address: IpAddr,
+    /// The MAC behind it.
+    pub mac: Mac,
+    /// Whether they said that they are a router (IPv6 only: RFC 4861 section 4.4).
+    pub router: bool,
+}
 
 /// A link as the kernel describes it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -157,10 +169,27 @@ impl Netlink {
             message.header.ifindex = index;
             RouteNetlinkMessage::GetNeighbour(message)
         };
-        let read = |kind, payload: &[u8]| decode::neighbour(kind, payload, index);
+        let read = |kind, payload: &[u8]| decode::forwarding(kind, payload, index);
         let mut macs = self.channel.dump(Op::UnicastList(index), request, read)?;
         macs.retain(|mac| !mac.is_multicast());
         Ok(macs)
+    }
+
+    /// Whom this namespace has met on link `index`, by ARP or neighbour discovery: address and MAC of each.
+    pub fn neighbours(&mut self, index: u32) -> Result<Vec<Neighbour>, NetlinkError> {
+        let mut all = Vec::new();
+        for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+            let request = || {
+                let mut message = NeighbourMessage::default();
+                message.header.family = family;
+                // The kernel goes by the attribute, not by the header (`neigh_valid_dump_req`).
+                message.attributes.push(NeighbourAttribute::IfIndex(index));
+                RouteNetlinkMessage::GetNeighbour(message)
+            };
+            let read = |kind, payload: &[u8]| decode::neighbour(kind, payload, index);
+            all.extend(self.channel.dump(Op::ListNeighbours(index), request, read)?);
+        }
+        Ok(all)
     }
 
     /// Creates a macvlan in `target`, or in this namespace; it is down.
