@@ -9,10 +9,9 @@ use anyhow::{Context as _, Result, bail, ensure};
 use aya::{Ebpf, programs::Program};
 use netpath::{
     kernel::bpf::{
-        Hook,
+        Hook, bpffs,
         maps::Maps,
         object::{self, Settings},
-        pins::ensure_bpffs,
     },
     police,
     root::Root,
@@ -45,8 +44,8 @@ impl Scene {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let name = format!("netpath-bench-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
         let scene = Self { root: Root::new(std::env::temp_dir().join(name)) };
-        let bpffs = scene.root.bpffs();
-        ensure_bpffs(&bpffs).with_context(|| format!("no BPF file system at {}", bpffs.display()))?;
+        let path = scene.root.bpffs();
+        bpffs::ensure(&path).with_context(|| format!("no BPF file system at {}", path.display()))?;
         Ok(scene)
     }
 }

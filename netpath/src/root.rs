@@ -35,6 +35,11 @@ impl Root {
         self.join("sys/fs/bpf")
     }
 
+    /// Says which file system is meant by that, since not all see the same.
+    pub fn bpffs_mark(&self) -> PathBuf {
+        self.join("run/netpath/bpffs")
+    }
+
     /// Directory of the pins of this ABI version.
     pub fn pins(&self) -> PathBuf {
         self.bpffs().join(format!("netpath/v{ABI_VERSION}"))
@@ -101,6 +106,7 @@ mod tests {
         let root = Root::new("/tmp/node1");
         for path in [
             root.bpffs(),
+            root.bpffs_mark(),
             root.pins(),
             root.state(),
             root.lock(),

@@ -33,7 +33,7 @@ impl Stranger {
     fn new() -> Self {
         let directory = TempDir::with_prefix("netpath-stranger-").expect("a directory");
         let root = netpath::root::Root::new(directory.path());
-        netpath::kernel::bpf::pins::ensure_bpffs(&root.bpffs()).expect("a BPF file system");
+        netpath::kernel::bpf::bpffs::ensure(&root.bpffs()).expect("a BPF file system");
         std::fs::create_dir_all(root.pins().join("maps")).expect("a directory");
         let maps = object::maps(&root.pins(), &Settings::default()).expect("maps");
         let object = object::load(&root.pins(), &Settings::default(), 1, object::cpus()).expect("it loads");

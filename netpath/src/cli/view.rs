@@ -89,7 +89,7 @@ pub(super) fn unenforced(root: &Root) -> anyhow::Result<Vec<String>> {
 pub(super) fn open(root: &Root) -> anyhow::Result<Option<Maps>> {
     check_rights(root)?;
     Trees::list(&root.pins())?.check()?;
-    Maps::open(&root.pins()).context("cannot read what is loaded")
+    crate::police::maps(root).context("cannot read what is loaded")
 }
 
 /// Without rights pins look as if they were not there, so rights come first.

@@ -12,7 +12,7 @@ use crate::{
         netlink::{Link, Netlink, NetlinkError},
         netns::{self, Netns},
     },
-    police,
+    police::{self, PoliceError},
     root::Root,
     spec::{CniEnv, ConfError, ContainerId, IfName, IpamConf, NetConf},
     state::{Kind, Lock, Record, Records, boot_id},
@@ -151,7 +151,7 @@ fn delete_row_of(call: &Call<'_>, link: &Link, cookie: Option<u64>) -> Result<()
     let (Some(mac), Some(cookie)) = (link.mac, cookie) else { return Ok(()) };
     let ifname = call.attachment()?.1;
     let unusable = |error: MapsError| failed(ifname, error.into());
-    let Some((mut maps, _lock)) = locked_maps(call, unusable)? else { return Ok(()) };
+    let Some((mut maps, _lock)) = locked_maps(call, ifname)? else { return Ok(()) };
     for (key, row) in maps.endpoints().map_err(unusable)? {
         if key.mac == mac.bytes()
             && row.kind == kind::ENDPOINT
@@ -175,15 +175,14 @@ fn usable_maps(call: &Call<'_>) -> Result<Option<Maps>, MapsError> {
 }
 
 /// The same with the lock, under which no others take their place. Where there are none it is not asked for.
-fn locked_maps(
-    call: &Call<'_>,
-    unusable: impl FnOnce(MapsError) -> PluginError,
-) -> Result<Option<(Maps, Lock)>, PluginError> {
+fn locked_maps(call: &Call<'_>, ifname: &IfName) -> Result<Option<(Maps, Lock)>, PluginError> {
+    let unusable = |error: PoliceError| failed(ifname, error);
+    police::check_bpffs(call.root).map_err(unusable)?;
     if !pin_of(&call.root.pins(), "meta").exists() {
         return Ok(None);
     }
     let lock = Lock::acquire(call.root)?;
-    Ok(usable_maps(call).map_err(unusable)?.map(|maps| (maps, lock)))
+    Ok(usable_maps(call).map_err(|error| unusable(error.into()))?.map(|maps| (maps, lock)))
 }
 
 /// The configuration with which the attachment of this call was made, as JSON.
@@ -200,7 +199,7 @@ pub(super) fn delete_row(call: &Call<'_>, record: &Record) -> Result<(), PluginE
         return Ok(());
     }
     let unusable = |error: MapsError| failed(&record.ifname, error.into());
-    let Some((mut maps, _lock)) = locked_maps(call, unusable)? else { return Ok(()) };
+    let Some((mut maps, _lock)) = locked_maps(call, &record.ifname)? else { return Ok(()) };
     // A NIC that is gone may have lost its row already; its number stays that of the rows of its pods.
     let id = match master.id.and_then(|id| u16::try_from(id).ok()) {
         Some(id) => Some(id),

@@ -163,8 +163,9 @@ pub(super) struct Attachment<'a> {
 pub(super) fn leave(call: &Call<'_>, entered: &Entered) -> Result<(), PluginError> {
     let ifname = call.attachment()?.1;
     let _lock = Lock::acquire(call.root)?;
-    let maps = crate::kernel::bpf::maps::Maps::open(&call.root.pins());
-    let Some(mut maps) = maps.map_err(|error| failed(ifname, error.into()))? else { return Ok(()) };
+    let Some(mut maps) = police::maps(call.root).map_err(|error| failed(ifname, error))? else {
+        return Ok(());
+    };
     let left = police::leave(&mut maps, entered.master, entered.mac, entered.endpoint.id);
     left.map_err(|error| failed(ifname, error))
 }

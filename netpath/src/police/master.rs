@@ -10,6 +10,7 @@ use crate::{
         bpf::{
             BpfError, Hook, TcHook,
             attach::{self, Change, Target},
+            bpffs,
             maps::{Maps, NAMES, pin_of},
             object::{self, Settings},
             pins, support,
@@ -80,8 +81,9 @@ pub fn attach(
     if let Some(program) = link.generic_xdp {
         return Err(PoliceError::GenericXdp { master: link.name.clone(), program });
     }
-    let bpffs = root.bpffs();
-    pins::ensure_bpffs(&bpffs)?;
+    check_bpffs(root)?;
+    bpffs::ensure(&root.bpffs())?;
+    bpffs::leave_mark(&root.bpffs(), &root.bpffs_mark())?;
     let settings = settings(root)?;
     let pins = root.pins();
     Trees::list(&pins)?.check()?;
@@ -116,6 +118,18 @@ pub fn attach(
         }
         Err(failed) => Err(failed),
     }
+}
+
+/// The maps; `None` if nothing is loaded.
+pub fn maps(root: &Root) -> Result<Option<Maps>, PoliceError> {
+    check_bpffs(root)?;
+    Ok(Maps::open(&root.pins())?)
+}
+
+/// Fails where pins lie on a BPF file system that is not to be seen from here: nothing would be found, and a second
+/// set of maps be made.
+pub fn check_bpffs(root: &Root) -> Result<(), PoliceError> {
+    Ok(bpffs::check(&root.bpffs(), &root.bpffs_mark())?)
 }
 
 /// Detaches what was attached of a master, and removes its rows.
@@ -394,6 +408,7 @@ fn promisc_mark(root: &Root, name: &str) -> std::path::PathBuf {
 ///
 /// Needs neither the object nor settings nor `masters.json`.
 pub fn uninstall(root: &Root, node: &mut Netlink) -> Result<Vec<String>, PoliceError> {
+    check_bpffs(root)?;
     let pins = root.pins();
     let mut names = Vec::new();
     let links = node.links()?;
@@ -418,7 +433,13 @@ pub fn uninstall(root: &Root, node: &mut Netlink) -> Result<Vec<String>, PoliceE
             fs::remove_file(&mark).map_err(|source| PoliceError::Read { path: mark, source })?;
         }
     }
-    Ok(names)
+    let mark = root.bpffs_mark();
+    match fs::remove_file(&mark) {
+        Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
+            Err(PoliceError::Read { path: mark, source })
+        }
+        _ => Ok(names),
+    }
 }
 
 /// What stands before our programs on the TC hooks of a master: such a program may decide alone.

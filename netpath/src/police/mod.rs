@@ -16,7 +16,9 @@ use std::path::{Path, PathBuf};
 
 pub use apply::{Applied, Rewritten, Running, apply, recorded_zone, remember, running};
 pub use identity::{bound, unexplained};
-pub use master::{Attached, MasterLink, ahead, attach, refresh_promisc, resolve_master, uninstall};
+pub use master::{
+    Attached, MasterLink, ahead, attach, check_bpffs, maps, refresh_promisc, resolve_master, uninstall,
+};
 pub use neighbours::{Neighbours, is_gone, is_netns_gone, names};
 pub use row::{Wanted, check, content, enter, image, leave, readdress};
 pub use upgrade::{Outcome, Step, Upgraded, Watch, is_under_police, is_unfinished, upgrade};

@@ -221,7 +221,7 @@ fn refuse_addresses(
 
 /// Gives row `id`, which is in force, the addresses of `wanted`. The caller holds the lock.
 pub fn readdress(root: &Root, master: u16, id: u32, wanted: &Wanted<'_>) -> Result<(), PoliceError> {
-    let Some(mut maps) = Maps::open(&root.pins())? else {
+    let Some(mut maps) = super::maps(root)? else {
         return Err(unpoliced("nothing is loaded", "delete the pod"));
     };
     let key = EndpointKey::new(master, wanted.mac.bytes());
@@ -250,7 +250,7 @@ pub fn check(
     ips: &[IpNetwork],
 ) -> Result<(), PoliceError> {
     let pins = root.pins();
-    let Some(maps) = Maps::open(&pins)? else {
+    let Some(maps) = super::maps(root)? else {
         return Err(unpoliced("nothing is loaded", "delete the pod"));
     };
     let states = attach::inspect(&pins, id, ifindex)?;

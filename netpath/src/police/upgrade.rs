@@ -101,6 +101,7 @@ pub fn upgrade(
         return Err(BpfError::Disabled { path: root.disable() }.into());
     }
     support::check()?;
+    super::check_bpffs(root)?;
     let own = root.pins();
     let trees = Trees::list(&own)?;
     let Some((version, path)) = trees.in_force()?.cloned() else {

@@ -13,10 +13,9 @@ use aya::{
 };
 use netpath::{
     kernel::bpf::{
-        Hook,
+        Hook, bpffs,
         maps::{Maps, pin_of},
         object::{self, Settings},
-        pins::ensure_bpffs,
         selftest::{NEXT, XDP_PASS},
         zones::ZoneContent,
     },
@@ -56,7 +55,7 @@ impl Scene {
         let name = format!("netpath-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
         let scene = Self { root: Root::new(std::env::temp_dir().join(name)) };
         assert!(nix::unistd::geteuid().is_root(), "these tests load programs: run them as root");
-        ensure_bpffs(&scene.root.bpffs()).expect("a BPF file system");
+        bpffs::ensure(&scene.root.bpffs()).expect("a BPF file system");
         scene
     }
 }

@@ -2,6 +2,7 @@
 
 pub mod attach;
 pub mod bases;
+pub mod bpffs;
 pub mod clsact;
 pub mod counters;
 pub mod events;
@@ -115,6 +116,33 @@ pub enum BpfError {
         path: PathBuf,
         /// What is there.
         what: &'static str,
+    },
+    /// No BPF file system, and what is mounted here the node would not see.
+    #[error(
+        "no BPF file system is mounted at {}, and netpath mounts one only where process 1 sees it: give this container \
+         the node's (mountPropagation: HostToContainer); enter a network namespace by `nsenter --net=` and not by `ip netns exec`",
+        path.display()
+    )]
+    ElsewhereMounted {
+        /// Where.
+        path: PathBuf,
+    },
+    /// The pins are on another BPF file system.
+    #[error(
+        "at {} is {found}, and what is in force is pinned on the BPF file system of device {known} (says {}): give this \
+         container the node's, or enter a network namespace by `nsenter --net=` and not by `ip netns exec`; if the other \
+         one is mounted nowhere, remove that file",
+        path.display(), mark.display()
+    )]
+    OtherBpffs {
+        /// Where.
+        path: PathBuf,
+        /// What is there, in words.
+        found: String,
+        /// What is in force.
+        known: String,
+        /// Who says so.
+        mark: PathBuf,
     },
     /// An older version's programs are on the node: two sets would judge each frame, each by its own rows.
     #[error(

@@ -2,7 +2,6 @@
 
 use std::{
     fs, io,
-    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
 };
 
@@ -16,28 +15,6 @@ use super::{
     maps::{NAMES, pin_of},
     sys,
 };
-
-/// Makes sure that a BPF file system is mounted at `path`, and mounts one if `path` has none.
-///
-/// Each mount is a file system of its own, and pins made in a second one would be a second set of maps. So
-/// nothing is mounted over another file system, nor over files.
-pub fn ensure_bpffs(path: &Path) -> Result<(), BpfError> {
-    let failed = |source: io::Error| BpfError::Bpffs { path: path.to_owned(), source };
-    if sys::is_bpffs(path).map_err(failed)? {
-        return Ok(());
-    }
-    fs::create_dir_all(path).map_err(failed)?;
-    let device = |path: &Path| fs::metadata(path).map(|found| found.dev());
-    let is_mounted = match path.parent() {
-        Some(parent) => device(path).map_err(failed)? != device(parent).map_err(failed)?,
-        None => true,
-    };
-    if is_mounted || fs::read_dir(path).map_err(failed)?.next().is_some() {
-        let what = if is_mounted { "another file system is mounted there" } else { "there are files in it" };
-        return Err(BpfError::NotBpffs { path: path.to_owned(), what });
-    }
-    sys::mount_bpffs(path).map_err(failed)
-}
 
 pub(super) fn link_pin(pins: &Path, id: u16, hook: Hook) -> PathBuf {
     pins.join("links").join(id.to_string()).join(hook.name())
