@@ -1,8 +1,8 @@
 //! Runs a plugin of others so that it can neither hang us nor leave anything behind.
 //!
 //! A process that outlives a CNI plugin and holds the runtime's pipe keeps the whole sandbox from being
-//! set up or torn down until it ends. So a child leads a process group of its own, which is killed at the
-//! deadline and after the child's end, and by a guard in it where we are killed; its pipes are ours and never the
+//! set up or torn down until it ends. So a child begins in a process group of its own, which is killed at the
+//! deadline and after the child's end, and by its leader where we are killed; its pipes are ours and never the
 //! runtime's; and what still holds them then is not waited for.
 
 use std::fs::File;
@@ -17,15 +17,44 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::signal::{Signal, killpg};
-use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::sys::signal::{Signal, kill, killpg};
+use nix::sys::wait::waitpid;
 use nix::unistd::Pid;
 use rustix::process::{PidfdFlags, pidfd_open};
 
-/// What must happen to a command before it is spawned: `kernel::pdeathsig::group_dies_with_us`.
+/// Starts the leader of a child's group: `kernel::pdeathsig::lead_group`.
 ///
 /// It is an argument because it needs `unsafe`, which is the kernel module's alone.
-pub type Prepare = fn(&mut Command);
+pub type Lead = fn() -> io::Result<Leader>;
+
+/// A process of ours that leads a group, and kills it when our end of a pipe is closed. Dropping it ends the group.
+pub struct Leader {
+    pid: Pid,
+    _pipe: OwnedFd,
+    /// What it must have as long as it lives.
+    _memory: Box<dyn Send>,
+}
+
+impl Leader {
+    /// The leader `pid`, a child of ours that has not been collected.
+    pub fn new(pid: Pid, pipe: OwnedFd, memory: Box<dyn Send>) -> Self {
+        Self { pid, _pipe: pipe, _memory: memory }
+    }
+
+    /// Kills the group. The leader is not yet collected, so its number cannot have become somebody else's.
+    fn kill(&self) {
+        // It may not lead yet. An error says that nothing is left.
+        let _ = killpg(self.pid, Signal::SIGKILL).or_else(|_| kill(self.pid, Signal::SIGKILL));
+    }
+}
+
+impl Drop for Leader {
+    fn drop(&mut self) {
+        self.kill();
+        // It waits for nothing that could keep it from dying.
+        while waitpid(self.pid, None) == Err(Errno::EINTR) {}
+    }
+}
 
 /// More than this is not a CNI result.
 pub const STDOUT_LIMIT: usize = 1 << 20;
@@ -99,19 +128,16 @@ pub fn find(name: &str, directories: &[PathBuf]) -> Option<PathBuf> {
 ///
 /// Whatever the child wrote to stderr goes to our stderr. Nothing of its process group is left when this
 /// returns, be it with an error or not.
-pub fn run(
-    mut command: Command,
-    stdin: &[u8],
-    within: Duration,
-    prepare: Prepare,
-) -> Result<Output, ChildError> {
+pub fn run(mut command: Command, stdin: &[u8], within: Duration, lead: Lead) -> Result<Output, ChildError> {
     let program = command.get_program().to_string_lossy().into_owned();
     let deadline = Instant::now() + within;
-    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
-    prepare(&mut command);
-    let child = spawn(&mut command, deadline)
-        .map_err(|source| ChildError::Spawn { program: program.clone(), source })?;
-    let mut group = Group { child, ended: None };
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let started = lead().and_then(|leader| {
+        command.process_group(leader.pid.as_raw());
+        Ok((spawn(&mut command, deadline)?, leader))
+    });
+    let (child, leader) = started.map_err(|source| ChildError::Spawn { program: program.clone(), source })?;
+    let mut group = Group { child, leader, ended: None };
 
     let mut talk = match Talk::begin(&mut group.child) {
         Ok(talk) => talk,
@@ -157,6 +183,7 @@ fn spawn(command: &mut Command, deadline: Instant) -> io::Result<Child> {
 /// A child and all it forked; dropping it kills what is left of them.
 struct Group {
     child: Child,
+    leader: Leader,
     ended: Option<ExitStatus>,
 }
 
@@ -168,32 +195,14 @@ impl Group {
         let mut fds = [PollFd::new(exit.as_fd(), PollFlags::POLLIN)];
         if matches!(poll(&mut fds, timeout), Ok(1..)) {
             self.ended = self.child.wait().ok();
-            self.collect();
         }
         self.ended
     }
 
-    /// The child is not yet collected here, so its process id cannot have become somebody else's.
-    fn kill(&self) {
-        if let Ok(pid) = i32::try_from(self.child.id()) {
-            // An error says that nothing is left.
-            let _ = killpg(Pid::from_raw(pid), Signal::SIGKILL);
-        }
-    }
-}
-
-impl Group {
-    /// Collects what else of the group is a child of ours: the guard. It has been killed, and holds nothing that
-    /// anybody waits for. One that is still on its way is collected when we end.
-    fn collect(&self) {
-        let Ok(pid) = i32::try_from(self.child.id()) else { return };
-        loop {
-            match waitpid(Pid::from_raw(-pid), Some(WaitPidFlag::WNOHANG)) {
-                Ok(WaitStatus::StillAlive) => return,
-                Ok(_) | Err(Errno::EINTR) => {}
-                Err(_) => return,
-            }
-        }
+    /// The child too where it has left the group.
+    fn kill(&mut self) {
+        self.leader.kill();
+        let _ = self.child.kill();
     }
 }
 
@@ -334,7 +343,7 @@ fn is_retry(error: &io::Error) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kernel::pdeathsig::{die_with_us, group_dies_with_us};
+    use crate::kernel::pdeathsig::{die_with_us, lead_group};
     use std::fs;
     use std::os::unix::process::ExitStatusExt;
     use std::path::Path;
@@ -344,7 +353,7 @@ mod tests {
     fn sh(script: &str, stdin: &[u8], within: Duration) -> Result<Output, ChildError> {
         let mut command = Command::new("sh");
         command.args(["-c", script]);
-        run(command, stdin, within, group_dies_with_us)
+        run(command, stdin, within, lead_group)
     }
 
     /// Whether a process exists that is not just waiting to be collected.
@@ -447,7 +456,7 @@ mod tests {
         fs::copy("/bin/true", &file).unwrap();
         let writer = File::options().append(true).open(&file).unwrap();
         let runner = thread::spawn(move || {
-            run(Command::new(file), b"", LONG, group_dies_with_us).map(|output| output.status.success())
+            run(Command::new(file), b"", LONG, lead_group).map(|output| output.status.success())
         });
         thread::park_timeout(Duration::from_millis(60));
         drop(writer);
@@ -456,8 +465,8 @@ mod tests {
 
     #[test]
     fn what_is_not_there_is_named() {
-        let error = run(Command::new("/nonexistent/plugin"), b"", LONG, group_dies_with_us)
-            .expect_err("there is none");
+        let error =
+            run(Command::new("/nonexistent/plugin"), b"", LONG, lead_group).expect_err("there is none");
         assert_eq!(error.to_string(), "cannot execute /nonexistent/plugin");
     }
 
@@ -466,14 +475,6 @@ mod tests {
         sh("sleep 1000 & sleep 1000 & exit 0", b"", LONG).unwrap();
         let children = fs::read_to_string(format!("/proc/self/task/{}/children", nix::unistd::gettid()));
         assert_eq!(children.unwrap(), "");
-    }
-
-    #[test]
-    fn a_guard_is_refused_to_a_command_that_leads_no_group() {
-        let mut command = Command::new("true");
-        group_dies_with_us(&mut command);
-        let error = command.spawn().expect_err("it would kill our own group");
-        assert_eq!(error.raw_os_error(), Some(libc::EINVAL));
     }
 
     #[test]

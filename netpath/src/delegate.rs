@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process;
 use std::time::Duration;
 
-use crate::child::{self, ChildError, Prepare};
+use crate::child::{self, ChildError, Lead};
 use crate::spec::outcome::{Failure, excerpt};
 use crate::spec::{self, CniVersion, Command, ContainerId, IfName};
 
@@ -34,8 +34,8 @@ pub struct Call<'a> {
     pub depth: u32,
     /// The time it has.
     pub within: Duration,
-    /// Usually `kernel::pdeathsig::group_dies_with_us`.
-    pub prepare: Prepare,
+    /// Usually `kernel::pdeathsig::lead_group`.
+    pub lead: Lead,
 }
 
 /// Whether there is such a plugin.
@@ -62,7 +62,7 @@ pub fn run(kind: &str, call: &Call<'_>, stdin: &[u8]) -> Result<Vec<u8>, Delegat
             .env("CNI_IFNAME", ifname.as_str())
             .env("CNI_NETNS", call.netns.unwrap_or(Path::new("")));
     }
-    let output = child::run(command, stdin, call.within, call.prepare).map_err(|source| match source {
+    let output = child::run(command, stdin, call.within, call.lead).map_err(|source| match source {
         ChildError::Deadline { .. } => {
             DelegateError::Deadline { plugin: kind.to_owned(), within: call.within }
         }
@@ -186,7 +186,7 @@ mod tests {
     use std::time::Instant;
 
     use super::*;
-    use crate::kernel::pdeathsig::group_dies_with_us;
+    use crate::kernel::pdeathsig::lead_group;
 
     fn call<'a>(path: &'a [PathBuf], ids: &'a (ContainerId, IfName), within: Duration) -> Call<'a> {
         Call {
@@ -198,7 +198,7 @@ mod tests {
             version: CniVersion::V1_0_0,
             depth: 1,
             within,
-            prepare: group_dies_with_us,
+            lead: lead_group,
         }
     }
 

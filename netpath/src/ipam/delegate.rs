@@ -33,7 +33,7 @@ pub(super) fn run(
             .env("CNI_IFNAME", request.ifname.as_str())
             .env("CNI_NETNS", network.env.netns.as_deref().unwrap_or(Path::new("")));
     }
-    let output = child::run(child, network.stdin, network.within, network.prepare)
+    let output = child::run(child, network.stdin, network.within, network.lead)
         .map_err(|source| DelegateError::of_child(kind, network.within, source))?;
     if output.status.success() { Ok(output) } else { Err(failure(network, kind, &output)) }
 }

@@ -19,7 +19,7 @@ pub use host_local::{HostLocalError, Reservation, reservations};
 pub use refused::{Refuse, RefusedAddress};
 pub use static_addresses::StaticError;
 
-use crate::child::Prepare;
+use crate::child::Lead;
 use crate::root::Root;
 use crate::spec::{
     CniEnv, CniResult, CniVersion, Command, ContainerId, Dns, IfName, IpConfig, IpamConf, NetworkName, Route,
@@ -65,8 +65,8 @@ pub struct Network<'a> {
     pub root: &'a Root,
     /// Usually [`WITHIN`], for STATUS [`STATUS_WITHIN`].
     pub within: Duration,
-    /// Usually `kernel::pdeathsig::group_dies_with_us`.
-    pub prepare: Prepare,
+    /// Usually `kernel::pdeathsig::lead_group`.
+    pub lead: Lead,
 }
 
 /// A network's address management for one attachment.

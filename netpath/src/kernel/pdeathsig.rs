@@ -1,15 +1,17 @@
 //! Children that do not outlive us.
 
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
+use std::ptr;
 
-use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::sys::prctl;
 use nix::sys::signal::Signal;
-use nix::unistd::{Pid, getpgrp, getpid, getppid, pipe2};
+use nix::unistd::{Pid, getpid, getppid, pipe2, setpgid};
+
+use crate::child::Leader;
 
 /// Makes `command`, once spawned, die with the thread that spawned it, even if that is killed.
 ///
@@ -23,45 +25,52 @@ pub fn die_with_us(command: &mut Command) {
     }
 }
 
-/// The same for all that `command` has forked by then and that is still in its process group, which it must lead.
+fn set(parent: Pid) -> io::Result<()> {
+    prctl::set_pdeathsig(Signal::SIGKILL)?;
+    // A parent that died before the call above sends no signal any more.
+    if getppid() == parent { Ok(()) } else { Err(nix::errno::Errno::ESRCH.into()) }
+}
+
+/// Enough for a few system calls, and for a signal.
+const STACK: usize = 16 << 10;
+
+/// Stacks begin at multiples of 16.
+#[derive(Clone, Copy)]
+#[repr(align(16))]
+struct Aligned(#[expect(dead_code, reason = "it is room")] [u8; 16]);
+
+/// Starts the leader of a process group that ends with us, in whatever way we end.
 ///
-/// The kernel tells a child of its parent's death, and nobody else. So one more process belongs to the group: it
-/// reads a pipe whose other end is ours alone, until that is closed by whatever ends us, and then kills the group,
-/// itself as well. It is a child of ours, to be collected with the group.
-pub fn group_dies_with_us(command: &mut Command) {
-    die_with_us(command);
-    let pipe = pipe2(OFlag::O_CLOEXEC);
-    // SAFETY: the closure runs in the child between fork and exec; it makes system calls and neither allocates nor
-    // takes a lock, and so does the process that it forks.
-    unsafe {
-        // Both ends live in the closure, and so in our process as long as `command` does.
-        command.pre_exec(move || match &pipe {
-            Ok((ours, _held)) => guard(ours),
-            Err(errno) => Err((*errno).into()),
-        });
-    }
+/// The kernel tells a child of its parent's death, but nobody whom that child has forked. So the leader reads a pipe
+/// whose other end is ours alone, until that is closed by whatever ends us, and then kills its group. Who joins the
+/// group before it executes anything can leave nothing behind, unless it leaves the group.
+///
+/// The leader shares our memory, since a copy would take longer than all the rest, and executes nothing.
+pub fn lead_group() -> io::Result<Leader> {
+    let (theirs, ours) = pipe2(OFlag::O_CLOEXEC)?;
+    let mut stack = vec![Aligned([0; 16]); STACK / 16].into_boxed_slice();
+    let argument = ptr::without_provenance_mut(usize::try_from(theirs.as_raw_fd()).unwrap_or_default());
+    let flags = libc::CLONE_VM | libc::SIGCHLD;
+    // SAFETY: The leader has a stack of its own, which `Leader` keeps until it has been collected. It makes system calls
+    // alone; what one of them that fails writes to `errno`, which is ours, is read by nobody who was not told to.
+    let pid = match unsafe { libc::clone(lead, stack.as_mut_ptr_range().end.cast(), flags, argument) } {
+        -1 => return Err(io::Error::last_os_error()),
+        pid => Pid::from_raw(pid),
+    };
+    let leader = Leader::new(pid, ours, Box::new(stack));
+    // It does this as well; who joins the group must find it.
+    setpgid(pid, pid)?;
+    Ok(leader)
 }
 
-fn guard(pipe: &OwnedFd) -> io::Result<()> {
-    if getpgrp() != getpid() {
-        // The guard would kill the group of somebody else.
-        return Err(Errno::EINVAL.into());
-    }
-    let flags = libc::CLONE_PARENT | libc::SIGCHLD;
-    // Not `fork`, which runs what others registered for it.
-    // SAFETY: Without a stack of its own and without CLONE_VM this is a fork; the new process only makes system calls.
-    match unsafe { libc::syscall(libc::SYS_clone, flags, 0, 0, 0, 0) } {
-        0 => watch(pipe.as_raw_fd()),
-        -1 => Err(io::Error::last_os_error()),
-        _ => Ok(()),
-    }
-}
-
-/// The guard's whole life.
-fn watch(pipe: RawFd) -> ! {
+/// The leader's whole life.
+extern "C" fn lead(argument: *mut libc::c_void) -> libc::c_int {
+    let Ok(pipe) = RawFd::try_from(argument.addr()) else { return 1 };
     // SAFETY: System calls on numbers. Every descriptor but the pipe is closed: no one else may wait for its end
     // because of us, and our own copy of the pipe's other end must go.
     unsafe {
+        let group = libc::getpid();
+        libc::setpgid(0, 0);
         libc::dup2(pipe, 0);
         if libc::syscall(libc::SYS_close_range, 1, libc::c_uint::MAX, 0) != 0 {
             for fd in 1..1024 {
@@ -71,13 +80,8 @@ fn watch(pipe: RawFd) -> ! {
         let mut byte = 0_u8;
         // Nobody writes: it returns at the end of the pipe, or for a signal.
         while libc::read(0, (&raw mut byte).cast(), 1) < 0 && *libc::__errno_location() == libc::EINTR {}
-        libc::kill(0, libc::SIGKILL);
+        // By number: never anybody else's group.
+        libc::kill(-group, libc::SIGKILL);
         libc::_exit(0)
     }
-}
-
-fn set(parent: Pid) -> io::Result<()> {
-    prctl::set_pdeathsig(Signal::SIGKILL)?;
-    // A parent that died before the call above sends no signal any more.
-    if getppid() == parent { Ok(()) } else { Err(nix::errno::Errno::ESRCH.into()) }
 }

@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     child,
-    kernel::{netns, pdeathsig::group_dies_with_us},
+    kernel::{netns, pdeathsig::lead_group},
     root,
     spec::Mac,
     state::{Record, Records},
@@ -74,14 +74,8 @@ fn container_id(host: Host) -> String {
 fn call(world: &World, host: Host, network: &Network, command: &'static str) -> Result<(), LabError> {
     let line = || format!("{command} of {}", network.name());
     let binary = std::env::current_exe().map_err(|source| LabError::Run { line: line(), source })?;
-    let run = || {
-        child::run(
-            cni(&binary, world, host, command),
-            network.to_stdin().as_bytes(),
-            WITHIN,
-            group_dies_with_us,
-        )
-    };
+    let run =
+        || child::run(cni(&binary, world, host, command), network.to_stdin().as_bytes(), WITHIN, lead_group);
     let output = netns::within(&world.netns(Host::Worker01), run)??;
     tracing::debug!(command, pod = host.name(), stdout = %String::from_utf8_lossy(&output.stdout), "called the plugin");
     if output.status.success() {

@@ -197,7 +197,7 @@ impl Call<'_> {
             root: self.root,
             // Runtimes ask for STATUS every five seconds, and give a node up that hangs in it.
             within: if self.env.command == Command::Status { ipam::STATUS_WITHIN } else { ipam::WITHIN },
-            prepare: pdeathsig::group_dies_with_us,
+            lead: pdeathsig::lead_group,
         }
     }
 }

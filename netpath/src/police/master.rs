@@ -1,6 +1,6 @@
 //! Bringing a master under police.
 
-use std::{fs, path::Path};
+use std::{fs, io, path::Path};
 
 use netpath_ebpf::abi::{Endpoint, EndpointKey, HOST_MACS, Master, kind, master_flags, mode, unknown_source};
 
@@ -83,7 +83,6 @@ pub fn attach(
     }
     check_bpffs(root)?;
     bpffs::ensure(&root.bpffs())?;
-    bpffs::leave_mark(&root.bpffs(), &root.bpffs_mark())?;
     let settings = settings(root)?;
     let pins = root.pins();
     Trees::list(&pins)?.check()?;
@@ -93,6 +92,7 @@ pub fn attach(
         pins::recover_maps(&pins)?;
     }
     let mut maps = object::maps(&pins, &settings)?;
+    bpffs::leave_mark(&root.bpffs(), &root.bpffs_mark())?;
     let cookie = netns::cookie().unwrap_or(0);
     let found =
         maps.masters()?.into_iter().find(|(_, row)| row.ifindex == link.index && row.netns_cookie == cookie);
@@ -110,7 +110,7 @@ pub fn attach(
         Ok(()) => Ok(attached),
         // A master that was not under police stays as it was: half its hooks would judge half its frames.
         Err(failed) if before.is_none_or(|row| row.object == 0) => {
-            let undone = take_back(&pins, link, &mut attached, fresh);
+            let undone = take_back(root, link, &mut attached, fresh);
             match undone {
                 Ok(()) => Err(failed),
                 Err(error) => Err(PoliceError::Undo { failed: Box::new(failed), source: Box::new(error) }),
@@ -133,8 +133,9 @@ pub fn check_bpffs(root: &Root) -> Result<(), PoliceError> {
 }
 
 /// Detaches what was attached of a master, and removes its rows.
-fn take_back(pins: &Path, link: &Link, attached: &mut Attached, fresh: bool) -> Result<(), PoliceError> {
-    attach::detach(pins, attached.id, Some(&link.name), link.index)?;
+fn take_back(root: &Root, link: &Link, attached: &mut Attached, fresh: bool) -> Result<(), PoliceError> {
+    let pins = root.pins();
+    attach::detach(&pins, attached.id, Some(&link.name), link.index)?;
     for (key, row) in attached.maps.endpoints()? {
         if key.master == attached.id && row.kind == kind::FOREIGN {
             attached.maps.remove_endpoint(key, row.id)?;
@@ -146,7 +147,8 @@ fn take_back(pins: &Path, link: &Link, attached: &mut Attached, fresh: bool) -> 
     }
     // Nobody else can have used them: the lock is held since they were made.
     if fresh {
-        pins::remove_pins(pins)?;
+        pins::remove_pins(&pins)?;
+        remove_mark(root)?;
     }
     Ok(())
 }
@@ -433,12 +435,18 @@ pub fn uninstall(root: &Root, node: &mut Netlink) -> Result<Vec<String>, PoliceE
             fs::remove_file(&mark).map_err(|source| PoliceError::Read { path: mark, source })?;
         }
     }
+    remove_mark(root)?;
+    Ok(names)
+}
+
+/// Without pins there is nothing that would have to lie on the same file system.
+fn remove_mark(root: &Root) -> Result<(), PoliceError> {
     let mark = root.bpffs_mark();
     match fs::remove_file(&mark) {
-        Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
+        Err(source) if source.kind() != io::ErrorKind::NotFound => {
             Err(PoliceError::Read { path: mark, source })
         }
-        _ => Ok(names),
+        _ => Ok(()),
     }
 }
 

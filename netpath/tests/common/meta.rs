@@ -159,7 +159,7 @@ impl MetaSite {
         let files = self.site.files().into_keys().map(|path| path.to_str().unwrap().to_owned());
         let is_kept = |path: &String| {
             (path.starts_with("var/lib") && !path.starts_with("var/lib/netpath/promisc"))
-                || path.starts_with("run/netpath")
+                || (path.starts_with("run/netpath") && path != "run/netpath/bpffs")
         };
         files.filter(is_kept).collect()
     }

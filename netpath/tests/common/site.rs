@@ -24,8 +24,10 @@ const NODE: &str = "worker01";
 
 /// Files that only say how far something has come.
 const MEMORY: [&str; 2] = ["lock", "last_reserved_ip."];
-/// What outlives pods: how the master was before them, and how often something has happened on the node.
-const LASTING: [&str; 2] = ["/var/lib/netpath/promisc", "/var/lib/netpath/v1/counters/"];
+/// What outlives pods: how the master was before them, where the pins are, and how often something has happened on
+/// the node.
+const LASTING: [&str; 3] =
+    ["/var/lib/netpath/promisc", "/run/netpath/bpffs", "/var/lib/netpath/v1/counters/"];
 
 /// The program of `cargo xtask`, which `cargo xtask test` names.
 #[track_caller]

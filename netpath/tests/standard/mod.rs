@@ -9,7 +9,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use netpath::ipam::{self, IpamError};
-use netpath::kernel::pdeathsig::die_with_us;
+use netpath::kernel::pdeathsig::lead_group;
 use netpath::root::Root;
 use netpath::spec::{CniEnv, CniResult, Command as CniCommand, ErrorObject, IpamConf, NetConf};
 use serde::{Deserialize, Serialize};
@@ -175,7 +175,7 @@ fn try_ours(call: &Call, stdin: &[u8]) -> Result<Option<Value>, Failure> {
         env: &env,
         root: &root,
         within: call.within,
-        prepare: die_with_us,
+        lead: lead_group,
     };
     let attachment = || ipam::Request {
         network,

@@ -3,7 +3,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::sync::Mutex;
 
 use super::*;
-use crate::kernel::pdeathsig::group_dies_with_us;
+use crate::kernel::pdeathsig::lead_group;
 use crate::root::Root;
 use crate::spec::{CniArgs, CniEnv, CniVersion, Command, IpamConf, NetworkName, Range};
 
@@ -68,7 +68,7 @@ impl Node {
             env: &self.env,
             root: &self.root,
             within: Duration::from_secs(20),
-            prepare: group_dies_with_us,
+            lead: lead_group,
         }
     }
 

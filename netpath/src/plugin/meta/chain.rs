@@ -114,7 +114,7 @@ pub(super) fn one(
         version: delegate.conf.version,
         depth: call.depth + 1,
         within,
-        prepare: pdeathsig::group_dies_with_us,
+        lead: pdeathsig::lead_group,
     };
     let stdout = delegate::run(kind, &child, stdin.as_bytes()).map_err(MetaError::from)?;
     match command {
