@@ -1,6 +1,6 @@
 //! Bringing a master under police.
 
-use std::{fs, io, path::Path};
+use std::{fs, io};
 
 use netpath_ebpf::abi::{Endpoint, EndpointKey, HOST_MACS, Master, kind, master_flags, mode, unknown_source};
 
