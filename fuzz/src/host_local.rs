@@ -46,7 +46,8 @@ pub fn check(data: &[u8]) {
         env: &env,
         root: &root,
         within: WITHIN,
-        prepare: |_| {},
+        // Nothing is executed here.
+        lead: || Err(std::io::ErrorKind::Unsupported.into()),
     };
     let lan = ipam::host_local_dir(&network).expect("host-local has a directory");
     fs::create_dir_all(&lan).expect("a directory");
