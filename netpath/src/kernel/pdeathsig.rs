@@ -66,22 +66,26 @@ pub fn lead_group() -> io::Result<Leader> {
 /// The leader's whole life.
 extern "C" fn lead(argument: *mut libc::c_void) -> libc::c_int {
     let Ok(pipe) = RawFd::try_from(argument.addr()) else { return 1 };
-    // SAFETY: System calls on numbers. Every descriptor but the pipe is closed: no one else may wait for its end
-    // because of us, and our own copy of the pipe's other end must go.
+    // SAFETY: System calls on numbers, and by number: the library's own functions would keep accounts in our thread.
+    // Every descriptor but the pipe is closed: no one else may wait for its end because of us, and our own copy of the
+    // pipe's other end must go.
     unsafe {
-        let group = libc::getpid();
-        libc::setpgid(0, 0);
-        libc::dup2(pipe, 0);
+        let group = libc::syscall(libc::SYS_getpid);
+        libc::syscall(libc::SYS_setpgid, 0, 0);
+        libc::syscall(libc::SYS_dup3, pipe, 0, 0);
         if libc::syscall(libc::SYS_close_range, 1, libc::c_uint::MAX, 0) != 0 {
             for fd in 1..1024 {
-                libc::close(fd);
+                libc::syscall(libc::SYS_close, fd);
             }
         }
         let mut byte = 0_u8;
         // Nobody writes: it returns at the end of the pipe, or for a signal.
-        while libc::read(0, (&raw mut byte).cast(), 1) < 0 && *libc::__errno_location() == libc::EINTR {}
+        while libc::syscall(libc::SYS_read, 0, &raw mut byte, 1_usize) < 0
+            && *libc::__errno_location() == libc::EINTR
+        {}
         // By number: never anybody else's group.
-        libc::kill(-group, libc::SIGKILL);
-        libc::_exit(0)
+        libc::syscall(libc::SYS_kill, -group, libc::SIGKILL);
+        libc::syscall(libc::SYS_exit_group, 0);
     }
+    0
 }
