@@ -31,14 +31,12 @@ pub type Lead = fn() -> io::Result<Leader>;
 pub struct Leader {
     pid: Pid,
     _pipe: OwnedFd,
-    /// What it must have as long as it lives.
-    _memory: Box<dyn Send>,
 }
 
 impl Leader {
     /// The leader `pid`, a child of ours that has not been collected.
-    pub fn new(pid: Pid, pipe: OwnedFd, memory: Box<dyn Send>) -> Self {
-        Self { pid, _pipe: pipe, _memory: memory }
+    pub fn new(pid: Pid, pipe: OwnedFd) -> Self {
+        Self { pid, _pipe: pipe }
     }
 
     /// Kills the group. The leader is not yet collected, so its number cannot have become somebody else's.
@@ -199,9 +197,13 @@ impl Group {
         self.ended
     }
 
-    /// The child too where it has left the group.
+    /// The child too where it has left the group, alone or as the leader of another one, as `timeout` does. It is not
+    /// yet collected either.
     fn kill(&mut self) {
         self.leader.kill();
+        if let Ok(pid) = i32::try_from(self.child.id()) {
+            let _ = killpg(Pid::from_raw(pid), Signal::SIGKILL);
+        }
         let _ = self.child.kill();
     }
 }
@@ -410,6 +412,17 @@ mod tests {
         let error = sh(&script, b"", Duration::from_millis(300)).expect_err("it never ends");
         assert!(matches!(error, ChildError::Deadline { .. }), "{error}");
         assert!(start.elapsed() < LONG, "{:?}", start.elapsed());
+        dies(&pid_in(&file));
+    }
+
+    #[test]
+    fn a_child_that_leads_a_group_of_its_own_is_killed_with_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("pid");
+        let script =
+            format!("exec timeout 900 sh -c 'echo $$ > {}; while :; do sleep 800; done'", file.display());
+        let error = sh(&script, b"", Duration::from_millis(500)).expect_err("it never ends");
+        assert!(matches!(error, ChildError::Deadline { .. }), "{error}");
         dies(&pid_in(&file));
     }
 

@@ -162,9 +162,10 @@ fn a_mac_that_somebody_has() {
 fn a_mac_that_a_host_of_the_network_has() {
     let (site, _first) = policed();
     for neighbour in [
-        "10.9.0.1 lladdr 02:00:00:00:00:fe",
+        "10.9.0.1 lladdr 02:00:00:00:00:fe nud stale",
         "10.9.0.77 lladdr 02:00:00:00:00:77",
         "fe80::77 lladdr 02:00:00:00:00:77",
+        "10.9.0.78 lladdr 02:00:00:00:00:78 nud stale",
         "fe80::fd lladdr 02:00:00:00:00:fd router",
     ] {
         site.node.ip(&format!("neigh add {neighbour} dev eno1"));
@@ -178,8 +179,14 @@ fn a_mac_that_a_host_of_the_network_has() {
     // Another pod's, or its own of another address.
     let other = with("02:00:00:00:00:77", "10.9.0.70/24");
     leaves_nothing(&site, &site.ours("ADD", &other), 131, "ip neighbour del 10.9.0.77 dev eno1");
-    // The pod itself was met when it ran elsewhere.
-    site.ours("ADD", &with("02:00:00:00:00:77", "10.9.0.77/24")).ok();
+    // With the gateway's address it is no better.
+    let both = with("02:00:00:00:00:fe", "10.9.0.1/24");
+    leaves_nothing(&site, &site.ours("ADD", &both), 131, "is that of 10.9.0.1 on `eno1`");
+    // The pod itself was met when it ran elsewhere, with this address or, long ago, with another one.
+    for (mac, ip) in [("02:00:00:00:00:77", "10.9.0.77/24"), ("02:00:00:00:00:78", "10.9.0.79/24")] {
+        site.ours("ADD", &with(mac, ip)).ok();
+        site.ours("DEL", &with(mac, ip)).ok();
+    }
 }
 
 #[test]

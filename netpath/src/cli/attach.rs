@@ -9,7 +9,10 @@ use super::{
     view::{self, ATTENTION},
 };
 use crate::{
-    kernel::{bpf::attach::inspect, netlink::Netlink},
+    kernel::{
+        bpf::{attach::inspect, bpffs},
+        netlink::Netlink,
+    },
     police::{self, MasterLink},
     root::Root,
     state::Lock,
@@ -34,6 +37,7 @@ pub(super) fn run(root: &Root, args: &Args) -> anyhow::Result<ExitCode> {
     if names.is_empty() {
         bail!("no master to attach to: name one, or write {}", root.masters().display());
     }
+    bpffs::must_be_mounted(&root.bpffs())?;
     let mut alerts = Vec::new();
     for name in names {
         let Some(link) = node.find_link(&name)? else {

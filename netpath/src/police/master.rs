@@ -21,6 +21,7 @@ use crate::{
     },
     root::Root,
     spec::Mac,
+    state,
     zone::{MasterEntry, Promisc, Tc, Xdp},
 };
 
@@ -92,7 +93,7 @@ pub fn attach(
         pins::recover_maps(&pins)?;
     }
     let mut maps = object::maps(&pins, &settings)?;
-    bpffs::leave_mark(&root.bpffs(), &root.bpffs_mark())?;
+    leave_mark(root)?;
     let cookie = netns::cookie().unwrap_or(0);
     let found =
         maps.masters()?.into_iter().find(|(_, row)| row.ifindex == link.index && row.netns_cookie == cookie);
@@ -129,7 +130,12 @@ pub fn maps(root: &Root) -> Result<Option<Maps>, PoliceError> {
 /// Fails where pins lie on a BPF file system that is not to be seen from here: nothing would be found, and a second
 /// set of maps be made.
 pub fn check_bpffs(root: &Root) -> Result<(), PoliceError> {
-    Ok(bpffs::check(&root.bpffs(), &root.bpffs_mark())?)
+    Ok(bpffs::check(&root.bpffs(), &root.bpffs_mark(), &state::boot_id()?)?)
+}
+
+/// Says where the pins are. The caller holds the lock and has checked.
+pub(super) fn leave_mark(root: &Root) -> Result<(), PoliceError> {
+    Ok(bpffs::leave_mark(&root.bpffs(), &root.bpffs_mark(), &state::boot_id()?)?)
 }
 
 /// Detaches what was attached of a master, and removes its rows.
@@ -425,7 +431,8 @@ pub fn uninstall(root: &Root, node: &mut Netlink) -> Result<Vec<String>, PoliceE
     pins::remove_pins(&pins)?;
     // What was to take their place.
     let trees = Trees::list(&pins)?;
-    if trees.in_force()?.is_none() {
+    let is_bare = trees.in_force()?.is_none();
+    if is_bare {
         trees.staged().try_for_each(pins::remove_pins)?;
     }
     for link in &links {
@@ -435,7 +442,9 @@ pub fn uninstall(root: &Root, node: &mut Netlink) -> Result<Vec<String>, PoliceE
             fs::remove_file(&mark).map_err(|source| PoliceError::Read { path: mark, source })?;
         }
     }
-    remove_mark(root)?;
+    if is_bare {
+        remove_mark(root)?;
+    }
     Ok(names)
 }
 

@@ -1,11 +1,12 @@
 //! Who has which MAC and address on a master: rows say it, and records whether the attachment behind one lives.
 
 use std::net::IpAddr;
+use std::path::Path;
 
 use netpath_ebpf::abi::{Endpoint, EndpointKey, kind};
 
 use crate::{
-    kernel::{bpf::maps::Maps, netns},
+    kernel::{self, bpf::maps::Maps, netns},
     root::Root,
     spec::{ContainerId, IfName},
     state::{self, Phase, Record, Records, StateError},
@@ -109,6 +110,15 @@ pub fn is_netns_gone(netns: &state::Netns) -> bool {
             (_, Err(error)) => error.is_gone(),
             (_, Ok(_)) => false,
         },
-        Err(error) => error.is_gone(),
+        Err(error) => error.is_gone() && would_be_seen(&netns.path),
+    }
+}
+
+/// Whether a namespace that is at this path of the node would be there for us as well. A container need not have the
+/// node's directory, nor its processes.
+fn would_be_seen(path: &Path) -> bool {
+    match path.starts_with("/proc") {
+        true => kernel::sees_all_processes().unwrap_or(false),
+        false => path.parent().is_some_and(Path::exists),
     }
 }

@@ -164,7 +164,17 @@ pub fn enter(
         }
         Some(_) | None => {}
     }
-    if let Some(neighbour) = impersonated(&node.neighbours(master.index)?, wanted) {
+    let neighbours = node.neighbours(master.index)?;
+    let routers = match neighbours.iter().any(|neighbour| neighbour.mac == wanted.mac) {
+        true => node.routes(Some(master.index))?,
+        false => Vec::new(),
+    };
+    let gateways: Vec<IpAddr> = routers
+        .iter()
+        .filter_map(|route| route.gateway)
+        .chain(wanted.ips.iter().filter_map(|ip| ip.gateway))
+        .collect();
+    if let Some(neighbour) = impersonated(&neighbours, &gateways, wanted) {
         return Err(PoliceError::MacOfNeighbour {
             mac: wanted.mac,
             address: neighbour.address,
@@ -183,17 +193,24 @@ pub fn enter(
 
 /// The neighbour whose MAC the interface would have. In mode `bridge` it would get what siblings send that host.
 ///
-/// The same pod may have been met when it ran on another node: by an address that it has here as well, or by a
-/// link-local one, which only a router's speaks for somebody else. With DHCP its address is not known yet.
-fn impersonated<'a>(neighbours: &'a [Neighbour], wanted: &Wanted<'_>) -> Option<&'a Neighbour> {
-    if wanted.passthru || wanted.dhcp {
+/// A router counts in any case. Of others, the same pod may have been met when it ran on another node: by an address
+/// that it has here as well, by a link-local one, or by another one that nobody has confirmed since. With DHCP its
+/// address is not known yet.
+fn impersonated<'a>(
+    neighbours: &'a [Neighbour],
+    gateways: &[IpAddr],
+    wanted: &Wanted<'_>,
+) -> Option<&'a Neighbour> {
+    let is_link_local = |address| matches!(address, IpAddr::V6(it) if it.is_unicast_link_local());
+    let is_own = |address| wanted.ips.iter().any(|ip| ip.address.ip() == address);
+    let counts = |Neighbour { address, router, current, .. }: &Neighbour| {
+        let is_other = !wanted.dhcp && *current && !is_link_local(*address) && !is_own(*address);
+        *router || gateways.contains(address) || is_other
+    };
+    if wanted.passthru {
         return None;
     }
-    let is_own = |neighbour: &Neighbour| match neighbour.address {
-        IpAddr::V6(address) if address.is_unicast_link_local() => !neighbour.router,
-        address => wanted.ips.iter().any(|ip| ip.address.ip() == address),
-    };
-    neighbours.iter().find(|neighbour| neighbour.mac == wanted.mac && !is_own(neighbour))
+    neighbours.iter().find(|neighbour| neighbour.mac == wanted.mac && counts(neighbour))
 }
 
 /// Refuses addresses of a policed interface that a living attachment has. IPAM was told of them too, but

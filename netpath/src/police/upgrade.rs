@@ -108,6 +108,7 @@ pub fn upgrade(
         remove_staged(&trees)?;
         return Ok(Outcome::NothingLoaded);
     };
+    super::master::leave_mark(root)?;
     if version == ABI_VERSION {
         pins::recover_maps(&path)?;
     }
@@ -409,6 +410,10 @@ pub(super) fn is_anybodys(
 
 /// Whether the link `ifindex` of this namespace is under police, by whatever version.
 pub fn is_under_police(root: &Root, ifindex: u32) -> bool {
+    if super::check_bpffs(root).is_err() {
+        // It is not to be seen from here.
+        return true;
+    }
     let cookie = netns::cookie().unwrap_or(0);
     let masters = |path: &Path| -> Result<Vec<(u16, Master)>, MapsError> {
         Ok(Tree::open(path)?.map(|tree| tree.masters()).transpose()?.unwrap_or_default())

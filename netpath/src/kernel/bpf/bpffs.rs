@@ -15,6 +15,7 @@ use std::{
 use nix::sys::stat::{major, minor};
 
 use super::{BpfError, sys};
+use crate::{kernel::sees_all_processes, whole};
 
 /// Makes sure that a BPF file system is mounted at `path`, and mounts one if `path` has none.
 ///
@@ -40,33 +41,42 @@ pub fn ensure(path: &Path) -> Result<(), BpfError> {
     sys::mount_bpffs(path).map_err(failed)
 }
 
-/// Leaves the number of the file system at `path` in `mark`. The caller holds the lock and has checked.
-pub fn leave_mark(path: &Path, mark: &Path) -> Result<(), BpfError> {
+/// Refuses to let a tool mount one in a container, where process 1 is the container's own.
+///
+/// A runtime executes plugins where the node's own processes are, so for them process 1 is the right one to ask.
+pub fn must_be_mounted(path: &Path) -> Result<(), BpfError> {
     let failed = |source: io::Error| BpfError::Bpffs { path: path.to_owned(), source };
-    let device = format!("{}\n", device(path).map_err(failed)?);
-    if fs::read_to_string(mark).is_ok_and(|known| known == device) {
+    if sees_all_processes().map_err(failed)? || sys::is_bpffs(path).map_err(failed)? {
         return Ok(());
     }
-    if let Some(dir) = mark.parent() {
-        fs::create_dir_all(dir).map_err(failed)?;
+    Err(BpfError::ElsewhereMounted { path: path.to_owned() })
+}
+
+/// Leaves the number of the file system at `path`, of the boot `boot`, in `mark`. The caller holds the lock and has
+/// checked.
+pub fn leave_mark(path: &Path, mark: &Path, boot: &str) -> Result<(), BpfError> {
+    let failed = |source: io::Error| BpfError::Bpffs { path: path.to_owned(), source };
+    let text = format!("{} {boot}\n", device(path).map_err(failed)?);
+    if fs::read_to_string(mark).is_ok_and(|known| known == text) {
+        return Ok(());
     }
-    // One that is torn names no device, and is written anew.
-    fs::write(mark, device).map_err(failed)
+    whole::replace(mark, text.as_bytes()).map_err(BpfError::Mark)
 }
 
 /// Whether the BPF file system at `path` is the one that `mark` names, if that is still to be seen anywhere.
 ///
-/// After it was unmounted everywhere its pins are gone, and a new one may take its place. From another process
-/// namespace that cannot be told.
-pub fn check(path: &Path, mark: &Path) -> Result<(), BpfError> {
+/// After it was unmounted everywhere, or the node was booted, its pins are gone, and a new one may take its place. From
+/// another process namespace it cannot be told whether it is mounted.
+pub fn check(path: &Path, mark: &Path, boot: &str) -> Result<(), BpfError> {
     let failed = |source: io::Error| BpfError::Bpffs { path: path.to_owned(), source };
-    let Ok(known) = fs::read_to_string(mark) else { return Ok(()) };
-    let known = known.trim();
+    let Some(text) = whole::read(mark).map_err(BpfError::Mark)? else { return Ok(()) };
+    let text = String::from_utf8_lossy(&text);
+    let Some((known, of_boot)) = text.trim().split_once(' ') else { return Ok(()) };
     let found = match sys::is_bpffs(path).map_err(failed)? {
         true => Some(device(path).map_err(failed)?),
         false => None,
     };
-    if known.is_empty()
+    if of_boot != boot
         || found.as_deref() == Some(known)
         || (sees_all_processes().map_err(failed)? && !is_mounted_anywhere(known).map_err(failed)?)
     {
@@ -86,28 +96,51 @@ fn device(path: &Path) -> io::Result<String> {
 /// Mounts have numbers of their own, so two lists that begin alike are of one namespace. The links in `/proc/1/ns`,
 /// which would say so, are not for everybody to read.
 fn is_mount_namespace_of_init() -> io::Result<bool> {
-    let first = |path: &str| -> io::Result<Option<String>> {
-        Ok(fs::read_to_string(path)?.lines().next().map(str::to_owned))
+    let first = |path: &str| -> io::Result<Option<Vec<u8>>> {
+        Ok(lines(&fs::read(path)?).next().map(<[u8]>::to_owned))
     };
     Ok(first("/proc/thread-self/mountinfo")? == first("/proc/1/mountinfo")?)
 }
 
-/// Whether this is the first process namespace (`PROC_PID_INIT_INO` of `include/linux/proc_ns.h`).
-fn sees_all_processes() -> io::Result<bool> {
-    Ok(fs::read_link("/proc/self/ns/pid")? == Path::new("pid:[4026531836]"))
-}
-
-/// Whether any process has a mount of this device.
+/// Whether any process has a BPF file system of this device mounted. Numbers that are free are given to others.
 fn is_mounted_anywhere(device: &str) -> io::Result<bool> {
     let mut seen = BTreeSet::new();
     for entry in fs::read_dir("/proc")? {
         let path: PathBuf = entry?.path();
         // A process that ends meanwhile takes its namespace with it, or others have it as well.
-        let Ok(text) = fs::read_to_string(path.join("mountinfo")) else { continue };
-        let Some(first) = text.lines().next() else { continue };
-        if seen.insert(first.to_owned()) && text.lines().any(|line| line.split(' ').nth(2) == Some(device)) {
+        let Ok(text) = fs::read(path.join("mountinfo")) else { continue };
+        let Some(first) = lines(&text).next() else { continue };
+        if seen.insert(first.to_owned()) && lines(&text).any(|line| is_bpffs_of(line, device)) {
             return Ok(true);
         }
     }
     Ok(false)
+}
+
+/// Names of mount points are whatever somebody called them.
+fn lines(text: &[u8]) -> impl Iterator<Item = &[u8]> {
+    text.split(|byte| *byte == b'\n').filter(|line| !line.is_empty())
+}
+
+/// Reads a line of `mountinfo` (proc_pid_mountinfo(5)): the third word is the device, the type comes after ` - `.
+fn is_bpffs_of(line: &[u8], device: &str) -> bool {
+    let mut words = line.split(|byte| *byte == b' ');
+    words.nth(2) == Some(device.as_bytes())
+        && words.skip_while(|word| *word != b"-").nth(1).is_some_and(|kind| kind == b"bpf")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_bpffs_of;
+
+    #[test]
+    fn a_device_number_that_is_somebody_elses_now_is_not_it() {
+        let line = |device, kind| {
+            format!("71 27 0:{device} / /sys/fs/bp\u{e9}f rw shared:30 - {kind} none rw,mode=700")
+        };
+        assert!(is_bpffs_of(line(40, "bpf").as_bytes(), "0:40"));
+        assert!(!is_bpffs_of(line(40, "tmpfs").as_bytes(), "0:40"));
+        assert!(!is_bpffs_of(line(41, "bpf").as_bytes(), "0:4"));
+        assert!(!is_bpffs_of(b"71 27", "0:40"));
+    }
 }

@@ -127,6 +127,9 @@ pub enum BpfError {
         /// Where.
         path: PathBuf,
     },
+    /// Where the pins are could not be read or written down.
+    #[error("it cannot be told which BPF file system the pins are on")]
+    Mark(#[source] crate::whole::WholeError),
     /// The pins are on another BPF file system.
     #[error(
         "at {} is {found}, and what is in force is pinned on the BPF file system of device {known} (says {}): give this \

@@ -239,7 +239,8 @@ pub(super) fn neighbour(kind: u16, payload: &[u8], index: u32) -> Option<Neighbo
             _ => {}
         }
     }
-    Some(Neighbour { address: found?, mac: known?, router })
+    let current = state & libc::NUD_STALE == 0;
+    Some(Neighbour { address: found?, mac: known?, router, current })
 }
 
 /// The hardware address of a forwarding entry of link `index`.

@@ -26,6 +26,8 @@ pub struct Neighbour {
     pub mac: Mac,
     /// Whether they said that they are a router (IPv6 only: RFC 4861 section 4.4).
     pub router: bool,
+    /// Whether somebody wrote this down, or it was confirmed not long ago; else it is only not known to be wrong.
+    pub current: bool,
 }
 
 /// A link as the kernel describes it.
