@@ -161,7 +161,7 @@ fn an_attachment_that_a_runtime_made_itself_is_swept_by_its_record() {
     let site = Site::new();
     let gone = NetNs::new("gone");
     site.ours("ADD", &zoned(json!({}))).ok();
-    site.ours("ADD", &zoned(json!({}))).id("c2").netns(&gone.path()).ok();
+    site.ours("ADD", &zoned(json!({}))).id("gone").netns(&gone.path()).ok();
     drop(gone);
     // Of the boot before, with the runtime's word that it is needed.
     site.ours("ADD", &conf(json!({"name": "other"}))).id("c3").ifname("net3").ok();
@@ -175,13 +175,13 @@ fn an_attachment_that_a_runtime_made_itself_is_swept_by_its_record() {
     let _runtime = runtime(&site, &["c3"]);
     let expected = [
         said("c1", "attachment", "alive"),
-        said("c2", "attachment", "ended"),
         said("c3", "attachment", "alive"),
         said("c4", "attachment", "ended"),
+        said("gone", "attachment", "ended"),
     ];
     assert_eq!(verdicts(&site, ""), expected);
     assert_eq!(site.rows().len(), 2, "those of c1 and c3");
-    let left: Vec<_> = site.files().into_iter().filter(|(_, text)| text.contains("c2")).collect();
+    let left: Vec<_> = site.files().into_iter().filter(|(_, text)| text.contains("gone")).collect();
     assert_eq!(left, []);
 }
 

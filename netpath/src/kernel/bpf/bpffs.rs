@@ -65,8 +65,9 @@ pub fn leave_mark(path: &Path, mark: &Path, boot: &str) -> Result<(), BpfError> 
 
 /// Whether the BPF file system at `path` is the one that `mark` names, if that is still to be seen anywhere.
 ///
-/// After it was unmounted everywhere, or the node was booted, its pins are gone, and a new one may take its place. From
-/// another process namespace it cannot be told whether it is mounted.
+/// After it was unmounted everywhere, or the node was booted, its pins are gone, and a new one may take its place. In
+/// another process namespace, as of a node that is a container, not everybody is to be seen: there it is gone for
+/// those who see what process 1 sees, as long as nothing else is mounted.
 pub fn check(path: &Path, mark: &Path, boot: &str) -> Result<(), BpfError> {
     let failed = |source: io::Error| BpfError::Bpffs { path: path.to_owned(), source };
     let Some(text) = whole::read(mark).map_err(BpfError::Mark)? else { return Ok(()) };
@@ -76,10 +77,12 @@ pub fn check(path: &Path, mark: &Path, boot: &str) -> Result<(), BpfError> {
         true => Some(device(path).map_err(failed)?),
         false => None,
     };
-    if of_boot != boot
-        || found.as_deref() == Some(known)
-        || (sees_all_processes().map_err(failed)? && !is_mounted_anywhere(known).map_err(failed)?)
-    {
+    if of_boot != boot || found.as_deref() == Some(known) {
+        return Ok(());
+    }
+    let sees_enough = sees_all_processes().map_err(failed)?
+        || (found.is_none() && is_mount_namespace_of_init().map_err(failed)?);
+    if sees_enough && !is_mounted_anywhere(known).map_err(failed)? {
         return Ok(());
     }
     let found =
