@@ -304,12 +304,14 @@ mod tests {
 
     #[test]
     fn two_witnesses_and_ten_minutes() {
-        let gone = Path::new("/nonexistent/netns");
+        let (gone, unseen) = (Path::new("/dev/no-such-netns"), Path::new("/nonexistent/netns"));
         let (none, other) = (BTreeSet::new(), BTreeSet::from(["c1".to_owned()]));
         let late = 1000 + YOUNG.as_secs();
         for (it, listed, now, expected) in [
             (known(false, "b", Some(gone)), Some(&none), late, Life::Dead),
             (known(false, "b", Some(gone)), None, late, Life::Dead),
+            // The node's directory is not there for us.
+            (known(false, "b", Some(unseen)), Some(&none), late, Life::Stands),
             (known(false, "b", Some(gone)), Some(&none), late - 1, Life::Young),
             // A clock that was set back.
             (known(false, "b", Some(gone)), Some(&none), 0, Life::Young),
