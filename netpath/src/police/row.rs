@@ -164,23 +164,7 @@ pub fn enter(
         }
         Some(_) | None => {}
     }
-    let neighbours = node.neighbours(master.index)?;
-    let routers = match neighbours.iter().any(|neighbour| neighbour.mac == wanted.mac) {
-        true => node.routes(Some(master.index))?,
-        false => Vec::new(),
-    };
-    let gateways: Vec<IpAddr> = routers
-        .iter()
-        .filter_map(|route| route.gateway)
-        .chain(wanted.ips.iter().filter_map(|ip| ip.gateway))
-        .collect();
-    if let Some(neighbour) = impersonated(&neighbours, &gateways, wanted) {
-        return Err(PoliceError::MacOfNeighbour {
-            mac: wanted.mac,
-            address: neighbour.address,
-            master: master.name.clone(),
-        });
-    }
+    refuse_impersonation(node, master, wanted)?;
     refuse_addresses(root, maps, key, wanted)?;
     if let Some(zone) = wanted.zone {
         let image = compile(zone)?;
@@ -191,7 +175,27 @@ pub fn enter(
     Ok(row)
 }
 
-/// The neighbour whose MAC the interface would have. In mode `bridge` it would get what siblings send that host.
+/// Refuses the MAC of a host that this node has met on the master.
+fn refuse_impersonation(node: &mut Netlink, master: &Link, wanted: &Wanted<'_>) -> Result<(), PoliceError> {
+    let mut neighbours = node.neighbours(master.index)?;
+    neighbours.retain(|neighbour| neighbour.mac == wanted.mac);
+    if wanted.passthru || neighbours.is_empty() {
+        return Ok(());
+    }
+    let routes = node.routes(Some(master.index))?;
+    let next_hops = routes.iter().filter_map(|route| route.gateway);
+    let gateways: Vec<IpAddr> = next_hops.chain(wanted.ips.iter().filter_map(|ip| ip.gateway)).collect();
+    match impersonated(&neighbours, &gateways, wanted) {
+        Some(Neighbour { address, .. }) => Err(PoliceError::MacOfNeighbour {
+            mac: wanted.mac,
+            address: *address,
+            master: master.name.clone(),
+        }),
+        None => Ok(()),
+    }
+}
+
+/// Which of those with its MAC the interface would stand in for. In mode `bridge` it would get what siblings send that host.
 ///
 /// A router counts in any case. Of others, the same pod may have been met when it ran on another node: by an address
 /// that it has here as well, by a link-local one, or by another one that nobody has confirmed since. With DHCP its
@@ -207,10 +211,7 @@ fn impersonated<'a>(
         let is_other = !wanted.dhcp && *current && !is_link_local(*address) && !is_own(*address);
         *router || gateways.contains(address) || is_other
     };
-    if wanted.passthru {
-        return None;
-    }
-    neighbours.iter().find(|neighbour| neighbour.mac == wanted.mac && counts(neighbour))
+    neighbours.iter().find(|neighbour| counts(neighbour))
 }
 
 /// Refuses addresses of a policed interface that a living attachment has. IPAM was told of them too, but
