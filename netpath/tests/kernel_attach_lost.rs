@@ -16,6 +16,9 @@ use netpath::kernel::bpf::maps::{NAMES, pin_of};
 use netpath_ebpf::abi::{kind, mode};
 use serde_json::json;
 
+/// Maps that no program uses: with its pin such a map itself is gone.
+const UNUSED: [&str; 4] = ["meta", "owners", "zone_info", "rules"];
+
 /// What brings a master back: the next attach, or the next pod.
 fn mend(node: &Node, by_add: bool) {
     match by_add {
@@ -95,15 +98,13 @@ fn a_lost_pin_of_a_program_is_named_and_attached_again() {
 
 #[test]
 fn a_lost_pin_of_a_map_is_made_again_from_the_programs() {
-    // These no program uses, so with the pin the map itself is gone.
-    let unused = ["meta", "owners", "zone_info", "rules"];
     for by_add in [false, true] {
         let entry = json!({ "unknownSource": "drop", "xdp": "native" });
         let node = Node::new(&entry);
         let pod = policed(&node);
         assert!(is_enforced(&node, &pod));
         let (row, before, drops) = (node.row(&pod), node.counters(&pod), node.drops(&pod));
-        for name in NAMES.iter().filter(|name| !unused.contains(name)) {
+        for name in NAMES.iter().filter(|name| !UNUSED.contains(name)) {
             std::fs::remove_file(pin_of(&node.root.pins(), name)).expect("removed");
         }
         let output = node.try_netpath(&["status"]);
@@ -123,6 +124,52 @@ fn a_lost_pin_of_a_map_is_made_again_from_the_programs() {
         );
         is_well(&node);
     }
+}
+
+#[test]
+fn a_map_that_no_program_uses_is_lost_with_its_pin_and_all_are_made_again_from_the_records() {
+    for (entry, name) in ways().iter().flat_map(|entry| UNUSED.map(|name| (entry, name))) {
+        let node = Node::new(entry);
+        let pod = policed(&node);
+        std::fs::remove_file(pin_of(&node.root.pins(), name)).expect("removed");
+        let said = node.try_netpath(&["status"]);
+        assert!(!said.status.success(), "{name}: {}", String::from_utf8_lossy(&said.stdout));
+        mend(&node, name == "owners");
+        all_live(&node, entry);
+        let row = node.row(&pod);
+        assert_eq!((row.kind, row.mode), (kind::ENDPOINT, mode::ENFORCE), "{name}");
+        assert!(is_enforced(&node, &pod), "{name}");
+        is_well(&node);
+        std::fs::remove_file(pin_of(&node.root.pins(), name)).expect("removed");
+        node.netpath(&["uninstall", "--yes"]);
+        assert!(hooks(&node).iter().all(|state| !state.live), "{name}");
+        for hook in ["ingress", "egress"] {
+            assert_eq!(node.netns.exec(&format!("tc filter show dev {MASTER} {hook}")).trim(), "", "{name}");
+        }
+    }
+}
+
+#[test]
+fn maps_of_which_some_are_left_and_no_program_is_are_made_anew() {
+    for entry in ways() {
+        let node = Node::new(&entry);
+        let pod = policed(&node);
+        let pins = node.root.pins();
+        for name in ["masters", "meta", "endpoints", "zone_slots"] {
+            for part in ["links", "progs"] {
+                std::fs::remove_dir_all(pins.join(part)).or_else(absent).expect("removed");
+            }
+            std::fs::remove_file(pin_of(&pins, name)).expect("removed");
+            mend(&node, false);
+            all_live(&node, &entry);
+            assert!(is_enforced(&node, &pod), "{name}");
+            is_well(&node);
+        }
+    }
+}
+
+fn absent(error: std::io::Error) -> std::io::Result<()> {
+    if error.kind() == std::io::ErrorKind::NotFound { Ok(()) } else { Err(error) }
 }
 
 #[test]

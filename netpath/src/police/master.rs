@@ -11,7 +11,7 @@ use crate::{
             BpfError, Hook, TcHook,
             attach::{self, Change, Target},
             bpffs,
-            maps::{Maps, NAMES, pin_of},
+            maps::{self, Maps, NAMES, pin_of},
             object::{self, Settings},
             pins, support,
             trees::Trees,
@@ -88,10 +88,6 @@ pub fn attach(
     let pins = root.pins();
     Trees::list(&pins)?.check()?;
     let fresh = !pin_of(&pins, NAMES[0]).exists();
-    // A map that lost its pin is still with the programs; without it nothing below could be opened.
-    if !fresh {
-        pins::recover_maps(&pins)?;
-    }
     let mut maps = object::maps(&pins, &settings)?;
     leave_mark(root)?;
     let cookie = netns::cookie().unwrap_or(0);
@@ -421,9 +417,10 @@ pub fn uninstall(root: &Root, node: &mut Netlink) -> Result<Vec<String>, PoliceE
     let mut names = Vec::new();
     let links = node.links()?;
     let name_of = |index: u32| links.iter().find(|link| link.index == index).map(|link| link.name.as_str());
-    // Maps of another ABI cannot be read; their pins can be removed all the same.
-    let masters = Maps::open(&pins).ok().flatten().map(|maps| maps.masters()).transpose().unwrap_or_default();
-    for (id, row) in masters.unwrap_or_default() {
+    // What cannot be read can be removed all the same.
+    let masters = pins::recover_maps(&pins).map_err(PoliceError::from);
+    let masters = masters.and_then(|_| Ok(maps::masters(&pins)?)).unwrap_or_default();
+    for (id, row) in masters {
         let name = name_of(row.ifindex);
         attach::detach(&pins, id, name, row.ifindex)?;
         names.extend(name.map(str::to_owned));

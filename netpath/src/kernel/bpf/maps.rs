@@ -240,6 +240,16 @@ pub(super) fn master(pins: &Path, id: u16) -> Result<Option<Master>, MapsError> 
     get(&open(pins, "masters", Map::Array)?, "masters", id.into()).map(Some)
 }
 
+/// Every master that has a row in maps below `pins`, of which others may be lost.
+pub fn masters(pins: &Path) -> Result<Vec<(u16, Master)>, MapsError> {
+    if !pin_of(pins, "masters").exists() {
+        return Ok(Vec::new());
+    }
+    let table: Table<Master> = open(pins, "masters", Map::Array)?;
+    let rows = (1..u16::MAX).zip(1..table.len()).map(|(id, row)| Ok((id, get(&table, "masters", row)?)));
+    rows.filter(|row| row.as_ref().map_or(true, |(_, row): &(u16, Master)| row.ifindex != 0)).collect()
+}
+
 impl Maps {
     /// Opens the maps pinned below `pins`; `None` if nothing has been loaded there.
     pub fn open(pins: &Path) -> Result<Option<Self>, MapsError> {

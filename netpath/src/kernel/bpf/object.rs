@@ -11,14 +11,14 @@ use aya::{
     programs::{Program, ProgramType},
     sys::{BpfHelper, is_helper_supported},
 };
-use netpath_ebpf::abi::{MAX_MASTERS, ZONE_PORT_SETS, ZONE_RULES};
+use netpath_ebpf::abi::{ABI_VERSION, MAX_MASTERS, ZONE_PORT_SETS, ZONE_RULES};
 use serde::Deserialize;
 
 use super::{
     BpfError, Hook,
     maps::{self, Maps, NAMES, pin_of},
-    pins::remove_pins,
-    support,
+    pins::{recover_maps, remove_maps, remove_pins},
+    support, tree,
     trees::{self, Trees},
 };
 
@@ -68,12 +68,18 @@ pub fn digest() -> u64 {
 
 /// Opens the maps below `pins`, making those that are not there.
 pub fn maps(pins: &Path, settings: &Settings) -> Result<Maps, BpfError> {
+    // A map that lost its pin is still with the programs. One that no program uses is gone with its pin, and the others
+    // say what it does not know of: all are made anew, and who has a row comes from the records again.
+    let is_ours = tree::meta(pins)?.is_none_or(|meta| meta.abi_version == ABI_VERSION);
+    if is_ours && !recover_maps(pins)?.is_empty() {
+        remove_maps(pins)?;
+    }
     if let Some(maps) = Maps::open(pins)? {
         return Ok(maps);
     }
     let trees = Trees::list(pins)?;
     if trees::has_programs(pins)? {
-        // They hold maps that lost their pins: what is left of them is completed.
+        // They judge by maps without a pin until others take their place.
         return finish(pins, settings);
     }
     // What somebody left who was ended half-way may have other sizes.

@@ -57,20 +57,26 @@ pub(super) fn unpin(pins: &Path, id: u16, hook: Hook) -> Result<(), BpfError> {
 
 /// Removes every pin below `pins`, maps last. Programs that are still attached by link are detached.
 pub fn remove_pins(pins: &Path) -> Result<(), BpfError> {
-    let failed = |path: &Path, source: io::Error| BpfError::Pin {
-        op: "remove",
-        path: path.to_owned(),
-        source: source.into(),
-    };
-    for part in ["links", "progs", "maps", ""] {
-        let path = pins.join(part);
-        match fs::remove_dir_all(&path) {
-            Ok(()) => {}
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(source) => return Err(failed(&path, source)),
+    remove_directory(&pins.join("links"))?;
+    remove_directory(&pins.join("progs"))?;
+    remove_maps(pins)?;
+    remove_directory(pins)
+}
+
+/// Removes the pins of the maps. While `meta` is there all others are, so whoever is ended here leaves none that
+/// seem to be whole.
+pub fn remove_maps(pins: &Path) -> Result<(), BpfError> {
+    remove_file(&pin_of(pins, "meta"))?;
+    remove_directory(&pins.join("maps"))
+}
+
+fn remove_directory(path: &Path) -> Result<(), BpfError> {
+    match fs::remove_dir_all(path) {
+        Err(source) if source.kind() != io::ErrorKind::NotFound => {
+            Err(BpfError::Pin { op: "remove", path: path.to_owned(), source: source.into() })
         }
+        _ => Ok(()),
     }
-    Ok(())
 }
 
 /// Ids of the pinned maps by name; one whose pin is missing is left out.
