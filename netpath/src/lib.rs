@@ -4,6 +4,7 @@
 //! `ipam` and `state` are effects that do not know each other, `exec` runs a plan, `police` is what the
 //! journeys `plugin`, `cli` and `lab` share. `tests/layering.rs` holds this.
 
+pub mod agent;
 pub mod child;
 pub mod cli;
 pub mod cluster;

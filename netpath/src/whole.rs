@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use nix::errno::Errno;
-use nix::fcntl::{Flock, FlockArg};
+use nix::fcntl::{AT_FDCWD, Flock, FlockArg, RenameFlags, renameat2};
 use sha2::{Digest, Sha256};
 
 /// How often a draft is begun again that somebody swept between its creation and its lock.
@@ -58,6 +58,28 @@ pub fn replace(path: &Path, bytes: &[u8]) -> Result<(), WholeError> {
         }
     }
     Ok(())
+}
+
+/// The same where there is a file at `path`, and nothing where there is none; whether there was one.
+///
+/// Who removed it meanwhile does not find it again.
+pub fn update(path: &Path, bytes: &[u8]) -> Result<bool, WholeError> {
+    let dir = path.parent().unwrap_or(Path::new("/"));
+    if !dir.exists() {
+        return Ok(false);
+    }
+    let (draft, mut file) = draft(path)?;
+    let result =
+        file.write_all(bytes).map_err(WholeError::io("write the draft", &draft)).and_then(
+            |()| match renameat2(AT_FDCWD, &draft, AT_FDCWD, path, RenameFlags::RENAME_EXCHANGE) {
+                Ok(()) => Ok(true),
+                Err(Errno::ENOENT) => Ok(false),
+                Err(errno) => Err(WholeError::io("put into place", path)(errno.into())),
+            },
+        );
+    // What is there now is the draft, or what was there before; one that stays is swept later.
+    let _ = fs::remove_file(&draft);
+    result
 }
 
 /// A file for `path` that no other writer uses. In another container a writer may have the same process id.

@@ -133,7 +133,9 @@ fn zones_are_replaced_a_thousand_times_under_a_flood() {
     let mut maps = node.maps();
     let row = maps.zones().expect("readable")[0].id;
     under_flood(&node, &refs(&pods), || {
-        let running = police::running(&node.root, &maps, 1, "privatezone").expect("readable");
+        let running =
+            police::running(&node.root, &maps, 1, |record| record.network.as_str() == "privatezone")
+                .expect("readable");
         assert_eq!(running.len(), 3);
         for round in 0..times(1000) {
             maps.settle(&[row]).expect("settled");
@@ -183,7 +185,9 @@ fn zones_are_replaced_where_membarrier_is_refused() {
             // The filter stays with the thread.
             refuse_membarrier();
             let mut maps = node.maps();
-            let running = police::running(&node.root, &maps, 1, "privatezone").expect("readable");
+            let running =
+                police::running(&node.root, &maps, 1, |record| record.network.as_str() == "privatezone")
+                    .expect("readable");
             for round in 0..times(100) {
                 let zone = &zones[(round % 2) as usize].1;
                 let applied = police::apply(&mut maps, &running, "privatezone", Some(zone)).expect("applied");

@@ -2,25 +2,17 @@
 
 use std::{path::PathBuf, process::ExitCode};
 
-use anyhow::{Context, anyhow, bail};
+use anyhow::Context;
 
 use super::{
-    manifest::{self, Network},
-    say,
+    manifest, say,
     view::{self, NOTHING_LOADED, text},
 };
 use crate::{
-    exec::{self, Effects, UndoStack},
-    kernel::{
-        bpf::maps::Maps,
-        netlink::{Link, Netlink},
-        netns::{self, Netns},
-    },
-    plan::{self, Guard, Step},
-    police::{self, Applied},
+    kernel::{bpf::maps::Maps, netlink::Netlink},
+    police::{self, Applied, Network, NetworkError, Resolved},
     root::Root,
-    state::{Lock, Record},
-    zone::{Masters, Zone, ZoneConf, resolve},
+    zone::{Masters, Zone},
 };
 
 /// Arguments of `netpath apply`.
@@ -31,16 +23,12 @@ pub(super) struct Args {
     files: Vec<PathBuf>,
 }
 
-/// What a network says, held against the master that it resolves to.
-struct Resolved {
-    link: Link,
-    zone: Option<Zone>,
-}
-
 /// Applies each network by itself: one that is refused keeps its last good zone and stops no other.
 pub(super) fn run(root: &Root, args: &Args) -> anyhow::Result<ExitCode> {
     let mut maps = view::open(root)?;
-    refuse_unfinished(root)?;
+    if police::is_unfinished(root)? {
+        return Err(NetworkError::Unfinished.into());
+    }
     let masters = police::masters(root)?;
     let mut node = Netlink::open()?;
     let mut networks = Vec::new();
@@ -54,11 +42,11 @@ pub(super) fn run(root: &Root, args: &Args) -> anyhow::Result<ExitCode> {
     let mut refused = false;
     for network in &networks {
         let name = network.conf.name.as_str();
-        let result = read(&masters, &mut node, network).and_then(|resolved| match &mut maps {
+        let result = resolve(&masters, &mut node, network).and_then(|resolved| match &mut maps {
             Some(maps) => apply(root, maps, network, &resolved),
             None => Ok(()),
         });
-        if let Err(error) = result {
+        if let Err(error) = result.map_err(anyhow::Error::from) {
             refused = true;
             let kept = kept(maps.as_ref(), name)?;
             eprintln!("netpath: {name} is refused, {kept}: {error:#}");
@@ -78,92 +66,23 @@ pub(super) fn run(root: &Root, args: &Args) -> anyhow::Result<ExitCode> {
     }
 }
 
-/// Some hooks would not know of what is applied now.
-fn refuse_unfinished(root: &Root) -> anyhow::Result<()> {
-    if police::is_unfinished(root)? {
-        bail!(
-            "an upgrade was ended half-way, and some hooks would not know of what is applied now: run `netpath upgrade`"
-        );
-    }
-    Ok(())
-}
-
-fn read(masters: &Masters, node: &mut Netlink, network: &Network) -> anyhow::Result<Resolved> {
-    let link =
-        police::resolve_master(node, network.master.as_deref())?.ok_or_else(|| match &network.master {
-            Some(master) => anyhow!("no link `{master}` on this node, which `master` names"),
-            None => anyhow!(
-                "it names no `master`, and this node has no default route whose interface it could be"
-            ),
-        })?;
-    let names: Vec<&str> =
-        std::iter::once(link.name.as_str()).chain(link.alt_names.iter().map(String::as_str)).collect();
-    let entry = masters.find(&names)?;
-    if let Some(entry) = entry {
-        entry.check_type(&network.conf.kind)?;
-    }
-    let conf = ZoneConf::from_conf(&network.conf.raw)?;
-    let zone = resolve(conf.as_ref(), network.conf.ipam.local_subnets().as_deref(), entry)?;
-    for warning in zone.iter().flat_map(Zone::warnings) {
+fn resolve(masters: &Masters, node: &mut Netlink, network: &Network) -> Result<Resolved, NetworkError> {
+    let resolved = network.resolve(masters, node)?;
+    for warning in resolved.zone.iter().flat_map(Zone::warnings) {
         eprintln!("netpath: {}: {warning}", network.conf.name);
     }
-    Ok(Resolved { link, zone })
+    Ok(resolved)
 }
 
-fn apply(root: &Root, maps: &mut Maps, network: &Network, resolved: &Resolved) -> anyhow::Result<()> {
+fn apply(root: &Root, maps: &mut Maps, network: &Network, resolved: &Resolved) -> Result<(), NetworkError> {
     let (name, master) = (network.conf.name.as_str(), resolved.link.name.as_str());
-    let cookie = netns::cookie().unwrap_or(0);
-    let found = maps.masters()?;
-    let found =
-        found.iter().find(|(_, row)| row.ifindex == resolved.link.index && row.netns_cookie == cookie);
-    let Some((id, _)) = found else {
-        say(format_args!(
+    match network.put_in_force(root, maps, resolved)? {
+        Some(applied) => say(summary(name, master, resolved.zone.as_ref(), &applied)),
+        None => say(format_args!(
             "{name}: valid, and {master} is not under police yet: no pod runs that it applies to"
-        ));
-        return Ok(());
-    };
-    let zones: Vec<u32> = police::running(root, maps, *id, name)?
-        .iter()
-        .map(|(_, _, row)| row.zone)
-        .filter(|id| *id != 0)
-        .collect();
-    maps.settle(&zones)?;
-    let (running, applied) = {
-        let _lock = Lock::acquire(root)?;
-        if !maps.is_in_force() {
-            bail!("other maps took the place of those that were read: apply it again");
-        }
-        // Whoever held the lock may have been ended in the middle of one.
-        refuse_unfinished(root)?;
-        let running = police::running(root, maps, *id, name)?;
-        let applied = police::apply(maps, &running, name, resolved.zone.as_ref())?;
-        (running, applied)
-    };
-    police::remember(root, &running, resolved.zone.as_ref())?;
-    say(summary(name, master, resolved.zone.as_ref(), &applied));
-    if resolved.zone.is_some() {
-        for (record, _, _) in running.iter().filter(|(record, _, _)| record.zone.is_none()) {
-            let pod = view::pod_of(record);
-            guard(record)
-                .with_context(|| format!("the zone is in force for {pod}, and its settings are not"))?;
-        }
+        )),
     }
     Ok(())
-}
-
-/// Sets what a policed interface needs set in its own namespace, as ADD does from the beginning.
-fn guard(record: &Record) -> anyhow::Result<()> {
-    let netns = Netns::open(&record.netns.path)?;
-    let identity = netns.identity()?;
-    if (identity.dev, identity.ino) != (record.netns.dev, record.netns.inode) {
-        // Another sandbox at the same path: the pod has ended.
-        return Ok(());
-    }
-    let mut effects = Effects::open(netns)?;
-    let link = effects.link(record.ifname.as_str())?;
-    let mut steps = plan::prepare(&record.ifname, link.mtu, &[], Guard::Policed)?;
-    steps.retain(|step| matches!(step, Step::SetSysctl { .. }));
-    Ok(exec::run(&mut effects, &steps, &mut UndoStack::default())?)
 }
 
 /// What was done, and how the zone differs from the one before.

@@ -1,23 +1,11 @@
 //! Networks as people keep them: NetworkAttachmentDefinitions in YAML or JSON, or bare CNI configurations.
 
-use serde_json::{Map, Value};
+use serde_json::Value;
 
 use crate::{
-    plugin::{CHAINED, MACVLAN},
-    spec::{
-        ConfError, NetConf,
-        json::{View, is_same_key},
-    },
+    police::{Network, NetworkError},
+    spec::json::View,
 };
-
-/// A network that netpath polices.
-#[derive(Clone, Debug, PartialEq)]
-pub(crate) struct Network {
-    /// The configuration whose zone counts.
-    pub(crate) conf: NetConf,
-    /// The master as written; `None` where the configuration leaves it to the default route.
-    pub(crate) master: Option<String>,
-}
 
 /// Why a file names no network.
 #[derive(Debug, thiserror::Error)]
@@ -25,52 +13,23 @@ pub(crate) enum ManifestError {
     /// Neither JSON nor YAML.
     #[error("it is not valid YAML")]
     Yaml(#[source] Box<serde_saphyr::Error>),
-    /// `config` of a manifest, or a whole file that begins like JSON.
-    #[error("{what} is not valid JSON")]
-    Json {
-        /// The manifest's `spec.config`, or the file.
-        what: &'static str,
-        /// What the parser says.
-        source: serde_json::Error,
-    },
+    /// It begins like JSON.
+    #[error("the file is not valid JSON")]
+    Json(#[source] serde_json::Error),
     /// Nothing of ours in it.
     #[error(
         "it holds neither a NetworkAttachmentDefinition nor a CNI configuration with a `type` or `plugins`"
     )]
     NoNetwork,
-    /// A definition without a configuration.
-    #[error("NetworkAttachmentDefinition `{name}` has no `spec.config`: write the CNI configuration there")]
-    NoConfig {
-        /// Its name.
-        name: String,
-    },
-    /// A configuration of plugins that netpath has nothing to do with.
-    #[error(
-        "network `{name}` is of type {}: only `macvlan`, or `netpath` behind another plugin, has a zone",
-        types.iter().map(|kind| format!("`{kind}`")).collect::<Vec<_>>().join(", ")
-    )]
-    NotPoliced {
-        /// Its name.
-        name: String,
-        /// The types it names.
-        types: Vec<String>,
-    },
-    /// A configuration that no ADD would take.
-    #[error("network `{name}` is not valid")]
-    Conf {
-        /// Its name.
-        name: String,
-        /// Which key.
-        source: ConfError,
-    },
+    /// A network of it.
+    #[error(transparent)]
+    Network(#[from] NetworkError),
 }
 
 /// The networks of a file. Objects of other kinds in a manifest are passed over.
 pub(crate) fn networks(text: &str) -> Result<Vec<Network>, ManifestError> {
     let documents = match text.trim_start().starts_with('{') {
-        true => vec![
-            serde_json::from_str(text).map_err(|source| ManifestError::Json { what: "the file", source })?,
-        ],
+        true => vec![serde_json::from_str(text).map_err(ManifestError::Json)?],
         false => serde_saphyr::from_multiple::<Value>(text)
             .map_err(|error| ManifestError::Yaml(Box::new(error)))?,
     };
@@ -85,18 +44,12 @@ fn collect(document: Value, found: &mut Vec<Network>) -> Result<(), ManifestErro
     let Value::Object(mut document) = document else { return Ok(()) };
     match document.get("kind").and_then(Value::as_str) {
         Some("NetworkAttachmentDefinition") => {
-            let name = document.get("metadata").and_then(|meta| meta["name"].as_str()).unwrap_or_default();
+            let meta = |key: &str| document.get("metadata").and_then(|meta| meta[key].as_str());
+            let name = meta("name").unwrap_or_default();
+            // One that does not say it is put where kubectl is told.
+            let nad = meta("namespace").map(|namespace| format!("{namespace}/{name}"));
             let config = document.get("spec").and_then(|spec| spec["config"].as_str());
-            let Some(config) = config.filter(|config| !config.trim().is_empty()) else {
-                return Err(ManifestError::NoConfig { name: name.to_owned() });
-            };
-            let mut conf: Map<String, Value> = serde_json::from_str(config)
-                .map_err(|source| ManifestError::Json { what: "`spec.config`", source })?;
-            // A configuration without a name is given its definition's, as Multus does it.
-            if key(&conf, "name").and_then(Value::as_str).is_none_or(str::is_empty) {
-                conf.insert("name".to_owned(), name.into());
-            }
-            found.push(network(&conf)?);
+            found.push(Network::of_definition(name, config, nad)?);
         }
         Some("List" | "NetworkAttachmentDefinitionList") => {
             if let Some(Value::Array(items)) = document.remove("items") {
@@ -106,51 +59,12 @@ fn collect(document: Value, found: &mut Vec<Network>) -> Result<(), ManifestErro
             }
         }
         Some(_) => {}
-        None if key(&document, "type").is_some() || key(&document, "plugins").is_some() => {
-            found.push(network(&document)?);
+        None if ["type", "plugins"].iter().any(|key| View::root(&document).get(key).is_some()) => {
+            found.push(Network::of_conf(&document, None)?);
         }
         None => {}
     }
     Ok(())
-}
-
-/// The part of a configuration whose zone counts: of a list the plugin that polices.
-fn network(conf: &Map<String, Value>) -> Result<Network, ManifestError> {
-    let name = key(conf, "name").and_then(Value::as_str).unwrap_or_default().to_owned();
-    let kind = |plugin: &Map<String, Value>| {
-        key(plugin, "type").and_then(Value::as_str).unwrap_or_default().to_owned()
-    };
-    let plugins: Vec<Map<String, Value>> = match key(conf, "plugins") {
-        Some(Value::Array(plugins)) => {
-            plugins.iter().filter_map(Value::as_object).map(|plugin| inherit(plugin, conf)).collect()
-        }
-        _ => vec![conf.clone()],
-    };
-    let of = |wanted: &str| plugins.iter().rfind(|plugin| kind(plugin) == wanted);
-    let Some(policing) = of(CHAINED).or_else(|| of(MACVLAN)) else {
-        return Err(ManifestError::NotPoliced { name, types: plugins.iter().map(kind).collect() });
-    };
-    let master = of(MACVLAN).and_then(|plugin| key(plugin, "master")?.as_str());
-    let bytes = Value::Object(policing.clone()).to_string();
-    let conf = NetConf::parse(bytes.as_bytes()).map_err(|source| ManifestError::Conf { name, source })?;
-    Ok(Network { conf, master: master.filter(|master| !master.is_empty()).map(str::to_owned) })
-}
-
-/// A plugin of a list as it is called: with the list's name and version.
-fn inherit(plugin: &Map<String, Value>, list: &Map<String, Value>) -> Map<String, Value> {
-    let mut plugin = plugin.clone();
-    for inherited in ["name", "cniVersion"] {
-        if let Some(value) = key(list, inherited) {
-            plugin.retain(|other, _| !is_same_key(other, inherited));
-            plugin.insert(inherited.to_owned(), value.clone());
-        }
-    }
-    plugin
-}
-
-/// A key as the plugin reads it: in any case, and of several the last.
-fn key<'a>(object: &'a Map<String, Value>, name: &str) -> Option<&'a Value> {
-    View::root(object).get(name)
 }
 
 #[cfg(test)]
@@ -158,6 +72,7 @@ mod tests {
     use std::error::Error;
 
     use super::*;
+    use crate::plugin::CHAINED;
 
     const NAD: &str = r#"
 apiVersion: v1

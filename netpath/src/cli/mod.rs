@@ -1,5 +1,6 @@
 //! The operator's tool.
 
+mod agent;
 mod apply;
 mod attach;
 mod docs;
@@ -54,6 +55,8 @@ enum Command {
     Attach(attach::Args),
     /// Bring what is in force to this version and to settings.json, without a gap.
     Upgrade(upgrade::Args),
+    /// Keep this node true to the cluster, and serve metrics; runs until it is told to end.
+    Agent(agent::Args),
     /// End what is dead and what no runtime will send a DEL for any more.
     Sweep(sweep::Args),
     /// Detach everything and remove every pin; asks first.
@@ -78,6 +81,7 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Apply(args) => apply::run(&root, &args),
         Command::Attach(args) => attach::run(&root, &args),
         Command::Upgrade(args) => upgrade::run(&root, &args),
+        Command::Agent(args) => agent::run(&root, args),
         Command::Sweep(args) => sweep::run(&root, &args),
         Command::Uninstall(args) => uninstall::run(&root, &args),
         Command::Programs => programs::run(),

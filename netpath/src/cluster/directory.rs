@@ -35,13 +35,8 @@ impl Directory {
         self.sandboxes.join(format!("{sandbox}.json"))
     }
 
-    /// The object of this kind and name, in the file that comes first by name.
-    fn find(
-        &self,
-        kind: &str,
-        namespace: &str,
-        name: &str,
-    ) -> Result<Option<(PathBuf, Value)>, ClusterError> {
+    /// The files of manifests, by name.
+    fn files(&self) -> Result<Vec<PathBuf>, ClusterError> {
         let mut paths = Vec::new();
         for entry in fs::read_dir(&self.manifests)
             .map_err(ClusterError::io("list the networks in", &self.manifests))?
@@ -54,7 +49,17 @@ impl Directory {
                 && path.file_name().is_some_and(|name| !name.as_encoded_bytes().starts_with(b"."))
         });
         paths.sort();
-        for path in paths {
+        Ok(paths)
+    }
+
+    /// The object of this kind and name, in the file that comes first by name.
+    fn find(
+        &self,
+        kind: &str,
+        namespace: &str,
+        name: &str,
+    ) -> Result<Option<(PathBuf, Value)>, ClusterError> {
+        for path in self.files()? {
             let text = match fs::read_to_string(&path) {
                 Ok(text) => text,
                 // Removed meanwhile.
@@ -71,6 +76,25 @@ impl Directory {
             }
         }
         Ok(None)
+    }
+
+    /// All networks, by namespace and name; of two of one name the one in the file that comes first by name. A file that
+    /// cannot be read is passed over, and said to be.
+    pub fn nads(&self) -> Result<BTreeMap<(String, String), Nad>, ClusterError> {
+        let mut all = BTreeMap::new();
+        for path in self.files()? {
+            let read = fs::read_to_string(&path).map_err(ClusterError::io("read", &path));
+            match read.and_then(|text| documents(&path, &text)) {
+                Ok(documents) => documents.into_iter().for_each(|document| collect(document, &mut all)),
+                Err(error) => {
+                    tracing::warn!(
+                        error = &error as &dyn std::error::Error,
+                        "a file of networks is passed over"
+                    );
+                }
+            }
+        }
+        Ok(all)
     }
 
     /// What the file of a container says, where people without manifests write what it gets.
@@ -125,6 +149,23 @@ fn documents(path: &Path, text: &str) -> Result<Vec<Value>, ClusterError> {
     }
     serde_saphyr::from_multiple(text)
         .map_err(|source| ClusterError::Yaml { path: path.to_owned(), source: Box::new(source) })
+}
+
+/// The networks of a document.
+fn collect(document: Value, all: &mut BTreeMap<(String, String), Nad>) {
+    match document.get("kind").and_then(Value::as_str) {
+        Some("List" | "NetworkAttachmentDefinitionList") => {
+            let items = document.get("items").and_then(Value::as_array).cloned().unwrap_or_default();
+            items.into_iter().for_each(|item| collect(item, all));
+        }
+        Some("NetworkAttachmentDefinition") => match Nad::from_json(&document) {
+            Ok(nad) => drop(all.entry((nad.namespace.clone(), nad.name.clone())).or_insert(nad)),
+            Err(error) => {
+                tracing::warn!(error = &error as &dyn std::error::Error, "a network is passed over");
+            }
+        },
+        _ => {}
+    }
 }
 
 /// The object itself, or that in a list.

@@ -7,7 +7,7 @@ mod error;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-pub use api::Api;
+pub use api::{Api, Subject};
 pub use directory::Directory;
 pub use error::ClusterError;
 

@@ -76,6 +76,14 @@ impl Reason {
         }
     }
 
+    /// The stable label, where there can be no more than so many: all that are not known are `newer`.
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Known(reason) => reason.label(),
+            Self::Newer(_) => "newer",
+        }
+    }
+
     /// One sentence for people.
     pub const fn sentence(self) -> &'static str {
         match self {

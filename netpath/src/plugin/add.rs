@@ -267,6 +267,7 @@ pub(super) fn record(
             cookie: effects.cookie(),
         },
         network: call.conf.name.clone(),
+        nad: call.nad.map(str::to_owned),
         pod: match (&args.k8s_pod_namespace, &args.k8s_pod_name) {
             (Some(namespace), Some(name)) => {
                 Some(Pod { namespace: namespace.clone(), name: name.clone(), uid: args.k8s_pod_uid.clone() })
@@ -336,7 +337,7 @@ fn take_back(call: &Call<'_>, effects: &mut Effects, done: Done, failed: PluginE
 }
 
 /// An error with its causes in one line.
-pub(super) fn full(error: &(dyn std::error::Error + 'static)) -> String {
+pub(crate) fn full(error: &(dyn std::error::Error + 'static)) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {

@@ -46,7 +46,7 @@ pub(super) fn gc(call: &Call<'_>) -> Result<(), PluginError> {
             stdin: call.stdin,
             ipam: call.ipam.clone(),
             role: call.role,
-            nad_namespace: call.nad_namespace,
+            nad: call.nad,
         };
         if let Err(error) = del::del(&one) {
             match first {

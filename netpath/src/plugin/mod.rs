@@ -17,6 +17,7 @@ pub mod sweep;
 
 use serde_json::Value;
 
+pub(crate) use add::full;
 pub use error::PluginError;
 pub use meta::MetaError;
 
@@ -52,8 +53,8 @@ struct Call<'a> {
     stdin: &'a [u8],
     ipam: IpamConf,
     role: Role,
-    /// Namespace of the NAD, where there is one.
-    nad_namespace: Option<&'a str>,
+    /// `namespace/name` of the NAD, where there is one.
+    nad: Option<&'a str>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -92,15 +93,15 @@ fn dispatch(
     if env.command == Command::Version {
         return Ok(Some(supported_versions_json(NetConf::parse_version(stdin))));
     }
-    serve(root, env, stdin, &Origin { depth, nad_namespace: None })
+    serve(root, env, stdin, &Origin { depth, nad: None })
 }
 
 /// Where a call comes from.
 struct Origin<'a> {
     /// How many meta-plugins have executed each other already.
     depth: u32,
-    /// Namespace of the NAD, where there is one.
-    nad_namespace: Option<&'a str>,
+    /// `namespace/name` of the NAD, where there is one.
+    nad: Option<&'a str>,
 }
 
 /// Serves one call, be it the runtime's or that of the meta-plugin for one of its networks.
@@ -117,7 +118,7 @@ fn serve(root: &Root, env: CniEnv, stdin: &[u8], origin: &Origin<'_>) -> Result<
         CHAINED => Role::Chained,
         other => return Err(PluginError::Type { kind: other.to_owned() }),
     };
-    let call = Call { root, env, conf, stdin, ipam, role, nad_namespace: origin.nad_namespace };
+    let call = Call { root, env, conf, stdin, ipam, role, nad: origin.nad };
     match (call.env.command, call.role) {
         (Command::Add, Role::Macvlan) => call.in_other_netns(|call| add::add(call)).map(Some),
         (Command::Add, Role::Chained) => call.in_other_netns(|call| chained::add(call)).map(Some),

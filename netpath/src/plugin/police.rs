@@ -43,7 +43,8 @@ impl Rules {
         let conf = ZoneConf::from_conf(&call.conf.raw)?;
         if let Some(entry) = &entry {
             entry.check_type(&call.conf.kind)?;
-            entry.check_namespaces(call.nad_namespace, call.env.args.k8s_pod_namespace.as_deref())?;
+            let namespace = call.nad.and_then(|nad| nad.split_once('/')).map(|(namespace, _)| namespace);
+            entry.check_namespaces(namespace, call.env.args.k8s_pod_namespace.as_deref())?;
         }
         let zone = resolve(conf.as_ref(), call.ipam.local_subnets().as_deref(), entry.as_ref())?;
         for warning in zone.iter().flat_map(Zone::warnings) {

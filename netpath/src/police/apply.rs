@@ -37,12 +37,17 @@ pub struct Rewritten {
 /// An attachment that runs: its record and its row.
 pub type Running = (Record, EndpointKey, Endpoint);
 
-/// The attachments of network `network` that run on the master with dense id `master`.
-pub fn running(root: &Root, maps: &Maps, master: u16, network: &str) -> Result<Vec<Running>, PoliceError> {
+/// The attachments that run on the master with dense id `master`, of those that `is_meant` picks.
+pub fn running(
+    root: &Root,
+    maps: &Maps,
+    master: u16,
+    is_meant: impl Fn(&Record) -> bool,
+) -> Result<Vec<Running>, PoliceError> {
     let boot = state::boot_id()?;
     let rows = maps.endpoints()?;
     let records = Records::new(root).all()?.records.into_iter();
-    let found = records.filter(|record| record.boot_id == boot && record.network.as_str() == network);
+    let found = records.filter(|record| record.boot_id == boot && is_meant(record));
     let found = found.filter_map(|record| {
         let own = record.endpoint?;
         let (key, row) = rows.iter().find(|(key, row)| {

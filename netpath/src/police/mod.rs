@@ -9,6 +9,7 @@ mod carry;
 mod identity;
 mod master;
 mod neighbours;
+mod network;
 mod row;
 mod upgrade;
 
@@ -20,6 +21,7 @@ pub use master::{
     Attached, MasterLink, ahead, attach, check_bpffs, maps, refresh_promisc, resolve_master, uninstall,
 };
 pub use neighbours::{Neighbours, is_gone, is_netns_gone, names};
+pub use network::{GuardError, Network, NetworkError, Resolved};
 pub use row::{Wanted, check, content, enter, image, leave, readdress};
 pub use upgrade::{Outcome, Step, Upgraded, Watch, is_under_police, is_unfinished, upgrade};
 

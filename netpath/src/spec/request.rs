@@ -48,6 +48,11 @@ const DEVICE: &str = "deviceID";
 type Wish = (&'static str, Value);
 
 impl Delegate {
+    /// `namespace/name` of the NAD, where there is one.
+    pub fn nad(&self) -> Option<&str> {
+        self.nad_namespace.as_ref().map(|_| self.label.as_str())
+    }
+
     /// The network `index` of a pod. `first` is the name of the first interface.
     ///
     /// An interface that the pod names counts all the same: the second network is `net1` whatever the first is.

@@ -31,6 +31,9 @@ pub struct Record {
     /// `name` of the network configuration.
     #[serde(with = "as_text")]
     pub network: NetworkName,
+    /// `namespace/name` of the NetworkAttachmentDefinition that it came from, where whoever called knew one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub nad: Option<String>,
     /// The pod, where the runtime named one.
     pub pod: Option<Pod>,
     /// The network configuration as executed: a changed NAD must not change how the attachment ends.

@@ -78,6 +78,11 @@ impl Sandboxes {
         Ok(whole::replace(&self.path(id), &json(sandbox))?)
     }
 
+    /// Writes it where there is one: one that was ended meanwhile stays ended.
+    pub fn update(&self, sandbox: &Sandbox, id: &ContainerId) -> Result<bool, StateError> {
+        Ok(whole::update(&self.path(id), &json(sandbox))?)
+    }
+
     /// Removes it.
     pub fn remove(&self, id: &ContainerId) -> Result<bool, StateError> {
         Ok(whole::remove(&self.path(id))?)

@@ -19,6 +19,7 @@ fn record(container_id: &str, ifname: &str) -> Record {
         boot_id: "b4a01ff2-60fd-4b85-9d7b-7e4b0d8c6f6e".to_owned(),
         netns: Netns { path: "/run/netns/a".into(), dev: 4, inode: 4_026_532_222, cookie: Some(u64::MAX) },
         network: NetworkName::parse("name", "priv").unwrap(),
+        nad: Some("web/priv".to_owned()),
         pod: Some(Pod { namespace: "default".into(), name: "web".into(), uid: Some("u-1".into()) }),
         conf: conf.as_object().unwrap().clone(),
         master: Some(Master { name: "enp0s8".into(), ifindex: 3, id: Some(1) }),
@@ -43,6 +44,7 @@ fn what_is_written_is_read() {
     let bare = Record {
         phase: Phase::Adding,
         kind: Kind::Chained,
+        nad: None,
         pod: None,
         master: None,
         mac: None,

@@ -4,6 +4,7 @@
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use netpath::kernel::bpf::attach::Via;
@@ -44,6 +45,8 @@ pub(crate) struct Node {
     pub(crate) netns: NetNs,
     pub(crate) outside: NetNs,
     pub(crate) root: Root,
+    /// CNI_ARGS of the calls from now on.
+    pub(crate) args: Mutex<String>,
     directory: TempDir,
 }
 
@@ -64,7 +67,8 @@ impl Node {
     fn make(entry: &Value, v6: bool) -> Self {
         let directory = TempDir::with_prefix("netpath-node-").expect("a temporary directory");
         let root = Root::new(directory.path());
-        let node = Self { netns: NetNs::new("node"), outside: NetNs::new("out"), root, directory };
+        let (netns, outside, args) = (NetNs::new("node"), NetNs::new("out"), Mutex::default());
+        let node = Self { netns, outside, root, args, directory };
         for netns in [&node.netns, &node.outside] {
             quiet(netns, v6);
         }
@@ -124,7 +128,7 @@ impl Node {
         self.netns.within(|| command.output()).expect("the tool can be run")
     }
 
-    fn command(&self) -> Command {
+    pub(crate) fn command(&self) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_netpath"));
         command.env_clear().env("NETPATH_ROOT", self.directory.path());
         command
@@ -136,6 +140,7 @@ impl Node {
         command.env("CNI_COMMAND", verb).env("CNI_CONTAINERID", pod.name()).env("CNI_NETNS", pod.path());
         command
             .env("CNI_IFNAME", "net1")
+            .env("CNI_ARGS", &*self.args.lock().expect("nobody panicked with it"))
             .env("CNI_PATH", self.directory.path().join("bin"))
             .env("PATH", "/usr/sbin:/usr/bin");
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());

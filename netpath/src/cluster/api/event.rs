@@ -12,6 +12,31 @@ const COMPONENT: &str = "netpath";
 /// The longest name of an object.
 const NAME_LIMIT: usize = 253;
 
+/// What an event is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Subject {
+    /// A pod.
+    Pod,
+    /// A NetworkAttachmentDefinition.
+    Network,
+}
+
+impl Subject {
+    fn api_version(self) -> &'static str {
+        match self {
+            Self::Pod => "v1",
+            Self::Network => "k8s.cni.cncf.io/v1",
+        }
+    }
+
+    fn kind(self) -> &'static str {
+        match self {
+            Self::Pod => "Pod",
+            Self::Network => "NetworkAttachmentDefinition",
+        }
+    }
+}
+
 /// The object's name: the same for the same thing said of the same pod, so that what a pod is told again and again,
 /// by as many processes, is one event with a count.
 pub(super) fn name(pod: &PodRef, event: &Event) -> String {
@@ -30,13 +55,14 @@ pub(super) fn name(pod: &PodRef, event: &Event) -> String {
 /// The object of an event that happens for the first time.
 ///
 /// `kubectl describe` looks for the pod's UID, and for a static pod, which has two, for that of the runtime.
-pub(super) fn object(pod: &PodRef, event: &Event, host: &str, now: SystemTime) -> Value {
+pub(super) fn object(subject: Subject, pod: &PodRef, event: &Event, host: &str, now: SystemTime) -> Value {
     let now = timestamp(now);
     json!({
         "apiVersion": "v1",
         "kind": "Event",
         "metadata": {"name": name(pod, event), "namespace": pod.namespace},
-        "involvedObject": {"apiVersion": "v1", "kind": "Pod", "namespace": pod.namespace, "name": pod.name,
+        "involvedObject": {"apiVersion": subject.api_version(), "kind": subject.kind(),
+                           "namespace": pod.namespace, "name": pod.name,
                            "uid": pod.uid.as_deref().unwrap_or_default()},
         "reason": event.reason,
         "message": event.message,
@@ -122,7 +148,7 @@ mod tests {
     #[test]
     fn counts_go_on_where_they_were() {
         let now = UNIX_EPOCH + Duration::from_secs(1);
-        let first = object(&pod("p"), &event("m"), "worker01", now);
+        let first = object(Subject::Pod, &pod("p"), &event("m"), "worker01", now);
         assert_eq!(counted(&first), json!({"count": 2}));
         assert_eq!(again(now)["lastTimestamp"], first["firstTimestamp"]);
         assert_eq!(first["involvedObject"]["uid"], "u1");

@@ -22,6 +22,7 @@ use crate::root::Root;
 use crate::spec::network_status::NETWORK_STATUS;
 use crate::spec::{ContainerId, Event, Nad, PodRef};
 use client::{Answer, Client, Request, said};
+pub use event::Subject;
 
 const JSON: &str = "application/json";
 /// Of a pod only its metadata matters, and the rest of it is the larger part.
@@ -79,6 +80,29 @@ impl Api {
         }
     }
 
+    /// Posts events about an object within this time, and returns how many were not.
+    pub fn deliver_about(
+        &self,
+        subject: Subject,
+        object: &PodRef,
+        events: &[Event],
+        within: Duration,
+    ) -> usize {
+        if !is_object_name(&object.namespace) || !is_object_name(&object.name) {
+            return events.len();
+        }
+        let until = Instant::now() + within;
+        let host = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+        let mut lost = 0;
+        for event in events {
+            if let Err(error) = self.post_now(subject, object, event, host.trim(), until) {
+                tracing::debug!(reason = event.reason, error = ?error, "an event is lost");
+                lost += 1;
+            }
+        }
+        lost
+    }
+
     fn find_nad(&self, namespace: &str, name: &str) -> Result<Nad, ClusterError> {
         let missing = || ClusterError::NoNad { namespace: namespace.to_owned(), name: name.to_owned() };
         if !is_object_name(namespace) || !is_object_name(name) {
@@ -111,7 +135,14 @@ impl Api {
     }
 
     /// Posts an event, or counts up the one that is there.
-    fn post_now(&self, pod: &PodRef, event: &Event, host: &str, until: Instant) -> Result<(), ClusterError> {
+    fn post_now(
+        &self,
+        subject: Subject,
+        pod: &PodRef,
+        event: &Event,
+        host: &str,
+        until: Instant,
+    ) -> Result<(), ClusterError> {
         let now = SystemTime::now();
         let events = format!("/api/v1/namespaces/{}/events", pod.namespace);
         let one = format!("{events}/{}", event::name(pod, event));
@@ -126,7 +157,7 @@ impl Api {
                 _ => Err(self.refused(&request, &answer)),
             }
         };
-        let first = event::object(pod, event, host, now);
+        let first = event::object(subject, pod, event, host, now);
         if ask(Method::POST, &events, JSON, &first, 201)?.is_some() {
             return Ok(());
         }
@@ -214,19 +245,7 @@ impl Cluster for Api {
     }
 
     fn deliver(&self, pod: &PodRef, events: &[Event], within: Duration) -> usize {
-        if !is_object_name(&pod.namespace) || !is_object_name(&pod.name) {
-            return events.len();
-        }
-        let until = Instant::now() + within;
-        let host = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-        let mut lost = 0;
-        for event in events {
-            if let Err(error) = self.post_now(pod, event, host.trim(), until) {
-                tracing::debug!(reason = event.reason, error = ?error, "an event is lost");
-                lost += 1;
-            }
-        }
-        lost
+        self.deliver_about(Subject::Pod, pod, events, within)
     }
 
     fn forget(&self, _sandbox: &ContainerId) -> Result<(), ClusterError> {

@@ -506,6 +506,11 @@ impl Maps {
         set(&mut self.budgets, "budgets", id, budget)
     }
 
+    /// Whether what is counted under `id` is of this use of it still, be its row there or not.
+    pub fn is_last_use(&self, id: u32, generation: u32) -> Result<bool, MapsError> {
+        Ok(get(&self.owners, "owners", id)?.generation == generation)
+    }
+
     /// Drops by reason of endpoint `id`; 0 = frames that nobody owns.
     pub fn drops(&self, id: u32) -> Result<DropCounters, MapsError> {
         let mut drops: DropCounters = get(&self.drops, "drops", id)?;

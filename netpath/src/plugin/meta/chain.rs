@@ -99,7 +99,7 @@ pub(super) fn one(
             path: call.path.clone(),
             ..call.env.clone()
         };
-        let origin = Origin { depth: call.depth, nad_namespace: delegate.nad_namespace.as_deref() };
+        let origin = Origin { depth: call.depth, nad: delegate.nad() };
         return serve(call.root, env, stdin.as_bytes(), &origin);
     }
     if within.is_zero() {

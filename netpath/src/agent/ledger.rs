@@ -1,0 +1,249 @@
+//! Counters of pods as somebody who scrapes them sees them: they go on over the restart of a sandbox, of the agent and
+//! of the programs, and end with the pod.
+//!
+//! The kernel counts by attachment. A pod whose sandbox is made again gets a new one, and what the old one counted has
+//! to be added. The maps keep that until the id is used again, after all others were.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use netpath_ebpf::abi::{Counters, DropCounters, REASON_SLOTS};
+use serde::{Deserialize, Serialize};
+
+/// An interface of a pod: of this very one, and not of a later pod of its name.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub(super) struct Name {
+    /// Namespace of the pod; empty where the runtime named no pod.
+    pub(super) namespace: String,
+    /// Its name, or the container.
+    pub(super) pod: String,
+    /// Its UID; empty where the runtime named none.
+    pub(super) uid: String,
+    /// Name of the interface in the pod.
+    pub(super) interface: String,
+}
+
+/// A use of an id.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub(super) struct Id {
+    pub(super) id: u32,
+    pub(super) generation: u32,
+}
+
+/// What was counted of one interface.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Totals {
+    /// Packets and bytes sent, packets and bytes received, packets dropped and audited each way, in the order of
+    /// [`Counters`].
+    pub(super) counters: [u64; 8],
+    /// By direction, then whether it was dropped or audited, then reason: tx dropped, rx dropped, tx audited, rx audited.
+    pub(super) reasons: Vec<[u64; REASON_SLOTS]>,
+}
+
+impl Default for Totals {
+    fn default() -> Self {
+        Self { counters: [0; 8], reasons: vec![[0; REASON_SLOTS]; 4] }
+    }
+}
+
+impl Totals {
+    pub(super) fn new(counters: &Counters, drops: &DropCounters) -> Self {
+        let Counters { tx_packets, tx_bytes, rx_packets, rx_bytes, .. } = *counters;
+        let Counters { tx_dropped, rx_dropped, tx_audited, rx_audited, .. } = *counters;
+        Self {
+            counters: [
+                tx_packets, tx_bytes, rx_packets, rx_bytes, tx_dropped, rx_dropped, tx_audited, rx_audited,
+            ],
+            reasons: vec![drops.tx_dropped, drops.rx_dropped, drops.tx_audited, drops.rx_audited],
+        }
+    }
+
+    /// Adds what was counted before.
+    pub(super) fn add(&mut self, other: &Self) {
+        let own = self.counters.iter_mut().chain(self.reasons.iter_mut().flatten());
+        for (sum, more) in own.zip(other.counters.iter().chain(other.reasons.iter().flatten())) {
+            *sum = sum.saturating_add(*more);
+        }
+    }
+}
+
+/// An attachment that is there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Live {
+    pub(super) name: Name,
+    pub(super) id: Id,
+    pub(super) network: String,
+    pub(super) master: String,
+}
+
+/// One interface of one pod, for as long as there is the pod.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Series {
+    pub(super) id: Id,
+    pub(super) network: String,
+    pub(super) master: String,
+    /// What earlier attachments of it counted.
+    pub(super) carried: Totals,
+    /// Seconds since 1970 when it was seen in the kernel first, and last.
+    since: u64,
+    seen: u64,
+}
+
+/// How long an interface may be away before it is taken for gone, where nobody says whether its pod is.
+const AWAY: u64 = 300;
+
+/// Every interface that has, or had a moment ago, a row.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Ledger {
+    #[serde(with = "as_list")]
+    series: BTreeMap<Name, Series>,
+}
+
+impl Ledger {
+    /// Brings it up to date with what is `live` at `now`. `last` is what the kernel still has of an id that was
+    /// replaced; `pods` are the UIDs of the node's pods, where they are known. Returns whether anything is to be kept.
+    pub(super) fn update(
+        &mut self,
+        now: u64,
+        live: &[Live],
+        last: impl Fn(Id) -> Option<Totals>,
+        pods: Option<&BTreeSet<String>>,
+    ) -> bool {
+        let mut changed = false;
+        for Live { name, id, network, master } in live {
+            match self.series.get_mut(name) {
+                Some(series) if series.id == *id => series.seen = now,
+                Some(series) => {
+                    if let Some(last) = last(series.id) {
+                        series.carried.add(&last);
+                    }
+                    (series.id, series.seen) = (*id, now);
+                    series.network.clone_from(network);
+                    series.master.clone_from(master);
+                    changed = true;
+                }
+                None => {
+                    let (network, master) = (network.clone(), master.clone());
+                    let series = Series {
+                        id: *id,
+                        network,
+                        master,
+                        carried: Totals::default(),
+                        since: now,
+                        seen: now,
+                    };
+                    self.series.insert(name.clone(), series);
+                    changed = true;
+                }
+            }
+        }
+        let before = self.series.len();
+        self.series.retain(|name, series| {
+            series.seen == now
+                || match pods.filter(|_| !name.uid.is_empty()) {
+                    // Between two sandboxes of one pod.
+                    Some(pods) => pods.contains(&name.uid),
+                    None => now.saturating_sub(series.seen) < AWAY,
+                }
+        });
+        changed || self.series.len() != before
+    }
+
+    /// One series for each name that people know: of a pod that ends and one that takes its name the later one.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (&Name, &Series)> {
+        let mut shown: BTreeMap<(&str, &str, &str), (&Name, &Series)> = BTreeMap::new();
+        let order = |series: &Series| (series.seen, series.since, series.id.id);
+        for (name, series) in &self.series {
+            let key = (name.namespace.as_str(), name.pod.as_str(), name.interface.as_str());
+            match shown.get(&key) {
+                Some((_, other)) if order(series) < order(other) => {}
+                _ => drop(shown.insert(key, (name, series))),
+            }
+        }
+        shown.into_values()
+    }
+}
+
+/// JSON has no keys that are more than text.
+mod as_list {
+    use std::collections::BTreeMap;
+
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    use super::{Name, Series};
+
+    pub(super) fn serialize<S: Serializer>(
+        all: &BTreeMap<Name, Series>,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        all.iter().collect::<Vec<_>>().serialize(serializer)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<BTreeMap<Name, Series>, D::Error> {
+        Ok(Vec::<(Name, Series)>::deserialize(deserializer)?.into_iter().collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn name(uid: &str) -> Name {
+        Name { namespace: "default".into(), pod: "web".into(), uid: uid.into(), interface: "net1".into() }
+    }
+
+    fn live(uid: &str, id: u32) -> Live {
+        Live {
+            name: name(uid),
+            id: Id { id, generation: 1 },
+            network: "default/priv".into(),
+            master: "enp0s8".into(),
+        }
+    }
+
+    fn totals(count: u64) -> Totals {
+        Totals { counters: [count; 8], reasons: vec![[count; REASON_SLOTS]; 4] }
+    }
+
+    #[test]
+    fn a_pod_whose_sandbox_is_made_again_goes_on_counting() {
+        let mut ledger = Ledger::default();
+        let known = |id: Id| (id.id != 9).then(|| totals(u64::from(id.id)));
+        assert!(ledger.update(100, &[live("u", 5)], known, None));
+        assert!(!ledger.update(101, &[live("u", 5)], known, None), "nothing new is nothing to write");
+        assert!(ledger.update(102, &[live("u", 6)], known, None));
+        let (_, series) = ledger.iter().next().expect("one");
+        assert_eq!((series.id.id, &series.carried), (6, &totals(5)));
+        assert!(ledger.update(103, &[live("u", 9)], known, None));
+        assert!(ledger.update(104, &[live("u", 7)], known, None), "what the kernel has forgotten is lost");
+        assert_eq!(ledger.iter().next().expect("one").1.carried, totals(11));
+        let text = serde_json::to_string(&ledger).expect("plain");
+        assert_eq!(serde_json::from_str::<Ledger>(&text).expect("the same"), ledger);
+    }
+
+    #[test]
+    fn a_series_ends_with_its_pod() {
+        let mut ledger = Ledger::default();
+        let pods = BTreeSet::from(["u".to_owned()]);
+        let gone = BTreeSet::new();
+        ledger.update(100, &[live("u", 5)], |_| None, Some(&pods));
+        assert!(!ledger.update(10_000, &[], |_| None, Some(&pods)), "its sandbox is being made again");
+        assert!(ledger.update(10_001, &[], |_| None, Some(&gone)));
+        assert_eq!(ledger.iter().count(), 0);
+        // A later pod of that name is another one.
+        ledger.update(100, &[live("u", 5), live("v", 6)], |_| None, Some(&gone));
+        assert_eq!(ledger.series.len(), 2, "what is in the kernel is there, whatever the API says");
+        let shown: Vec<_> = ledger.iter().map(|(name, _)| name.uid.as_str()).collect();
+        assert_eq!(shown, ["v"], "and has one name only once");
+        assert!(!ledger.update(399, &[], |_| None, None));
+        assert!(ledger.update(400, &[], |_| None, None));
+    }
+
+    #[test]
+    fn sums_do_not_go_round() {
+        let mut sum = totals(u64::MAX - 1);
+        sum.add(&totals(5));
+        assert_eq!(sum, totals(u64::MAX));
+    }
+}

@@ -1,0 +1,248 @@
+//! The agent: keeps the node true to what the cluster says, and says what the node does.
+//!
+//! Nothing that a pod needs goes through it: programs and maps enforce and count, and the plugin adds and deletes, while
+//! it is down. One thread looks at wish and reality and brings them together, each time anew; watches and timers only
+//! wake it. One thread reads drop events. The rest, which waits for others, is asynchronous.
+
+mod drops;
+mod http;
+mod ledger;
+mod metrics;
+mod notice;
+mod repair;
+mod tell;
+mod watch;
+mod wish;
+mod work;
+
+use std::{
+    fs::{self, File},
+    io,
+    net::SocketAddr,
+    path::PathBuf,
+    sync::{
+        Arc, Mutex, MutexGuard,
+        mpsc::{self, Receiver, SyncSender, TrySendError},
+    },
+    thread,
+    time::Duration,
+};
+
+use kube::{Client, Config, config::Kubeconfig};
+use nix::fcntl::{Flock, FlockArg};
+
+use self::{metrics::Report, watch::What, wish::Wish};
+use crate::{plugin::full, root::Root};
+
+/// How an agent runs.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Name of the node in the cluster.
+    pub node: String,
+    /// Where metrics and health are served.
+    pub listen: SocketAddr,
+    /// How the API is reached; without one by what a pod is given, or `networks`.
+    pub kubeconfig: Option<PathBuf>,
+    /// A directory of manifests that stands in for the API.
+    pub networks: Option<PathBuf>,
+    /// Namespace of the ConfigMap `masters`.
+    pub namespace: String,
+    /// The kubeconfig by which events and network-status are written: the plugin's.
+    pub plugin_kubeconfig: Option<PathBuf>,
+}
+
+/// Why the agent ends.
+#[derive(Debug, thiserror::Error)]
+pub enum AgentError {
+    /// The lock file.
+    #[error("cannot take {}", path.display())]
+    Lock {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// Somebody has the port.
+    #[error("cannot serve metrics at {address}: choose another one by --listen")]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// Why.
+        source: io::Error,
+    },
+    /// The process cannot be set up.
+    #[error("cannot start")]
+    Start(#[source] io::Error),
+    /// No way to the API.
+    #[error("cannot read how the Kubernetes API is reached")]
+    Kubeconfig(#[source] Box<kube::config::KubeconfigError>),
+    /// Neither in a pod nor told.
+    #[error(
+        "not in a pod, so the Kubernetes API is not known: name a kubeconfig by --kubeconfig, or a directory of \
+         networks by --networks"
+    )]
+    InCluster(#[source] kube::config::InClusterError),
+    /// The client cannot be made.
+    #[error("cannot ask the Kubernetes API")]
+    Client(#[source] Box<kube::Error>),
+}
+
+/// What the threads share.
+struct Shared {
+    root: Root,
+    options: Options,
+    wish: Mutex<Wish>,
+    report: Mutex<Report>,
+    waiting: Mutex<tell::Waiting>,
+    kick: SyncSender<()>,
+}
+
+impl Shared {
+    fn wish(&self) -> MutexGuard<'_, Wish> {
+        self.wish.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    fn report(&self) -> MutexGuard<'_, Report> {
+        self.report.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    fn waiting(&self) -> MutexGuard<'_, tell::Waiting> {
+        self.waiting.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    /// Wakes the thread that works. One that is to be woken already will see all that there is.
+    fn wake(&self) {
+        match self.kick.try_send(()) {
+            Ok(()) | Err(TrySendError::Full(()) | TrySendError::Disconnected(())) => {}
+        }
+    }
+
+    /// A watch has something to tell.
+    fn heard(&self, what: What, change: Option<impl FnOnce(&mut Wish)>) {
+        self.report().watches.insert(what, None);
+        if let Some(change) = change {
+            change(&mut self.wish());
+            self.wake();
+        }
+    }
+
+    /// A watch is broken, and is being made again.
+    fn broken(&self, what: What, error: &(dyn std::error::Error + 'static)) {
+        let text = full(error);
+        let mut report = self.report();
+        *report.watch_errors.entry(what).or_default() += 1;
+        if report.watches.insert(what, Some(text.clone())).flatten().as_ref() != Some(&text) {
+            tracing::warn!(what = what.label(), error = text, "a watch is broken; what is in force stays");
+        }
+    }
+}
+
+/// Runs the agent until it is told to end.
+pub fn run(root: &Root, options: Options) -> Result<(), AgentError> {
+    let _lock = lock(root)?;
+    let (kick, kicked) = mpsc::sync_channel(1);
+    let shared = Arc::new(Shared {
+        root: root.clone(),
+        options,
+        wish: Mutex::default(),
+        report: Mutex::default(),
+        waiting: Mutex::default(),
+        kick,
+    });
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(AgentError::Start)?;
+    runtime.block_on(serve(&shared, kicked))
+}
+
+async fn serve(shared: &Arc<Shared>, kicked: Receiver<()>) -> Result<(), AgentError> {
+    let address = shared.options.listen;
+    let listener = tokio::net::TcpListener::bind(address)
+        .await
+        .map_err(|source| AgentError::Listen { address, source })?;
+    let client = client(shared).await?;
+    let spawn = |name: &str, work: Box<dyn FnOnce() + Send>| {
+        thread::Builder::new().name(name.to_owned()).spawn(work).map_err(AgentError::Start)
+    };
+    let own = Arc::clone(shared);
+    spawn("work", Box::new(move || work::run(&own, &kicked)))?;
+    let own = Arc::clone(shared);
+    spawn("drops", Box::new(move || drops::run(&own)))?;
+    let watches = async {
+        match client {
+            Some(client) => {
+                let (node, namespace) = (&shared.options.node, &shared.options.namespace);
+                let all = What::ALL.map(|what| watch::follow(client.clone(), what, node, namespace, shared));
+                futures_util::future::join_all(all).await;
+            }
+            None => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        () = http::serve(listener, shared) => {}
+        () = watches => {}
+        () = ended() => tracing::info!("ending; what is in force stays"),
+    }
+    Ok(())
+}
+
+/// Waits for a signal that asks the process to end.
+async fn ended() {
+    use tokio::signal::unix::{SignalKind, signal};
+    match (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) {
+        (Ok(mut terminate), Ok(mut interrupt)) => tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        },
+        // Without a handler the signal ends the process by itself.
+        _ => std::future::pending().await,
+    }
+}
+
+/// The API, unless a directory stands in for it.
+async fn client(shared: &Shared) -> Result<Option<Client>, AgentError> {
+    let options = &shared.options;
+    if options.networks.is_some() {
+        return Ok(None);
+    }
+    // The client of the plugin chooses as well.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let config = match &options.kubeconfig {
+        Some(path) => {
+            let failed = |error| AgentError::Kubeconfig(Box::new(error));
+            let file = Kubeconfig::read_from(path).map_err(failed)?;
+            Config::from_custom_kubeconfig(file, &Default::default()).await.map_err(failed)?
+        }
+        None => Config::incluster().map_err(AgentError::InCluster)?,
+    };
+    Client::try_from(config).map(Some).map_err(|error| AgentError::Client(Box::new(error)))
+}
+
+/// Waits until no other agent runs on this node: in a rolling update the next one comes before the last is gone.
+fn lock(root: &Root) -> Result<Flock<File>, AgentError> {
+    let path = root.agent_lock();
+    let failed = |source: io::Error| AgentError::Lock { path: path.clone(), source };
+    if let Some(parent) = path.parent() {
+        fs::create_dir_all(parent).map_err(failed)?;
+    }
+    let mut file =
+        File::options().read(true).write(true).create(true).truncate(false).open(&path).map_err(failed)?;
+    let mut known = None;
+    loop {
+        file = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(lock) => {
+                lock.set_len(0).map_err(failed)?;
+                fs::write(&path, format!("{}\n", std::process::id())).map_err(failed)?;
+                return Ok(lock);
+            }
+            Err((file, nix::Error::EWOULDBLOCK | nix::Error::EINTR)) => file,
+            Err((_, error)) => return Err(failed(error.into())),
+        };
+        let holder = fs::read_to_string(&path).unwrap_or_default();
+        if known.as_ref() != Some(&holder) {
+            tracing::info!(holder = holder.trim(), "another agent runs on this node; waiting for its end");
+            known = Some(holder);
+        }
+        // Nobody tells of the end of a lock with a name.
+        thread::park_timeout(Duration::from_millis(200));
+    }
+}

@@ -1,0 +1,52 @@
+//! When a pod's owner is told of drops: often enough to be of use, and never more than a cluster can bear.
+
+use std::{collections::BTreeMap, time::Duration};
+
+/// One pod is told of one reason so often.
+const PAUSE: Duration = Duration::from_secs(300);
+/// A node tells so many in [`MINUTE`].
+const PER_MINUTE: usize = 20;
+const MINUTE: Duration = Duration::from_secs(60);
+/// What is remembered: a pod that ends leaves its place to others.
+const REMEMBERED: usize = 4096;
+
+/// What was told when. Times are of any clock that does not go back.
+#[derive(Debug, Default)]
+pub(super) struct Notices {
+    told: BTreeMap<(u32, u32, u8), Duration>,
+    lately: Vec<Duration>,
+}
+
+impl Notices {
+    /// Whether the owner of this use of an id may be told of this reason now; if so it counts as told.
+    pub(super) fn allow(&mut self, id: u32, generation: u32, reason: u8, now: Duration) -> bool {
+        self.lately.retain(|then| now.saturating_sub(*then) < MINUTE);
+        self.told.retain(|_, then| now.saturating_sub(*then) < PAUSE);
+        let key = (id, generation, reason);
+        if self.told.contains_key(&key) || PER_MINUTE <= self.lately.len() || REMEMBERED <= self.told.len() {
+            return false;
+        }
+        self.told.insert(key, now);
+        self.lately.push(now);
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn once_in_five_minutes_each_and_twenty_a_minute_in_all() {
+        let mut notices = Notices::default();
+        let at = Duration::from_secs;
+        assert!(notices.allow(1, 1, 14, at(0)) && !notices.allow(1, 1, 14, at(299)));
+        assert!(notices.allow(1, 1, 15, at(1)), "another reason");
+        assert!(notices.allow(1, 2, 14, at(2)), "another use of the id");
+        assert!(notices.allow(1, 1, 14, at(300)));
+        let mut notices = Notices::default();
+        let told = (1..100).filter(|id| notices.allow(*id, 1, 14, at(0))).count();
+        assert_eq!(told, PER_MINUTE);
+        assert!(!notices.allow(200, 1, 14, at(59)) && notices.allow(200, 1, 14, at(60)));
+    }
+}

@@ -1,0 +1,74 @@
+//! Events on pods and networks, posted with the plugin's credentials, and never at the price of anything else.
+
+use std::{
+    collections::VecDeque,
+    time::{Duration, Instant},
+};
+
+use super::Shared;
+use crate::{
+    cluster::{Api, Subject},
+    spec::{Event, PodRef, Severity},
+    state::Record,
+};
+
+/// Events that wait; more are lost, and counted.
+const WAITING: usize = 200;
+/// The time that all that wait have in one pass.
+const WITHIN: Duration = Duration::from_secs(5);
+
+/// What waits to be posted.
+#[derive(Debug, Default)]
+pub(super) struct Waiting(VecDeque<(Subject, PodRef, Event)>);
+
+impl Shared {
+    /// Tells the owner of an attachment's pod.
+    pub(super) fn tell_pod(&self, record: &Record, event: Event) {
+        let Some(pod) = &record.pod else { return };
+        let pod = PodRef { namespace: pod.namespace.clone(), name: pod.name.clone(), uid: pod.uid.clone() };
+        self.tell(Subject::Pod, pod, event);
+    }
+
+    /// Tells the owner of a network that it cannot be put in force.
+    pub(super) fn tell_network(&self, network: PodRef, why: &str) {
+        let event = Event {
+            severity: Severity::Warning,
+            reason: "NetworkRefused".to_owned(),
+            message: format!("its last good zone stays in force: {why}"),
+        };
+        self.tell(Subject::Network, network, event);
+    }
+
+    /// Tells the owner of an object.
+    pub(super) fn tell(&self, subject: Subject, object: PodRef, event: Event) {
+        let mut waiting = self.waiting();
+        if WAITING <= waiting.0.len() {
+            self.report().events_lost += 1;
+            return;
+        }
+        waiting.0.push_back((subject, object, event));
+        drop(waiting);
+        self.wake();
+    }
+
+    /// Posts what waits. Whoever calls has time.
+    pub(super) fn post(&self) {
+        let all = std::mem::take(&mut self.waiting().0);
+        let Some(kubeconfig) = self.options.plugin_kubeconfig.as_ref().filter(|_| !all.is_empty()) else {
+            return;
+        };
+        let until = Instant::now() + WITHIN;
+        let api = Api::new(&self.root, kubeconfig.clone(), until);
+        let (mut posted, mut lost) = (0, 0);
+        for (subject, object, event) in all {
+            let left = until.saturating_duration_since(Instant::now());
+            match api.deliver_about(subject, &object, &[event], left) {
+                0 => posted += 1,
+                _ => lost += 1,
+            }
+        }
+        let mut report = self.report();
+        report.events_posted += posted;
+        report.events_lost += lost;
+    }
+}

@@ -1,0 +1,563 @@
+//! Brings wish and reality together: everything is looked at anew each time, and what differs is changed.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    path::PathBuf,
+    sync::mpsc::{Receiver, RecvTimeoutError},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
+
+use netpath_ebpf::abi::{kind, mode};
+
+use super::{Shared, repair::Repairs, wish::Definition};
+use crate::{
+    cluster::{Api, Cluster as _, Subject, Which},
+    cri,
+    kernel::{
+        bpf::{
+            Hook,
+            attach::{self, Change, HookState},
+            maps::Maps,
+        },
+        netlink::{Link, Netlink},
+        netns,
+    },
+    plugin::{
+        full,
+        sweep::{self, Life},
+    },
+    police::{self, MasterLink, Network, NetworkError, PoliceError},
+    root::Root,
+    spec::{ContainerId, Event, PodRef, Severity, meta::BIN_DIR},
+    state::{self, Lock, Phase, Record, Records, Sandbox, Sandboxes},
+    whole,
+    zone::{MasterEntry, Masters, Xdp, compile},
+};
+
+/// How often all is looked at where nobody tells of a change.
+const PACE: Duration = Duration::from_secs(5);
+/// Changes that come within this time are looked at together.
+const GATHER: Duration = Duration::from_millis(5);
+/// How often it is looked for what nobody will end.
+const SWEEP: Duration = Duration::from_secs(300);
+/// How long the lock is waited for by who has time.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// How long a call of the API may take that nobody waits for.
+const API: Duration = Duration::from_secs(10);
+
+type Failed = Box<dyn std::error::Error + Send + Sync>;
+type Done = Result<(), Failed>;
+
+/// Works for as long as the process lives.
+pub(super) fn run(shared: &Shared, kicked: &Receiver<()>) {
+    let mut work = Work::new(shared);
+    loop {
+        work.pass();
+        match kicked.recv_timeout(PACE) {
+            // More of the same may be on its way.
+            Ok(()) => drop(kicked.recv_timeout(GATHER)),
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => return,
+        }
+        while kicked.try_recv().is_ok() {}
+    }
+}
+
+struct Work<'a> {
+    shared: &'a Shared,
+    root: &'a Root,
+    began: Instant,
+    is_upgraded: bool,
+    repairs: Repairs,
+    /// Masters, by name and index, whose hooks were complete once: what is missing since was taken.
+    complete: BTreeSet<(String, u32)>,
+    listing: Listing,
+    /// What was found of definitions without attachments, by name: looked at again when they change.
+    checked: BTreeMap<String, (Definition, Option<String>)>,
+    /// Networks whose owners were told, by UID and generation.
+    told: BTreeSet<(String, i64)>,
+    /// Pods whose owners were told, by UID.
+    bare: BTreeSet<String>,
+    swept: Option<Instant>,
+}
+
+impl<'a> Work<'a> {
+    fn new(shared: &'a Shared) -> Self {
+        Self {
+            shared,
+            root: &shared.root,
+            began: Instant::now(),
+            is_upgraded: false,
+            repairs: Repairs::default(),
+            complete: BTreeSet::new(),
+            listing: Listing::default(),
+            checked: BTreeMap::new(),
+            told: BTreeSet::new(),
+            bare: BTreeSet::new(),
+            swept: None,
+        }
+    }
+
+    fn pass(&mut self) {
+        let is_disabled = self.root.disable().exists();
+        self.shared.report().is_disabled = is_disabled;
+        // Whoever uninstalled netpath must not have it come back.
+        if !is_disabled {
+            let is_upgraded = self.step("upgrade", Self::upgrade);
+            self.step("masters.json", Self::render);
+            if is_upgraded {
+                self.step("masters", Self::masters);
+                self.step("networks", Self::networks);
+            }
+            self.step("pods", Self::pods);
+            self.step("sandboxes", Self::sandboxes);
+            self.step("sweep", Self::sweep);
+        }
+        self.shared.post();
+        self.shared.report().passes += 1;
+    }
+
+    /// Does one thing; that it failed is said once, and stops no other.
+    fn step(&mut self, what: &'static str, does: fn(&mut Self) -> Done) -> bool {
+        let result = does(self);
+        let mut report = self.shared.report();
+        match result {
+            Ok(()) => {
+                if report.errors.remove(what).is_some() {
+                    tracing::info!(what, "works again");
+                }
+                true
+            }
+            Err(error) => {
+                let error = full(&*error);
+                if report.errors.get(what) != Some(&error) {
+                    tracing::error!(what, error, "cannot be done now");
+                }
+                report.errors.insert(what, error);
+                false
+            }
+        }
+    }
+
+    /// What is in force is brought to this version, before a plugin of this version meets it.
+    fn upgrade(&mut self) -> Done {
+        if !self.is_upgraded {
+            let mut node = Netlink::open()?;
+            let _lock = Lock::acquire_within(self.root, PATIENCE)?;
+            let outcome = police::upgrade(self.root, &mut node, false, &mut |_| Ok(()))?;
+            tracing::info!(?outcome, "what is in force is of this version");
+            self.is_upgraded = true;
+        }
+        Ok(())
+    }
+
+    /// The administrator's word as the cluster has it. Where the cluster has none the file is somebody else's.
+    fn render(&mut self) -> Done {
+        let Some(Some(wanted)) = self.shared.wish().masters.clone() else { return Ok(()) };
+        let path = self.root.masters();
+        if fs::read(&path).is_ok_and(|bytes| bytes == wanted.as_bytes()) {
+            return Ok(());
+        }
+        // One wrong entry would stop every policed ADD: what was good stays.
+        Masters::parse(&path, wanted.as_bytes())?;
+        whole::replace(&path, wanted.as_bytes())?;
+        tracing::info!(path = %path.display(), "written as the cluster has it");
+        Ok(())
+    }
+
+    /// Every master that the administrator names, or that pods are on, is under police, and stays so.
+    fn masters(&mut self) -> Done {
+        let entries = police::masters(self.root)?;
+        let mut node = Netlink::open()?;
+        let links = node.links()?;
+        let rows = match police::maps(self.root)? {
+            Some(maps) => maps.masters()?,
+            None => Vec::new(),
+        };
+        let cookie = netns::cookie().unwrap_or(0);
+        let mut failed = None;
+        for link in links {
+            let entry = entries.find(&names(&link))?.cloned();
+            let row = rows.iter().find(|(_, row)| row.ifindex == link.index && row.netns_cookie == cookie);
+            if entry.is_none() && row.is_none() {
+                continue;
+            }
+            let name = link.name.clone();
+            if let Err(error) = self.keep(&mut node, link, entry, row.map(|(id, _)| *id)) {
+                failed = failed.or(Some(format!("{name}: {}", full(&*error))));
+            }
+        }
+        failed.map_or(Ok(()), |error| Err(error.into()))
+    }
+
+    /// Attaches what is missing of one master, unless somebody takes it away again and again.
+    fn keep(&mut self, node: &mut Netlink, link: Link, entry: Option<MasterEntry>, id: Option<u16>) -> Done {
+        let key = (link.name.clone(), link.index);
+        let wants_xdp = entry.as_ref().is_some_and(|entry| entry.xdp() == Xdp::Native);
+        let missing = match id {
+            Some(id) => missing(&attach::inspect(&self.root.pins(), id, link.index)?, wants_xdp),
+            None => Vec::new(),
+        };
+        if self.complete.contains(&key) && !missing.is_empty() {
+            let now = self.began.elapsed();
+            if !self.repairs.allow(&link.name, now) {
+                let hooks: Vec<_> = missing.iter().map(|hook| hook.name()).collect();
+                return Err(format!(
+                    "{} is taken off again and again, and was attached three times within ten minutes: find out \
+                     who does it (`bpftool net show dev {}`); pods on it are not policed there",
+                    hooks.join(", "),
+                    link.name
+                )
+                .into());
+            }
+        }
+        let attached = {
+            let _lock = Lock::acquire(self.root)?;
+            police::attach(self.root, node, &MasterLink { link, entry }, false)?
+        };
+        let is_repair = self.complete.contains(&key);
+        for change in attached.changes {
+            let (Change::Attached(hook, _) | Change::Replaced(hook, _) | Change::Detached(hook)) = change;
+            if is_repair {
+                tracing::warn!(
+                    master = key.0,
+                    hook = hook.name(),
+                    "was taken off by somebody and is attached again"
+                );
+                *self.shared.report().repairs.entry((key.0.clone(), hook.name())).or_default() += 1;
+            } else {
+                tracing::info!(master = key.0, hook = hook.name(), "attached");
+            }
+        }
+        self.complete.insert(key);
+        Ok(())
+    }
+
+    /// Every network that has attachments is in force for them as it is defined now.
+    fn networks(&mut self) -> Done {
+        let definitions = self.definitions()?;
+        let Some(definitions) = definitions else { return Ok(()) };
+        let masters = police::masters(self.root)?;
+        let mut node = Netlink::open()?;
+        let mut maps = police::maps(self.root)?;
+        self.listing.read(self.root)?;
+        let zones = match &maps {
+            Some(maps) => Zones::read(maps)?,
+            None => Zones::default(),
+        };
+        let mut refused = BTreeMap::new();
+        self.checked.retain(|name, _| definitions.contains_key(name));
+        for (name, definition) in &definitions {
+            let network = match self.network(name, definition) {
+                Ok(Some(network)) => network,
+                Ok(None) => continue,
+                Err(error) => {
+                    refused.insert(name.clone(), (definition, error));
+                    continue;
+                }
+            };
+            let same = definitions.iter().filter(|(other, it)| {
+                *other != name && conf_name(other, it).as_deref() == Some(network.conf.name.as_str())
+            });
+            // A record that does not say where it comes from is nobody's where two definitions could have made it.
+            let is_alone = same.count() == 0;
+            let own: Vec<&Record> = self
+                .listing
+                .records
+                .iter()
+                .filter(|record| network.is_of(record) && (record.nad.is_some() || is_alone))
+                .collect();
+            if own.is_empty() {
+                continue;
+            }
+            let result = put(self.root, &masters, &mut node, maps.as_mut(), &zones, &network, &own);
+            match result {
+                Ok(changed) if changed => {
+                    tracing::info!(network = name, "its zone is in force for the pods that run");
+                    self.shared.report().zone_changes += 1;
+                }
+                Ok(_) => {}
+                Err(NetworkError::NoMaster { .. } | NetworkError::NoDefault) => {}
+                Err(error) => {
+                    refused.insert(name.clone(), (definition, full(&error)));
+                }
+            }
+        }
+        for (name, (definition, error)) in &refused {
+            self.refuse(name, definition, error);
+        }
+        self.shared.report().refused = refused.into_iter().map(|(name, (_, error))| (name, error)).collect();
+        Ok(())
+    }
+
+    /// What the cluster has, or the directory that stands in for it; `None` while that is not known.
+    fn definitions(&self) -> Result<Option<BTreeMap<String, Definition>>, Failed> {
+        match &self.shared.options.networks {
+            None => Ok(self.shared.wish().definitions.clone()),
+            Some(dir) => {
+                Ok(Some(super::wish::in_directory(self.root, &self.root.join(&dir.to_string_lossy()))?))
+            }
+        }
+    }
+
+    /// What a definition says. One of other plugins is none of ours.
+    fn network(&mut self, name: &str, definition: &Definition) -> Result<Option<Network>, String> {
+        let short = name.split_once('/').map_or(name, |(_, name)| name);
+        match Network::of_definition(short, definition.config.as_deref(), Some(name.to_owned())) {
+            Ok(network) => Ok(Some(network)),
+            // Without one it stands in a file of that name, and is the plugin's to read.
+            Err(NetworkError::NoConfig { .. } | NetworkError::NotPoliced { .. }) => Ok(None),
+            Err(error) => Err(full(&error)),
+        }
+    }
+
+    /// Says of a network that its last good zone stays, once for each state of its definition.
+    fn refuse(&mut self, name: &str, definition: &Definition, error: &str) {
+        if !self.told.insert((definition.uid.clone(), definition.generation)) {
+            return;
+        }
+        tracing::warn!(network = name, error, "cannot be put in force; its last good zone stays");
+        let (namespace, short) = name.split_once('/').unwrap_or(("default", name));
+        let object = PodRef {
+            namespace: namespace.to_owned(),
+            name: short.to_owned(),
+            uid: Some(definition.uid.clone()).filter(|uid| !uid.is_empty()),
+        };
+        self.shared.tell_network(object, error);
+    }
+
+    /// Pods that run without what they asked for.
+    fn pods(&mut self) -> Done {
+        let Some(pods) = self.shared.wish().pods.clone() else { return Ok(()) };
+        self.listing.read(self.root)?;
+        let boot = state::boot_id()?;
+        let sandboxes = Sandboxes::new(self.root).all()?;
+        let zones = match police::maps(self.root)? {
+            Some(maps) => Zones::read(&maps)?,
+            None => Zones::default(),
+        };
+        let mut bare = BTreeMap::new();
+        let mut pending = 0;
+        for (name, pod) in pods.iter().filter(|(_, pod)| pod.has_sandbox) {
+            let own = |it: &state::Pod| {
+                let is_named = format!("{}/{}", it.namespace, it.name) == *name;
+                is_named && (pod.is_mirror || it.uid.as_ref().is_none_or(|uid| *uid == pod.uid))
+            };
+            let sandbox = sandboxes
+                .iter()
+                .filter(|sandbox| sandbox.boot_id == boot && sandbox.pod.as_ref().is_some_and(own))
+                .max_by_key(|sandbox| sandbox.created);
+            match sandbox {
+                None if pod.asks() => {
+                    bare.insert(
+                        name,
+                        (pod, "it was not started by netpath, so the networks that it asks for are not known to be there: delete the pod".to_owned()),
+                    );
+                }
+                Some(sandbox) if sandbox.annotation != pod.networks => pending += 1,
+                _ => {}
+            }
+            let unpoliced = self.listing.records.iter().find(|record| {
+                record.pod.as_ref().is_some_and(own)
+                    && record.phase == Phase::Ready
+                    && record.zone.is_some()
+                    && !zones.rows.contains_key(&id_of(record))
+            });
+            if let Some(record) = unpoliced {
+                let what =
+                    format!("{} was made with a zone and is not policed: delete the pod", record.ifname);
+                bare.insert(name, (pod, what));
+            }
+        }
+        for (name, (pod, what)) in &bare {
+            if self.bare.insert(pod.uid.clone()) {
+                tracing::warn!(pod = *name, what, "runs without what it asked for");
+                let (namespace, short) = name.split_once('/').unwrap_or(("default", name));
+                let object = PodRef {
+                    namespace: namespace.to_owned(),
+                    name: short.to_owned(),
+                    uid: Some(pod.uid.clone()),
+                };
+                let event = Event {
+                    severity: Severity::Warning,
+                    reason: "NetworkMissing".to_owned(),
+                    message: what.clone(),
+                };
+                self.shared.tell(Subject::Pod, object, event);
+            }
+        }
+        self.bare.retain(|uid| bare.values().any(|(pod, _)| pod.uid == *uid));
+        let mut report = self.shared.report();
+        report.bare = bare.into_iter().map(|(name, (_, what))| (name.clone(), what)).collect();
+        report.pending = pending;
+        Ok(())
+    }
+
+    /// What the plugin left to be told and written.
+    fn sandboxes(&mut self) -> Done {
+        let Some(kubeconfig) = &self.shared.options.plugin_kubeconfig else { return Ok(()) };
+        let sandboxes = Sandboxes::new(self.root);
+        for sandbox in sandboxes.all()? {
+            let waits = sandbox.pending_status.is_some() || !sandbox.pending_events.is_empty();
+            if !waits || sandbox.phase != Phase::Ready {
+                continue;
+            }
+            let Some(pod) = &sandbox.pod else { continue };
+            let id = ContainerId::parse("container_id", &sandbox.container_id)?;
+            let object =
+                PodRef { namespace: pod.namespace.clone(), name: pod.name.clone(), uid: pod.uid.clone() };
+            let until = Instant::now() + API;
+            let api = Api::new(self.root, kubeconfig.clone(), until);
+            let mut status = sandbox.pending_status.clone();
+            if let Some(text) = &status {
+                let which = pod.uid.clone().map_or(Which::Any, Which::Uid);
+                match api.set_network_status(&object, &which, &id, text) {
+                    Ok(()) | Err(crate::cluster::ClusterError::PodGone { .. }) => status = None,
+                    // Tried again in the next pass.
+                    Err(error) => tracing::debug!(error = full(&error), "network-status waits"),
+                }
+            }
+            let left = until.saturating_duration_since(Instant::now());
+            let lost = api.deliver(&object, &sandbox.pending_events, left);
+            {
+                let mut report = self.shared.report();
+                let all = sandbox.pending_events.len();
+                report.events_posted += u64::try_from(all - lost.min(all)).unwrap_or_default();
+                report.events_lost += u64::try_from(lost).unwrap_or_default();
+            }
+            let told = Sandbox { pending_status: status, pending_events: Vec::new(), ..sandbox.clone() };
+            if told != sandbox {
+                sandboxes.update(&told, &id)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends what two witnesses say is dead.
+    fn sweep(&mut self) -> Done {
+        if self.swept.is_some_and(|then| then.elapsed() < SWEEP) {
+            return Ok(());
+        }
+        // Without a runtime's word nothing is ended.
+        let sockets = cri::sockets(self.root);
+        if sockets.is_empty() {
+            return Ok(());
+        }
+        // First what is known, then who lists it: what comes in between is no candidate.
+        let known = sweep::known(self.root)?;
+        let mut listed = BTreeSet::new();
+        for socket in sockets {
+            listed.extend(cri::sandboxes(&socket)?);
+        }
+        let (boot, now) = (state::boot_id()?, seconds());
+        let plugins = [PathBuf::from(BIN_DIR)];
+        for it in known.into_iter().filter(|it| it.life(Some(&listed), &boot, now) == Life::Dead) {
+            let id = it.container_id.to_string();
+            match it.end(self.root, &plugins) {
+                Ok(sweep::End::Whole) => {
+                    tracing::info!(container = id, pod = it.pod(), "was dead and is ended");
+                    self.shared.report().swept += 1;
+                }
+                Ok(sweep::End::SetAside) => {}
+                Err(error) => {
+                    tracing::warn!(container = id, error = full(&error), "is dead and cannot be ended");
+                }
+            }
+        }
+        self.swept = Some(Instant::now());
+        Ok(())
+    }
+}
+
+/// The hooks that should work and do not.
+fn missing(states: &[HookState], wants_xdp: bool) -> Vec<Hook> {
+    let works = |hook: Hook| states.iter().any(|state| state.hook == hook && state.live && state.bound);
+    Hook::ALL.into_iter().filter(|hook| (*hook != Hook::Xdp || wants_xdp) && !works(*hook)).collect()
+}
+
+fn names(link: &Link) -> Vec<&str> {
+    std::iter::once(link.name.as_str()).chain(link.alt_names.iter().map(String::as_str)).collect()
+}
+
+/// Name of the configuration of a definition.
+fn conf_name(name: &str, definition: &Definition) -> Option<String> {
+    let short = name.split_once('/').map_or(name, |(_, name)| name);
+    let network = Network::of_definition(short, definition.config.as_deref(), None).ok()?;
+    Some(network.conf.name.to_string())
+}
+
+/// Puts a network in force where it is not; whether anything changed.
+fn put(
+    root: &Root,
+    masters: &Masters,
+    node: &mut Netlink,
+    maps: Option<&mut Maps>,
+    zones: &Zones,
+    network: &Network,
+    own: &[&Record],
+) -> Result<bool, NetworkError> {
+    let resolved = network.resolve(masters, node)?;
+    let compiled = resolved.zone.as_ref().map(compile).transpose().map_err(PoliceError::from)?;
+    let digest = compiled.map(|image| image.digest(network.conf.name.as_str()));
+    let mode = resolved.zone.as_ref().map_or(mode::OFF, |zone| zone.mode().abi());
+    let differs = |record: &&&Record| {
+        let row = zones.rows.get(&id_of(record));
+        row.is_some_and(|(zone, its)| *its != mode || zones.digests.get(zone) != digest.as_ref())
+    };
+    let Some(maps) = maps.filter(|_| own.iter().any(|record| differs(&record))) else { return Ok(false) };
+    Ok(network.put_in_force(root, maps, &resolved)?.is_some_and(|applied| applied.endpoints != 0))
+}
+
+/// An attachment's row, as its record names it.
+fn id_of(record: &Record) -> (u32, u32) {
+    record.endpoint.map_or((0, 0), |endpoint| (endpoint.id, endpoint.generation))
+}
+
+/// What is in force for whom.
+#[derive(Default)]
+struct Zones {
+    /// Row of the zone and mode, by id and generation of the attachment.
+    rows: BTreeMap<(u32, u32), (u32, u8)>,
+    digests: BTreeMap<u32, [u8; 16]>,
+}
+
+impl Zones {
+    fn read(maps: &Maps) -> Result<Self, PoliceError> {
+        let rows = maps.endpoints()?.into_iter().filter(|(_, row)| row.kind == kind::ENDPOINT);
+        Ok(Self {
+            rows: rows.map(|(_, row)| ((row.id, row.generation), (row.zone, row.mode))).collect(),
+            digests: maps.zones()?.into_iter().map(|zone| (zone.id, zone.info.digest)).collect(),
+        })
+    }
+}
+
+/// The records of this boot, read again when one was written or removed.
+#[derive(Default)]
+struct Listing {
+    /// When the directory changed last, as far as was read.
+    stamp: Option<SystemTime>,
+    records: Vec<Record>,
+}
+
+impl Listing {
+    /// What changed within the kernel's clock tick before the last look may not have been seen.
+    const TICK: Duration = Duration::from_millis(50);
+
+    fn read(&mut self, root: &Root) -> Result<(), state::StateError> {
+        let stamp = fs::metadata(root.state()).and_then(|meta| meta.modified()).ok();
+        if stamp.is_some() && stamp == self.stamp {
+            return Ok(());
+        }
+        let begun = SystemTime::now();
+        let boot = state::boot_id()?;
+        self.records = Records::new(root).all()?.records;
+        self.records.retain(|record| record.boot_id == boot);
+        self.stamp = stamp.filter(|stamp| begun.duration_since(*stamp).is_ok_and(|age| Self::TICK < age));
+        Ok(())
+    }
+}
+
+fn seconds() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
+}

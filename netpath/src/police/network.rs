@@ -1,0 +1,276 @@
+//! A network as its definition has it now: what it says, what it comes to on this node, and putting that in force
+//! for attachments that run.
+
+use serde_json::{Map, Value};
+
+use super::{Applied, PoliceError, Running, apply, is_unfinished, remember, resolve_master, running};
+use crate::{
+    exec::{self, Effects, StepError, UndoStack},
+    kernel::{
+        bpf::maps::Maps,
+        netlink::{Link, Netlink, NetlinkError},
+        netns::{self, Netns, NetnsError},
+    },
+    plan::{self, Guard, PlanError, Step},
+    plugin::{CHAINED, MACVLAN},
+    root::Root,
+    spec::{
+        ConfError, NetConf,
+        json::{View, is_same_key},
+    },
+    state::{Lock, Record},
+    zone::{Masters, MastersError, Refusal, Zone, ZoneConf, ZoneError, resolve},
+};
+
+/// A network that netpath polices.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Network {
+    /// The configuration whose zone counts.
+    pub conf: NetConf,
+    /// The master as written; `None` where the configuration leaves it to the default route.
+    pub master: Option<String>,
+    /// `namespace/name` of its NetworkAttachmentDefinition, where it is known.
+    pub nad: Option<String>,
+}
+
+/// What a network says, held against the master that it resolves to.
+#[derive(Clone, Debug)]
+pub struct Resolved {
+    /// The master.
+    pub link: Link,
+    /// The zone; `None` where nobody asks for one.
+    pub zone: Option<Zone>,
+}
+
+/// Why a network cannot be put in force.
+#[derive(Debug, thiserror::Error)]
+pub enum NetworkError {
+    /// A definition without a configuration.
+    #[error("NetworkAttachmentDefinition `{name}` has no `spec.config`: write the CNI configuration there")]
+    NoConfig {
+        /// Its name.
+        name: String,
+    },
+    /// The configuration is no JSON.
+    #[error("`spec.config` is not valid JSON")]
+    Json(#[source] serde_json::Error),
+    /// A configuration of plugins that netpath has nothing to do with.
+    #[error(
+        "network `{name}` is of type {}: only `macvlan`, or `netpath` behind another plugin, has a zone",
+        types.iter().map(|kind| format!("`{kind}`")).collect::<Vec<_>>().join(", ")
+    )]
+    NotPoliced {
+        /// Its name.
+        name: String,
+        /// The types it names.
+        types: Vec<String>,
+    },
+    /// A configuration that no ADD would take.
+    #[error("network `{name}` is not valid")]
+    Conf {
+        /// Its name.
+        name: String,
+        /// Which key.
+        source: ConfError,
+    },
+    /// Its master is not here.
+    #[error("no link `{master}` on this node, which `master` names")]
+    NoMaster {
+        /// The name.
+        master: String,
+    },
+    /// It leaves the master to the default route, and there is none.
+    #[error("it names no `master`, and this node has no default route whose interface it could be")]
+    NoDefault,
+    /// `masters.json`.
+    #[error(transparent)]
+    Masters(#[from] MastersError),
+    /// Its zone, or what `masters.json` says of it.
+    #[error(transparent)]
+    Zone(#[from] ZoneError),
+    /// `masters.json` keeps this kind of plugin off the master.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    /// Netlink.
+    #[error("the master cannot be looked up")]
+    Netlink(#[from] NetlinkError),
+    /// The maps.
+    #[error(transparent)]
+    Police(#[from] PoliceError),
+    /// Other maps took the place of those that were read.
+    #[error("other maps took the place of those that were read: apply it again")]
+    Replaced,
+    /// Some hooks would not know of it.
+    #[error(
+        "an upgrade was ended half-way, and some hooks would not know of what is applied now: run `netpath upgrade`"
+    )]
+    Unfinished,
+    /// The zone is in force for a pod, and what protects the pod in its own namespace is not.
+    #[error("the zone is in force for {attachment}, and its settings are not")]
+    Guard {
+        /// Container and interface.
+        attachment: String,
+        /// Why.
+        source: GuardError,
+    },
+}
+
+/// Why the settings of an interface could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum GuardError {
+    /// The pod's namespace.
+    #[error(transparent)]
+    Netns(#[from] NetnsError),
+    /// The interface.
+    #[error(transparent)]
+    Netlink(#[from] NetlinkError),
+    /// A setting.
+    #[error(transparent)]
+    Step(#[from] StepError),
+    /// What there would be to do.
+    #[error(transparent)]
+    Plan(#[from] PlanError),
+}
+
+impl Network {
+    /// Reads the text of a definition's `spec.config`. A configuration without a name is given its definition's, as
+    /// Multus does it.
+    pub fn of_definition(
+        name: &str,
+        config: Option<&str>,
+        nad: Option<String>,
+    ) -> Result<Self, NetworkError> {
+        let Some(config) = config.filter(|config| !config.trim().is_empty()) else {
+            return Err(NetworkError::NoConfig { name: name.to_owned() });
+        };
+        let mut conf: Map<String, Value> = serde_json::from_str(config).map_err(NetworkError::Json)?;
+        if key(&conf, "name").and_then(Value::as_str).is_none_or(str::is_empty) {
+            conf.insert("name".to_owned(), name.into());
+        }
+        Self::of_conf(&conf, nad)
+    }
+
+    /// Finds the part of a configuration whose zone counts: of a list the plugin that polices.
+    pub fn of_conf(conf: &Map<String, Value>, nad: Option<String>) -> Result<Self, NetworkError> {
+        let name = key(conf, "name").and_then(Value::as_str).unwrap_or_default().to_owned();
+        let kind = |plugin: &Map<String, Value>| {
+            key(plugin, "type").and_then(Value::as_str).unwrap_or_default().to_owned()
+        };
+        let plugins: Vec<Map<String, Value>> = match key(conf, "plugins") {
+            Some(Value::Array(plugins)) => {
+                plugins.iter().filter_map(Value::as_object).map(|plugin| inherit(plugin, conf)).collect()
+            }
+            _ => vec![conf.clone()],
+        };
+        let of = |wanted: &str| plugins.iter().rfind(|plugin| kind(plugin) == wanted);
+        let Some(policing) = of(CHAINED).or_else(|| of(MACVLAN)) else {
+            return Err(NetworkError::NotPoliced { name, types: plugins.iter().map(kind).collect() });
+        };
+        let master = of(MACVLAN).and_then(|plugin| key(plugin, "master")?.as_str());
+        let bytes = Value::Object(policing.clone()).to_string();
+        let conf = NetConf::parse(bytes.as_bytes()).map_err(|source| NetworkError::Conf { name, source })?;
+        Ok(Self { conf, master: master.filter(|master| !master.is_empty()).map(str::to_owned), nad })
+    }
+
+    /// Holds it against this node and the administrator's word, as an ADD would.
+    pub fn resolve(&self, masters: &Masters, node: &mut Netlink) -> Result<Resolved, NetworkError> {
+        let link = resolve_master(node, self.master.as_deref())?.ok_or_else(|| match &self.master {
+            Some(master) => NetworkError::NoMaster { master: master.clone() },
+            None => NetworkError::NoDefault,
+        })?;
+        let names: Vec<&str> =
+            std::iter::once(link.name.as_str()).chain(link.alt_names.iter().map(String::as_str)).collect();
+        let entry = masters.find(&names)?;
+        if let Some(entry) = entry {
+            entry.check_type(&self.conf.kind)?;
+        }
+        let conf = ZoneConf::from_conf(&self.conf.raw)?;
+        let zone = resolve(conf.as_ref(), self.conf.ipam.local_subnets().as_deref(), entry)?;
+        Ok(Resolved { link, zone })
+    }
+
+    /// Whether an attachment is one of this network. A configuration's name is not its own: two definitions may have
+    /// the same. Without a word on where it comes from the name has to do.
+    pub fn is_of(&self, record: &Record) -> bool {
+        match (&self.nad, &record.nad) {
+            (Some(own), Some(its)) => own == its,
+            _ => record.network == self.conf.name,
+        }
+    }
+
+    /// Puts it in force for its attachments that run on the master; `None` if the master is not under police.
+    pub fn put_in_force(
+        &self,
+        root: &Root,
+        maps: &mut Maps,
+        resolved: &Resolved,
+    ) -> Result<Option<Applied>, NetworkError> {
+        let cookie = netns::cookie().unwrap_or(0);
+        let masters = maps.masters().map_err(PoliceError::from)?;
+        let found =
+            masters.iter().find(|(_, row)| row.ifindex == resolved.link.index && row.netns_cookie == cookie);
+        let Some((id, _)) = found else { return Ok(None) };
+        let own = |maps: &Maps| -> Result<Vec<Running>, PoliceError> {
+            running(root, maps, *id, |record| self.is_of(record))
+        };
+        let zones: Vec<u32> =
+            own(maps)?.iter().map(|(_, _, row)| row.zone).filter(|zone| *zone != 0).collect();
+        // What is waited for before a slot is written again is waited for without the lock.
+        maps.settle(&zones).map_err(PoliceError::from)?;
+        let (running, applied) = {
+            let _lock = Lock::acquire(root).map_err(PoliceError::from)?;
+            if !maps.is_in_force() {
+                return Err(NetworkError::Replaced);
+            }
+            // Whoever held the lock may have been ended in the middle of one.
+            if is_unfinished(root)? {
+                return Err(NetworkError::Unfinished);
+            }
+            let running = own(maps)?;
+            let applied = apply(maps, &running, self.conf.name.as_str(), resolved.zone.as_ref())?;
+            (running, applied)
+        };
+        remember(root, &running, resolved.zone.as_ref())?;
+        if resolved.zone.is_some() {
+            for (record, _, _) in running.iter().filter(|(record, _, _)| record.zone.is_none()) {
+                guard(record).map_err(|source| NetworkError::Guard {
+                    attachment: format!("{} ({})", record.container_id, record.ifname),
+                    source,
+                })?;
+            }
+        }
+        Ok(Some(applied))
+    }
+}
+
+/// Sets what a policed interface needs set in its own namespace, as ADD does from the beginning.
+fn guard(record: &Record) -> Result<(), GuardError> {
+    let netns = Netns::open(&record.netns.path)?;
+    let identity = netns.identity()?;
+    if (identity.dev, identity.ino) != (record.netns.dev, record.netns.inode) {
+        // Another sandbox at the same path: the pod has ended.
+        return Ok(());
+    }
+    let mut effects = Effects::open(netns)?;
+    let link = effects.link(record.ifname.as_str())?;
+    let mut steps = plan::prepare(&record.ifname, link.mtu, &[], Guard::Policed)?;
+    steps.retain(|step| matches!(step, Step::SetSysctl { .. }));
+    Ok(exec::run(&mut effects, &steps, &mut UndoStack::default())?)
+}
+
+/// A plugin of a list as it is called: with the list's name and version.
+fn inherit(plugin: &Map<String, Value>, list: &Map<String, Value>) -> Map<String, Value> {
+    let mut plugin = plugin.clone();
+    for inherited in ["name", "cniVersion"] {
+        if let Some(value) = key(list, inherited) {
+            plugin.retain(|other, _| !is_same_key(other, inherited));
+            plugin.insert(inherited.to_owned(), value.clone());
+        }
+    }
+    plugin
+}
+
+/// A key as the plugin reads it: in any case, and of several the last.
+fn key<'a>(object: &'a Map<String, Value>, name: &str) -> Option<&'a Value> {
+    View::root(object).get(name)
+}

@@ -1,0 +1,320 @@
+//! The agent on a node without Kubernetes: networks in a directory, metrics and health over HTTP.
+
+mod common;
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::path::PathBuf;
+use std::process::{Child, Stdio};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use common::enforce::{POD, all_live, enters, hooks, is_enforced, is_well, leaves, private};
+use common::node::{GATEWAY, INTERNET, MASTER, Node, conf};
+use common::{PATIENCE, eventually, run};
+use netpath::kernel::bpf::Hook;
+use netpath::kernel::bpf::attach::Via;
+use serde_json::{Value, json};
+
+const ADDRESS: &str = "127.0.0.1:9639";
+
+/// An agent, ended with the test.
+struct Agent<'a> {
+    node: &'a Node,
+    process: Child,
+    /// What it has logged.
+    log: Arc<Mutex<String>>,
+}
+
+impl<'a> Agent<'a> {
+    /// One that has looked at everything.
+    #[track_caller]
+    fn start(node: &'a Node) -> Self {
+        let agent = Self::begin(node);
+        agent.eventually("it is ready", || agent.get("/readyz").filter(|(status, _)| *status == 200));
+        agent
+    }
+
+    #[track_caller]
+    fn begin(node: &'a Node) -> Self {
+        std::fs::create_dir_all(directory(node)).expect("made");
+        node.netns.ip("link set lo up");
+        let mut command = node.command();
+        command.args(["agent", "--networks", "/etc/networks", "--listen", ADDRESS, "--node", "worker01"]);
+        command.env("NETPATH_LOG", "info").stderr(Stdio::piped()).stdin(Stdio::null());
+        let mut process = node.netns.within(|| command.spawn()).expect("it can be run");
+        let (stderr, log) = (process.stderr.take().expect("piped"), Arc::<Mutex<String>>::default());
+        let lines = Arc::clone(&log);
+        std::thread::spawn(move || {
+            for line in BufReader::new(stderr).lines().map_while(Result::ok) {
+                *lines.lock().expect("nobody panicked with it") += &(line + "\n");
+            }
+        });
+        Self { node, process, log }
+    }
+
+    #[track_caller]
+    fn eventually<T>(&self, what: &str, ready: impl FnMut() -> Option<T>) -> T {
+        eventually(2 * PATIENCE, what, ready)
+    }
+
+    /// Waits until it has logged this.
+    #[track_caller]
+    fn says(&self, words: &[&str]) {
+        let said = || self.log.lock().expect("nobody panicked with it").clone();
+        let is_said =
+            || said().lines().any(|line| words.iter().all(|word| line.contains(word))).then_some(());
+        self.eventually(&format!("it says {words:?}"), is_said);
+    }
+
+    /// Waits until it has looked at everything once more.
+    #[track_caller]
+    fn passes(&self) {
+        let passes = || self.value("netpath_agent_passes_total", &[]);
+        let before = passes().expect("counted");
+        self.eventually("a pass that began since", || passes().filter(|now| before + 2 <= *now));
+    }
+
+    /// An answer: status and text.
+    fn get(&self, path: &str) -> Option<(u16, String)> {
+        self.node.netns.within(|| {
+            let address: SocketAddr = ADDRESS.parse().expect("an address");
+            let mut stream = TcpStream::connect(address).ok()?;
+            stream.set_read_timeout(Some(Duration::from_secs(10))).ok()?;
+            write!(stream, "GET {path} HTTP/1.1\r\nHost: node\r\nConnection: close\r\n\r\n").ok()?;
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).ok()?;
+            let (head, body) = answer.split_once("\r\n\r\n")?;
+            Some((head.split(' ').nth(1)?.parse().ok()?, body.to_owned()))
+        })
+    }
+
+    #[track_caller]
+    fn metrics(&self) -> String {
+        let (status, text) = self.get("/metrics").expect("an answer");
+        assert_eq!(status, 200);
+        assert!(text.ends_with("# EOF\n"), "{text}");
+        text
+    }
+
+    /// The value of the one series of this name whose labels hold all of these.
+    #[track_caller]
+    fn value(&self, name: &str, labels: &[&str]) -> Option<u64> {
+        let text = self.metrics();
+        let lines = text.lines().filter(|line| {
+            line.split(['{', ' ']).next() == Some(name) && labels.iter().all(|label| line.contains(label))
+        });
+        let found: Vec<&str> = lines.collect();
+        assert!(found.len() <= 1, "{name} {labels:?}: {found:?}");
+        found.first().map(|line| line.rsplit(' ').next().expect("a value").parse().expect("a number"))
+    }
+
+    /// As an administrator with `kill -9`.
+    #[track_caller]
+    fn kill(mut self) {
+        self.process.kill().expect("it runs");
+        self.process.wait().expect("ours");
+        let said = self.log.lock().expect("nobody panicked with it").clone();
+        assert!(!said.contains("panicked"), "{said}");
+    }
+}
+
+impl Drop for Agent<'_> {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+        if std::thread::panicking() {
+            eprintln!("the agent said:\n{}", self.log.lock().map(|said| said.clone()).unwrap_or_default());
+        }
+    }
+}
+
+fn directory(node: &Node) -> PathBuf {
+    node.root.join("etc/networks")
+}
+
+/// Defines the network that `common::node::conf` describes.
+fn define(node: &Node, namespace: &str, zone: &Value) {
+    let conf = conf(&["10.12.34.200/24"], Some(zone)).to_string();
+    let nad = json!({
+        "apiVersion": "k8s.cni.cncf.io/v1", "kind": "NetworkAttachmentDefinition",
+        "metadata": { "name": "privatezone", "namespace": namespace }, "spec": { "config": conf },
+    });
+    let path = directory(node).join(format!("{namespace}.json"));
+    std::fs::create_dir_all(directory(node)).expect("made");
+    std::fs::write(path.with_extension("tmp"), nad.to_string()).expect("written");
+    std::fs::rename(path.with_extension("tmp"), path).expect("in place");
+}
+
+fn open() -> Value {
+    let mut zone = private();
+    zone["allow"] = json!(["8.0.0.0/8"]);
+    zone
+}
+
+#[test]
+fn a_changed_network_is_put_in_force_for_pods_that_run() {
+    let node = Node::new(&json!({ "unknownSource": "drop" }));
+    define(&node, "default", &private());
+    let agent = Agent::start(&node);
+    let pod = node.pod(&["10.12.34.200/24"], Some(&private()));
+    assert!(is_enforced(&node, &pod));
+    define(&node, "default", &open());
+    agent.eventually("it is open", || leaves(&node, &pod, POD, INTERNET).then_some(()));
+    define(&node, "default", &private());
+    agent.eventually("it is closed", || is_enforced(&node, &pod).then_some(()));
+    // One that is wrong changes nothing, and is named.
+    let changes = agent.value("netpath_zone_changes_total", &[]);
+    define(&node, "default", &json!({ "policy": "privat" }));
+    let refused =
+        || agent.value("netpath_network_refused", &["namespace=\"default\"", "name=\"privatezone\""]);
+    assert_eq!(agent.eventually("it is refused", refused), 1);
+    assert!(is_enforced(&node, &pod));
+    assert_eq!(agent.value("netpath_zone_changes_total", &[]), changes);
+    // One that is gone leaves its zone where it is.
+    std::fs::remove_file(directory(&node).join("default.json")).expect("removed");
+    agent.eventually("it is forgotten", || refused().is_none().then_some(()));
+    assert!(is_enforced(&node, &pod));
+    is_well(&node);
+}
+
+#[test]
+fn two_networks_of_one_name_are_not_taken_for_each_other() {
+    let node = Node::new(&json!({ "unknownSource": "drop" }));
+    define(&node, "one", &private());
+    define(&node, "two", &open());
+    let pod = node.pod(&["10.12.34.200/24"], Some(&private()));
+    let agent = Agent::start(&node);
+    // Called without a meta-plugin, nobody knows which of the two it was.
+    assert!(is_enforced(&node, &pod));
+    assert_eq!(agent.value("netpath_zone_changes_total", &[]), Some(0));
+}
+
+#[test]
+fn what_others_take_off_is_attached_again_three_times() {
+    let node = Node::new(&json!({ "unknownSource": "drop", "tc": "clsact" }));
+    let agent = Agent::start(&node);
+    let pod = node.pod(&["10.12.34.200/24"], Some(&private()));
+    for count in 1..=3 {
+        node.netns.exec(&format!("tc qdisc del dev {MASTER} clsact"));
+        agent.eventually("it is attached again", || {
+            let states = hooks(&node);
+            (states.len() == 2 && states.iter().all(|state| state.live)).then_some(())
+        });
+        assert!(is_enforced(&node, &pod));
+        let repairs = || agent.value("netpath_repairs_total", &["what=\"egress\""]).filter(|it| *it == count);
+        agent.eventually("it is counted", repairs);
+    }
+    node.netns.exec(&format!("tc qdisc del dev {MASTER} clsact"));
+    let unready = || agent.get("/readyz").filter(|(status, _)| *status == 503);
+    let (_, why) = agent.eventually("it gives up", unready);
+    assert!(why.contains("taken off again and again"), "{why}");
+    let status = agent.value("netpath_attach_status", &["hook=\"egress\""]);
+    assert_eq!(status, Some(0));
+}
+
+#[test]
+fn masters_that_appear_later_are_attached_and_what_uninstall_took_off_is_not() {
+    let node = Node::new(&json!({ "unknownSource": "drop" }));
+    node.write(&node.root.masters(), &json!({ MASTER: {}, "later0": {} }));
+    let agent = Agent::start(&node);
+    agent.eventually("the master", || agent.value("netpath_attach_status", &["\"enp0s8\"", "egress"]));
+    assert_eq!(agent.value("netpath_attach_status", &["later0"]), None);
+    node.netns.ip("link add later0 type veth peer name later1");
+    agent.eventually("the later one", || {
+        agent.value("netpath_attach_status", &["\"later0\"", "egress"]).filter(|it| *it == 1)
+    });
+    std::fs::create_dir_all(node.root.disable().parent().expect("a directory")).expect("made");
+    std::fs::write(node.root.disable(), "").expect("written");
+    node.netpath(&["uninstall", "--yes"]);
+    let (_, why) =
+        agent.eventually("it says so", || agent.get("/readyz").filter(|(status, _)| *status == 503));
+    assert!(why.contains("uninstalled on this node"), "{why}");
+    agent.passes();
+    assert!(hooks(&node).is_empty() && !node.root.pins().exists());
+}
+
+#[test]
+fn counters_go_on_over_sandboxes_agents_and_kills() {
+    let node = Node::new(&json!({ "unknownSource": "drop" }));
+    let args = |uid: &str| format!("K8S_POD_NAMESPACE=web;K8S_POD_NAME=net-pod;K8S_POD_UID={uid}");
+    *node.args.lock().expect("ours") = args("one");
+    let mut agent = Agent::start(&node);
+    let sent = |agent: &Agent<'_>| agent.value("netpath_pod_transmit_packets_total", &["interface=\"net1\""]);
+    let dropped = |agent: &Agent<'_>| {
+        agent.value("netpath_pod_dropped_packets_total", &["direction=\"tx\"", "reason=\"zone-deny\""])
+    };
+    let mut last = (0, 0);
+    for round in 0..4 {
+        let pod = node.pod(&["10.12.34.200/24"], Some(&private()));
+        assert!(leaves(&node, &pod, POD, GATEWAY) && !leaves(&node, &pod, POD, INTERNET));
+        assert!(enters(&node, &pod, POD, GATEWAY));
+        let now = (sent(&agent).expect("counted"), dropped(&agent).expect("counted"));
+        assert!(last.0 < now.0 && last.1 < now.1, "round {round}: {last:?} {now:?}");
+        last = now;
+        if round % 2 == 0 {
+            agent.kill();
+            agent = Agent::start(&node);
+            let now = (sent(&agent).expect("counted"), dropped(&agent).expect("counted"));
+            assert!(last.0 <= now.0 && last.1 <= now.1, "{last:?} {now:?}");
+        }
+        node.delete(&pod);
+        assert_eq!((sent(&agent), dropped(&agent)), (Some(last.0), Some(last.1)), "between two sandboxes");
+    }
+    // A later pod of that name begins anew, and nobody has the name twice.
+    *node.args.lock().expect("ours") = args("two");
+    let pod = node.pod(&["10.12.34.200/24"], Some(&private()));
+    assert!(leaves(&node, &pod, POD, GATEWAY));
+    assert!(sent(&agent).expect("counted") < last.0);
+}
+
+#[test]
+fn two_agents_take_turns() {
+    let node = Node::new(&json!({ "unknownSource": "drop" }));
+    let first = Agent::start(&node);
+    let second = Agent::begin(&node);
+    second.says(&["another agent runs on this node"]);
+    let holder = std::fs::read_to_string(node.root.agent_lock()).expect("readable");
+    assert_eq!(holder.trim(), first.process.id().to_string());
+    first.kill();
+    second.eventually("the second is ready", || second.get("/readyz").filter(|(status, _)| *status == 200));
+    let pod = node.pod(&["10.12.34.200/24"], Some(&private()));
+    assert!(is_enforced(&node, &pod));
+    run(&["kill", "-TERM", &second.process.id().to_string()]);
+    let mut second = second;
+    eventually(PATIENCE, "it ends when it is told to", || second.process.try_wait().expect("ours"));
+    assert!(is_enforced(&node, &pod), "what is in force stays");
+    all_live(&node, &json!({}));
+}
+
+#[test]
+fn what_is_served_is_what_the_kernel_has() {
+    let node = Node::new(&json!({ "unknownSource": "drop", "xdp": "native" }));
+    let agent = Agent::start(&node);
+    let pod = node.pod(&["10.12.34.200/24"], Some(&private()));
+    assert!(is_enforced(&node, &pod));
+    let counters = node.counters(&pod);
+    let labels = ["master=\"enp0s8\"", "network=\"privatezone\"", "interface=\"net1\""];
+    for (name, expected) in [
+        ("netpath_pod_transmit_packets_total", counters.tx_packets),
+        ("netpath_pod_transmit_bytes_total", counters.tx_bytes),
+        ("netpath_pod_receive_packets_total", counters.rx_packets),
+        ("netpath_pod_receive_bytes_total", counters.rx_bytes),
+    ] {
+        assert_eq!(agent.value(name, &labels), Some(expected), "{name}");
+    }
+    for (hook, via) in hooks(&node).iter().map(|state| (state.hook, state.via)) {
+        let labels = [format!("hook=\"{}\"", hook.name()), format!("via=\"{}\"", via.name())];
+        let labels: Vec<&str> = labels.iter().map(String::as_str).collect();
+        assert_eq!(agent.value("netpath_attach_status", &labels), Some(1));
+        assert_eq!(hook == Hook::Xdp, via == Via::XdpNative);
+    }
+    assert_eq!(agent.value("netpath_map_entries", &["map=\"endpoints\""]), Some(1));
+    let (status, _) = agent.get("/nowhere").expect("an answer");
+    assert_eq!(status, 404);
+    agent.eventually("the drop is read", || {
+        agent.value("netpath_drop_events_read_total", &[]).filter(|it| *it != 0)
+    });
+    agent.says(&["netpath::drops", "zone-deny", "net1"]);
+    agent.kill();
+}
