@@ -170,6 +170,8 @@ pub struct Facts {
     pub source_port: u16,
     /// Destination port, or ICMP code.
     pub destination_port: u16,
+    /// Where in the frame, without an accepted tag, what an IP packet carries begins.
+    pub transport: u16,
     /// One of [`l3`].
     pub l3: u8,
     /// IP protocol, or the last next-header value of IPv6.
@@ -177,7 +179,7 @@ pub struct Facts {
     /// Number of a drop reason that the bytes alone give; 0 = none.
     pub flaw: u8,
     /// Always zero.
-    pub pad: [u8; 3],
+    pub pad: [u8; 1],
 }
 
 impl Facts {
@@ -202,6 +204,7 @@ impl Facts {
         self.ethertype = ethertype;
         self.source_port = half;
         self.destination_port = half;
+        self.transport = half;
         self.l3 = byte;
         self.protocol = byte;
         self.flaw = byte;
@@ -288,6 +291,7 @@ pub fn arp(head: &impl Head, facts: &mut Facts) {
 #[inline(always)]
 pub fn ipv4(head: &impl Head, facts: &mut Facts) {
     facts.l3 = l3::V4;
+    facts.transport = 34;
     if facts.length < 34 {
         facts.flaw = DropReason::Malformed as u8;
         return;
@@ -366,6 +370,7 @@ pub fn ipv4(head: &impl Head, facts: &mut Facts) {
 #[inline(always)]
 pub fn ipv6(head: &impl Head, facts: &mut Facts) {
     facts.l3 = l3::V6;
+    facts.transport = 54;
     if facts.length < 54 {
         facts.flaw = DropReason::Malformed as u8;
         return;
@@ -435,11 +440,12 @@ fn transport6(protocol: u8, start: [u8; 4], facts: &mut Facts) {
 
 /// Follows the extension headers of an IPv6 packet that ends at `end` and packs what it finds into one number:
 /// bits 0–7 the last protocol, 8 routing header or chain that cannot be followed, 9 fragment, 10 later
-/// fragment, 32–63 the first four bytes of the payload in wire order.
+/// fragment, 16–31 where the payload begins, 32–63 its first four bytes in wire order.
 ///
 /// `end` is the packet's, not the frame's: whoever receives it cuts off what lies behind, and a header that
 /// we read there could stand for the one that a later fragment brings. A number, because in the kernel this
 /// is a function of its own, which can return nothing else.
+#[expect(clippy::cast_possible_truncation, reason = "six headers of at most 2048 bytes each")]
 #[inline(always)]
 pub fn walk(first: u8, end: u32, frame: &impl Load) -> u64 {
     const BAD: u64 = 1 << 8;
@@ -471,10 +477,10 @@ pub fn walk(first: u8, end: u32, frame: &impl Load) -> u64 {
         }
         next = pair[0];
         if later {
-            return found | 1 << 10 | u64::from(next);
+            return found | 1 << 10 | u64::from(next) | u64::from(offset as u16) << 16;
         }
     }
-    found |= u64::from(next);
+    found |= u64::from(next) | u64::from(offset as u16) << 16;
     let least = match next {
         HOP_BY_HOP | DESTINATION_OPTIONS | AUTHENTICATION | FRAGMENT | ROUTING => return found | BAD,
         TCP => 20,
@@ -492,9 +498,10 @@ pub fn walk(first: u8, end: u32, frame: &impl Load) -> u64 {
 /// Adds what [`walk`] found to `facts`.
 #[inline(always)]
 pub fn walked(found: u64, facts: &mut Facts) {
-    // In wire order: the payload's first four bytes, two that are zero, the bits, the protocol.
-    let [a, b, c, d, .., protocol] = found.to_be_bytes();
+    // In wire order: the payload's first four bytes, where they are, the bits, the protocol.
+    let [a, b, c, d, high, low, _, protocol] = found.to_be_bytes();
     facts.protocol = protocol;
+    facts.transport = u16::from_be_bytes([high, low]);
     if found & 1 << 8 != 0 {
         facts.flaw = DropReason::ExtensionHeader as u8;
         return;

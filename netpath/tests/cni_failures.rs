@@ -163,8 +163,9 @@ fn a_mac_that_a_host_of_the_network_has() {
     let (site, _first) = policed();
     for neighbour in [
         "10.9.0.1 lladdr 02:00:00:00:00:fe nud stale",
-        "10.9.0.77 lladdr 02:00:00:00:00:77",
-        "fe80::77 lladdr 02:00:00:00:00:77",
+        "10.9.0.77 lladdr 02:00:00:00:00:77 nud reachable",
+        "fe80::77 lladdr 02:00:00:00:00:77 nud reachable",
+        "10.9.0.80 lladdr 02:00:00:00:00:80 nud permanent",
         "10.9.0.78 lladdr 02:00:00:00:00:78 nud stale",
         "fe80::fd lladdr 02:00:00:00:00:fd router",
     ] {
@@ -182,6 +183,11 @@ fn a_mac_that_a_host_of_the_network_has() {
     // With the gateway's address it is no better.
     let both = with("02:00:00:00:00:fe", "10.9.0.1/24");
     leaves_nothing(&site, &site.ours("ADD", &both), 131, "is that of 10.9.0.1 on `eno1`");
+    // Whom an administrator wrote down is not to be had by asking for the address as well.
+    for ip in ["10.9.0.70/24", "10.9.0.80/24"] {
+        let written = with("02:00:00:00:00:80", ip);
+        leaves_nothing(&site, &site.ours("ADD", &written), 131, "ip neighbour del 10.9.0.80 dev eno1");
+    }
     // The pod itself was met when it ran elsewhere, with this address or, long ago, with another one.
     for (mac, ip) in [("02:00:00:00:00:77", "10.9.0.77/24"), ("02:00:00:00:00:78", "10.9.0.79/24")] {
         site.ours("ADD", &with(mac, ip)).ok();

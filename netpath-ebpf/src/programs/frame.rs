@@ -9,8 +9,10 @@ use aya_ebpf::{
 use netpath_ebpf::{
     abi::HEAD_LEN,
     bits::opaque,
-    packet::{ETH_LEN, Frame, Head, Load, TAG_LEN, walk},
+    packet::{ETH_LEN, Frame, Head, LONG_HEAD, Load, TAG_LEN, walk},
 };
+
+use super::settle::settle;
 
 /// The first bytes of a frame: packet memory that was checked against its end, or a copy.
 pub(crate) struct Bytes(*const u8);
@@ -58,6 +60,8 @@ pub(crate) trait Context: Copy {
     fn is_direct(&self) -> bool;
     /// Length of the frame, linear or not.
     fn length(&self) -> u32;
+    /// Brings as many bytes where their sender does not write any more, if that has to be.
+    fn settle(&self, length: u32) -> bool;
     /// Copies the first `length` bytes, at most [`HEAD_LEN`], to `to`.
     fn copy(&self, to: *mut u8, length: u32) -> bool;
     /// [`walk`] in a function of its own.
@@ -111,6 +115,9 @@ impl<C: Context> Frame for Packet<C> {
     /// Always a copy: few packets need it, and one way is less to verify than two.
     #[inline(always)]
     fn long_head(&self) -> Option<Bytes> {
+        if !self.context.settle(LONG_HEAD as u32) {
+            return None;
+        }
         self.copied()
     }
 
@@ -127,13 +134,15 @@ pub(crate) struct Skb {
     pub raw: *mut __sk_buff,
     /// Bytes between the MACs and the ethertype that are not read: 0, or a VLAN tag that was accepted.
     pub skip: u32,
+    /// Whether it is on its way out: then its sender may still write to it.
+    pub leaves: bool,
 }
 
 impl Skb {
     /// The frame as it is.
     #[inline(always)]
     pub(crate) fn new(raw: *mut __sk_buff) -> Self {
-        Self { raw, skip: 0 }
+        Self { raw, skip: 0, leaves: false }
     }
 }
 
@@ -158,6 +167,10 @@ impl Context for Skb {
         unsafe { (*self.raw).len - self.skip }
     }
     #[inline(always)]
+    fn settle(&self, length: u32) -> bool {
+        !self.leaves || settle(self.raw, length + self.skip)
+    }
+    #[inline(always)]
     fn copy(&self, to: *mut u8, length: u32) -> bool {
         if self.skip == 0 {
             // SAFETY: `to` has room for `HEAD_LEN` bytes, `length` is at most that.
@@ -167,7 +180,7 @@ impl Context for Skb {
     }
     #[inline(always)]
     fn walk(&self, first: u8, end: u32) -> u64 {
-        walk_skb(self.raw, first, end | self.skip << 24)
+        walk_skb(self.raw, first, end | self.skip << 24 | u32::from(self.leaves) << 31)
     }
 }
 
@@ -189,6 +202,13 @@ fn copy_untagged(skb: *mut __sk_buff, to: *mut u8, length: u32) -> bool {
 impl Load for Skb {
     #[inline(always)]
     fn pair(&self, offset: u32) -> Option<[u8; 2]> {
+        if self.leaves {
+            // Headers that the kernel makes are in one piece; of others only what is known to be its own.
+            let end = (offset + self.skip + 2) & 0xffff;
+            if self.data() + end as usize > self.data_end() {
+                return None;
+            }
+        }
         let mut pair = [0; 2];
         // SAFETY: Two bytes are written to two bytes.
         let ok = unsafe {
@@ -203,10 +223,11 @@ impl Load for Skb {
     }
 }
 
-/// `skip` comes in the highest byte of `end`: a function of its own has few arguments to lose on the stack.
+/// `skip` comes in the highest byte of `end`, and `leaves` in the highest bit: a function of its own has few arguments
+/// to lose on the stack.
 #[inline(never)]
 fn walk_skb(skb: *mut __sk_buff, first: u8, end: u32) -> u64 {
-    walk(first, end & 0xff_ffff, &Skb { raw: skb, skip: end >> 24 })
+    walk(first, end & 0xff_ffff, &Skb { raw: skb, skip: end >> 24 & 0x7f, leaves: end >> 31 != 0 })
 }
 
 /// An XDP context.
@@ -232,6 +253,10 @@ impl Context for Buff {
     fn length(&self) -> u32 {
         // SAFETY: As above.
         unsafe { bpf_xdp_get_buff_len(self.0) as u32 }
+    }
+    #[inline(always)]
+    fn settle(&self, _length: u32) -> bool {
+        true
     }
     #[inline(always)]
     fn copy(&self, to: *mut u8, length: u32) -> bool {

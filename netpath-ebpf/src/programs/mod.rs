@@ -7,6 +7,7 @@ mod maps;
 mod reject;
 mod rules;
 mod sender;
+mod settle;
 
 use account::{Drop, Size, counters, master_counters, report, rule_counters};
 use aya_ebpf::{
@@ -19,6 +20,7 @@ use frame::{Buff, Context, Packet, Skb};
 use maps::{ENDPOINT_ROWS, MASTERS, SCRATCH, Scratch};
 use netpath_ebpf::{
     abi::{Endpoint, EndpointKey, Master, direction, endpoint_flags},
+    drop_reason::DropReason,
     packet::{self, Frame, Head},
     verdict::{self, Decision, Fate},
 };
@@ -87,17 +89,29 @@ struct Reading {
     tagged: bool,
     /// As in [`Skb`].
     skip: u32,
+    /// As in [`Skb`].
+    leaves: bool,
+    /// Whether it is a frame that cannot be read without its sender's hand in it.
+    unsettled: bool,
 }
 
 impl Reading {
     #[inline(always)]
     fn to_bits(self) -> u32 {
-        u32::from(self.ethertype) | u32::from(self.tagged) << 16 | self.skip << 24
+        let flags = u32::from(self.tagged) | u32::from(self.leaves) << 1 | u32::from(self.unsettled) << 2;
+        u32::from(self.ethertype) | flags << 16 | self.skip << 24
     }
 
     #[inline(always)]
     fn from_bits(bits: u32) -> Self {
-        Self { ethertype: bits as u16, tagged: bits >> 16 & 1 != 0, skip: bits >> 24 }
+        let is_set = |bit: u32| bits >> bit & 1 != 0;
+        Self {
+            ethertype: bits as u16,
+            tagged: is_set(16),
+            skip: bits >> 24,
+            leaves: is_set(17),
+            unsettled: is_set(18),
+        }
     }
 }
 
@@ -110,10 +124,18 @@ impl Reading {
 extern "C" fn read_skb(skb: *mut __sk_buff, reading: u32) -> u32 {
     let reading = Reading::from_bits(reading);
     if let Some(scratch) = scratch() {
-        let frame = packet(Skb { raw: skb, skip: reading.skip }, scratch);
+        let frame = packet(Skb { raw: skb, skip: reading.skip, leaves: reading.leaves }, scratch);
         // SAFETY: `scratch` is this CPU's map value; nothing else refers to its facts now.
         let facts = unsafe { &mut (*scratch).facts };
+        if reading.unsettled {
+            facts.reset(reading.ethertype, frame.length());
+            facts.flaw = DropReason::Malformed as u8;
+            return 0;
+        }
         packet::read(&frame, reading.ethertype, reading.tagged, facts);
+        if reading.leaves && facts.flaw == 0 && !settle::is_checksum_behind(skb, facts, reading.skip) {
+            facts.flaw = DropReason::Malformed as u8;
+        }
     }
     0
 }
@@ -319,6 +341,8 @@ pub(crate) fn egress(ctx: TcContext) -> i32 {
     let Some(scratch) = scratch() else { return NEXT };
     let whole = packet(Skb::new(skb), scratch);
     let Some(mut ethernet) = Ethernet::read(&whole) else { return NEXT };
+    // Its MACs are the kernel's own bytes on every way that there is to send.
+    let unsettled = !settle::settle(skb, settle::need(ethernet.ethertype));
     // SAFETY: The context is valid.
     let (segments, bytes, tagged) = unsafe { ((*skb).gso_segs, (*skb).wire_len, (*skb).vlan_present != 0) };
     let size = Size { packets: u64::from(if segments == 0 { 1 } else { segments }), bytes: u64::from(bytes) };
@@ -335,7 +359,7 @@ pub(crate) fn egress(ctx: TcContext) -> i32 {
             match sender::stacked(skb, master, &mut ethernet, tagged) {
                 Stacked::Policed(view) => view,
                 Stacked::Open => return host(size),
-                Stacked::No => return unknown(skb, master, &ethernet, scratch, size),
+                Stacked::No => return unknown(skb, master, &ethernet, scratch, size, unsettled),
             }
         }
     };
@@ -344,7 +368,8 @@ pub(crate) fn egress(ctx: TcContext) -> i32 {
         return tell_offence(offence, &ethernet, frame_length(skb), scratch, size);
     }
     if verdict::is_judged(row) {
-        let reading = Reading { ethertype: ethernet.ethertype, tagged: view.tagged, skip: view.skip };
+        let View { tagged, skip, .. } = view;
+        let reading = Reading { ethertype: ethernet.ethertype, tagged, skip, leaves: true, unsettled };
         read_skb(skb, reading.to_bits());
     }
     match sent(row, &ethernet, scratch, size, view.counts) {
@@ -385,8 +410,9 @@ fn unknown(
     ethernet: &Ethernet,
     scratch: *mut Scratch,
     size: Size,
+    unsettled: bool,
 ) -> i32 {
-    let offence = sender::unknown_mac(skb, master, ethernet);
+    let offence = sender::unknown_mac(skb, master, ethernet, unsettled);
     if offence.endpoint == 0
         && let Some(totals) = master_counters()
     {
@@ -482,13 +508,16 @@ pub(crate) fn ingress(ctx: TcContext) -> i32 {
     }
     let judged = receiver.is_some_and(verdict::is_judged) || sender.is_some_and(verdict::is_judged);
     if judged {
-        read_skb(skb, Reading { ethertype: ethernet.ethertype, tagged, skip: 0 }.to_bits());
+        let (skip, leaves, unsettled) = (0, false, false);
+        read_skb(skb, Reading { ethertype: ethernet.ethertype, tagged, skip, leaves, unsettled }.to_bits());
     }
     if let Some(row) = sender {
         match sent(row, &ethernet, scratch, size, true) {
             Sent::Passed => {}
             Sent::Dropped => return SHOT,
-            Sent::Rejected => return answer(skb, scratch),
+            // What came by the wire is nobody's here, whatever it says: a host out there could have pods told anything.
+            Sent::Rejected if sender::is_of_this_node(skb) => return answer(skb, scratch),
+            Sent::Rejected => return SHOT,
         }
     }
     if let Some(row) = receiver {

@@ -100,6 +100,13 @@ fn cookie(skb: *mut __sk_buff) -> Option<u64> {
     Some(unsafe { bpf_get_netns_cookie(skb.cast()) })
 }
 
+/// Whether the frame still knows the socket that it was sent by: what pods of this node send each other does.
+#[inline(always)]
+pub(crate) fn is_of_this_node(skb: *mut __sk_buff) -> bool {
+    // SAFETY: The context is valid; the pointer is only compared with null.
+    !unsafe { (*skb).__bindgen_anon_2.sk }.is_null()
+}
+
 /// The endpoint of this master that `cookie` belongs to.
 #[inline(always)]
 fn owner(cookie: u64) -> Option<&'static CookieOwner> {
@@ -156,7 +163,12 @@ pub(crate) fn borrowed_host_mac(
 
 /// A frame that left with a MAC nobody owns.
 #[inline(always)]
-pub(crate) fn unknown_mac(skb: *mut __sk_buff, master: &Master, ethernet: &Ethernet) -> Offence {
+pub(crate) fn unknown_mac(
+    skb: *mut __sk_buff,
+    master: &Master,
+    ethernet: &Ethernet,
+    unsettled: bool,
+) -> Offence {
     if let Some(owner) = cookie(skb).and_then(owner) {
         return Offence::of(owner);
     }
@@ -164,7 +176,8 @@ pub(crate) fn unknown_mac(skb: *mut __sk_buff, master: &Master, ethernet: &Ether
         unknown_source::AUDIT => false,
         unknown_source::CLAIMED => {
             let claim = claims(skb, ethernet);
-            claim != 0 && claim & claim::HOST == 0
+            // What it says now it may not say when it leaves.
+            unsettled || claim != 0 && claim & claim::HOST == 0
         }
         _ => true,
     };

@@ -197,7 +197,7 @@ fn refuse_impersonation(node: &mut Netlink, master: &Link, wanted: &Wanted<'_>) 
 
 /// Which of those with its MAC the interface would stand in for. In mode `bridge` it would get what siblings send that host.
 ///
-/// A router counts in any case. Of others, the same pod may have been met when it ran on another node: by an address
+/// A router counts in any case, and so does whom an administrator wrote down. Of others, the same pod may have been met when it ran on another node: by an address
 /// that it has here as well, by a link-local one, or by another one that nobody has confirmed since. With DHCP its
 /// address is not known yet.
 fn impersonated<'a>(
@@ -207,9 +207,9 @@ fn impersonated<'a>(
 ) -> Option<&'a Neighbour> {
     let is_link_local = |address| matches!(address, IpAddr::V6(it) if it.is_unicast_link_local());
     let is_own = |address| wanted.ips.iter().any(|ip| ip.address.ip() == address);
-    let counts = |Neighbour { address, router, current, .. }: &Neighbour| {
+    let counts = |Neighbour { address, router, current, permanent, .. }: &Neighbour| {
         let is_other = !wanted.dhcp && *current && !is_link_local(*address) && !is_own(*address);
-        *router || gateways.contains(address) || is_other
+        *router || *permanent || gateways.contains(address) || is_other
     };
     neighbours.iter().find(|neighbour| counts(neighbour))
 }

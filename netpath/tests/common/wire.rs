@@ -184,6 +184,12 @@ impl RawSocket {
         set(&self.fd, libc::SOL_PACKET, libc::PACKET_QDISC_BYPASS, 1).expect("PACKET_QDISC_BYPASS");
     }
 
+    /// Has a header before each frame that says which checksum is left to others (`PACKET_VNET_HDR`).
+    #[track_caller]
+    pub(crate) fn leave_checksums(&self) {
+        set(&self.fd, libc::SOL_PACKET, libc::PACKET_VNET_HDR, 1).expect("PACKET_VNET_HDR");
+    }
+
     /// Marks what is sent from here on (`SO_MARK`).
     #[track_caller]
     pub(crate) fn mark(&self, mark: u32) {

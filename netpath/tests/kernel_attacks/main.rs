@@ -14,6 +14,7 @@ mod flood;
 mod frames;
 mod host;
 mod large;
+mod late;
 mod lifecycle;
 mod multicast;
 mod neighbours;

@@ -240,7 +240,8 @@ pub(super) fn neighbour(kind: u16, payload: &[u8], index: u32) -> Option<Neighbo
         }
     }
     let current = state & libc::NUD_STALE == 0;
-    Some(Neighbour { address: found?, mac: known?, router, current })
+    let permanent = state & libc::NUD_PERMANENT != 0;
+    Some(Neighbour { address: found?, mac: known?, router, current, permanent })
 }
 
 /// The hardware address of a forwarding entry of link `index`.

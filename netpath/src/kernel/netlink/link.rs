@@ -28,6 +28,8 @@ pub struct Neighbour {
     pub router: bool,
     /// Whether somebody wrote this down, or it was confirmed not long ago; else it is only not known to be wrong.
     pub current: bool,
+    /// Whether somebody wrote this down.
+    pub permanent: bool,
 }
 
 /// A link as the kernel describes it.
