@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use common::node::{
     GATEWAY, GATEWAY6, INTERNET, INTERNET6, MASTER, Node, OUTSIDE_MAC, Pod, WIRE, at, conf, crosses,
-    pod_fence, stay_on_this_cpu,
+    kernel_release, pod_fence, stay_on_this_cpu,
 };
 use common::wire::{RawSocket, carries, marker, udp_frame};
 use common::{PATIENCE, eventually};
@@ -434,5 +434,27 @@ fn answers_come_through_a_hook_that_was_attached_again() {
         let _ = inside.send(&udp_frame((pod.mac, OUTSIDE_MAC), A, INTERNET, (7, 53), b"denied"));
         let answer = inside.receive(PATIENCE).expect("an answer");
         assert_eq!(answer[34..36], [3, 13], "{hook}");
+    }
+}
+
+#[test]
+fn nobody_on_the_wire_has_a_pod_told_that_it_was_refused() {
+    for entry in entries() {
+        let node = Node::dual(&entry);
+        let pod = pod(&node);
+        let beside = sibling(&node, &pod);
+        let (far, own) = (node.far_end(), pod.socket());
+        let (mark, before) = (marker(), rejects(&node, &pod));
+        // As if the pod had sent it: to the sibling, which it may not reach, and to a stranger.
+        for to in [beside.mac, [2, 0, 0, 0, 0, 9]] {
+            far.send(&udp_frame((pod.mac, to), A, B, (9, 9), &mark)).expect("sent");
+        }
+        let end = marker();
+        far.send(&udp_frame((OUTSIDE_MAC, pod.mac), GATEWAY, A, (9, 9), &end)).expect("sent");
+        let heard = own.until(&end);
+        // This wire is a virtual one, which knows the other end's socket; whose that is older kernels cannot tell.
+        let is_told = kernel_release() < (6, 13);
+        assert_eq!(heard.iter().any(|frame| carries(frame, &B.octets())), is_told, "{entry}: {heard:02x?}");
+        assert_eq!(rejects(&node, &pod).sent - before.sent, if is_told { 2 } else { 0 }, "{entry}");
     }
 }

@@ -516,7 +516,7 @@ pub(crate) fn ingress(ctx: TcContext) -> i32 {
             Sent::Passed => {}
             Sent::Dropped => return SHOT,
             // What came by the wire is nobody's here, whatever it says: a host out there could have pods told anything.
-            Sent::Rejected if sender::is_of_this_node(skb) => return answer(skb, scratch),
+            Sent::Rejected if sender::is_its_own(skb, row) => return answer(skb, scratch),
             Sent::Rejected => return SHOT,
         }
     }

@@ -7,6 +7,7 @@ use std::{
 };
 
 use netpath::kernel::bpf::{Hook, object::reject_mark, selftest::NEXT};
+use netpath::kernel::netns;
 use netpath_ebpf::{
     abi::{Endpoint, REJECT_BURST, REJECT_INTERVAL_NS, Reject, mode, zone_flags},
     drop_reason::DropReason,
@@ -32,9 +33,11 @@ const RST: u8 = 4;
 const PUSH: u8 = 8;
 const ACK: u8 = 16;
 
-/// A node whose zone answers.
+/// A node whose zone answers, and a pod of this process: a test run's frame comes from a socket of it.
 fn rejecting() -> (Node, Endpoint) {
     let (mut node, row) = Node::in_setup(Setup::Dual, Layout::Fit);
+    let row = Endpoint { cookie: netns::cookie().expect("Linux 5.14"), ..row };
+    node.set(POD_MAC, &row);
     let (_, zone) = Setup::Dual.world();
     let mut image = Image::new(&zone.expect("a zone"), Layout::Fit);
     image.slot.flags |= zone_flags::REJECT;
