@@ -4,6 +4,7 @@ mod account;
 mod frame;
 mod globals;
 mod maps;
+mod read;
 mod reject;
 mod rules;
 mod sender;
@@ -20,10 +21,10 @@ use frame::{Buff, Context, Packet, Skb};
 use maps::{ENDPOINT_ROWS, MASTERS, SCRATCH, Scratch};
 use netpath_ebpf::{
     abi::{Endpoint, EndpointKey, Master, direction, endpoint_flags},
-    drop_reason::DropReason,
     packet::{self, Frame, Head},
     verdict::{self, Decision, Fate},
 };
+use read::{Reading, read_buff, read_skb};
 use rules::Maps;
 use sender::{Offence, Stacked, View};
 
@@ -78,79 +79,6 @@ fn scratch() -> Option<*mut Scratch> {
 fn packet<C: Context>(context: C, scratch: *mut Scratch) -> Packet<C> {
     // SAFETY: `scratch` is this CPU's map value.
     Packet { context, copy: unsafe { (&raw mut (*scratch).head).cast::<u8>() }, length: 0 }
-}
-
-/// How a frame is to be read, as a function of its own takes it.
-#[derive(Clone, Copy)]
-struct Reading {
-    /// Its ethertype.
-    ethertype: u16,
-    /// Whether a VLAN tag stands beside it that was not accepted.
-    tagged: bool,
-    /// As in [`Skb`].
-    skip: u32,
-    /// As in [`Skb`].
-    leaves: bool,
-    /// Whether it is a frame that cannot be read without its sender's hand in it.
-    unsettled: bool,
-}
-
-impl Reading {
-    #[inline(always)]
-    fn to_bits(self) -> u32 {
-        let flags = u32::from(self.tagged) | u32::from(self.leaves) << 1 | u32::from(self.unsettled) << 2;
-        u32::from(self.ethertype) | flags << 16 | self.skip << 24
-    }
-
-    #[inline(always)]
-    fn from_bits(bits: u32) -> Self {
-        let is_set = |bit: u32| bits >> bit & 1 != 0;
-        Self {
-            ethertype: bits as u16,
-            tagged: is_set(16),
-            skip: bits >> 24,
-            leaves: is_set(17),
-            unsettled: is_set(18),
-        }
-    }
-}
-
-/// Reads what the verdict needs to know into this CPU's scratch. Always 0: the kernel wants a number.
-///
-/// A global function (it has a name for the linker and for BTF): the verifier walks it once, knowing nothing
-/// of its caller, instead of once for every way to reach it.
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn read_skb(skb: *mut __sk_buff, reading: u32) -> u32 {
-    let reading = Reading::from_bits(reading);
-    if let Some(scratch) = scratch() {
-        let frame = packet(Skb { raw: skb, skip: reading.skip, leaves: reading.leaves }, scratch);
-        // SAFETY: `scratch` is this CPU's map value; nothing else refers to its facts now.
-        let facts = unsafe { &mut (*scratch).facts };
-        if reading.unsettled {
-            facts.reset(reading.ethertype, frame.length());
-            facts.flaw = DropReason::Malformed as u8;
-            return 0;
-        }
-        packet::read(&frame, reading.ethertype, reading.tagged, facts);
-        if reading.leaves && facts.flaw == 0 && !settle::is_checksum_behind(skb, facts, reading.skip) {
-            facts.flaw = DropReason::Malformed as u8;
-        }
-    }
-    0
-}
-
-/// As [`read_skb`], for XDP, which has to call for a frame's `length`.
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn read_buff(buff: *mut xdp_md, ethertype: u32, length: u32) -> u32 {
-    if let Some(scratch) = scratch() {
-        // SAFETY: As above.
-        let facts = unsafe { &mut (*scratch).facts };
-        let frame = Packet { length, ..packet(Buff(buff), scratch) };
-        packet::read(&frame, ethertype as u16, false, facts);
-    }
-    0
 }
 
 /// Judges by the facts in this CPU's scratch what `row` sent: [`Decision::to_bits`].
