@@ -4,7 +4,7 @@ use std::path::Path;
 
 use netpath_ebpf::abi::{Endpoint, EndpointKey, Master, kind};
 
-use super::{Call, PluginError, Role, add::full, police::failed};
+use super::{Call, PluginError, Role, add::full, meta::refuse_ipam, police::failed};
 use crate::{
     ipam,
     kernel::{
@@ -251,7 +251,11 @@ fn release(
             };
             ipam::del(&ipam::Request { network, container_id, ifname })
         }
-        None => ipam::del(&ipam::Request { network: call.network(), container_id, ifname }),
+        None => match refuse_ipam(call) {
+            // Its ADD was refused, so it has made nothing, and must not be executed now.
+            Err(PluginError::Conf(_) | PluginError::Refused(_) | PluginError::Meta(_)) => Ok(()),
+            _ => ipam::del(&ipam::Request { network: call.network(), container_id, ifname }),
+        },
     };
     match result {
         // A plugin that is gone does not come back by being asked again; the pod must not wait for it.

@@ -126,12 +126,16 @@ fn assign(call: &Call<'_>, found: Vec<(Found, Selection, bool)>) -> Result<Vec<D
             let device = given.next(call, &found.label, resource, selection.device_id.take())?;
             selection.device_id = Some(device);
         }
-        if found.nad_namespace.is_some() {
-            for plugin in &found.conf.plugins {
-                let checked = call.meta.check_type("type", &plugin.kind);
-                let checked = checked.and_then(|()| call.meta.check_data_dir(plugin));
-                checked.map_err(|source| MetaError::Conf { network: found.label.clone(), source })?;
-            }
+        for plugin in &found.conf.plugins {
+            let checked = plugin.check_ipam().and_then(|()| match found.nad_namespace {
+                None => Ok(()),
+                Some(_) => call
+                    .meta
+                    .check_type("type", &plugin.kind)
+                    .and_then(|()| call.meta.check_ipam(plugin))
+                    .and_then(|()| call.meta.check_data_dir(plugin)),
+            });
+            checked.map_err(|source| MetaError::Conf { network: found.label.clone(), source })?;
         }
         let Found { label, nad_namespace, conf, resource } = found;
         let delegate = Delegate::new(index, first, label, nad_namespace, conf, selection)?;
