@@ -229,6 +229,31 @@ fn what_cannot_be_had_is_refused_before_anything_is_done() {
     assert_eq!(meta.said(), ["ADD first eth0", "ADD one net1"]);
 }
 
+/// Both at once are the deepest that there can be, and are found again by DEL.
+#[test]
+fn what_is_too_deep_to_be_written_down_is_refused() {
+    let meta = MetaSite::new();
+    let nested = |depth: usize| format!("{}{}", "[".repeat(depth), "]".repeat(depth));
+    let asked = |depth: usize| format!(r#"[{{"name": "deep", "cni-args": {{"x": {}}}}}]"#, nested(depth));
+    let nad = |depth: usize| {
+        meta.nad_text(
+            "deep",
+            &format!(r#"{{"plugins": [{{"cniVersion": "1.0.0", "type": "one", "x": {}}}]}}"#, nested(depth)),
+        );
+    };
+    nad(61);
+    let refused = "[0].cni-args is nested deeper than 64 levels";
+    meta.call("ADD", &meta.conf(&asked(62), json!({}))).fails(7, refused);
+    meta.call("ADD", &meta.conf(&asked(61), json!({}))).ok();
+    assert_eq!(meta.said(), ["ADD first eth0", "ADD one net1"]);
+    meta.call("DEL", &meta.conf("", json!({}))).ok();
+    assert_eq!(meta.said(), ["DEL one net1", "DEL first eth0"]);
+    assert!(meta.remembered().iter().all(|path| path.starts_with("run/")), "{:?}", meta.remembered());
+    nad(62);
+    meta.call("ADD", &meta.conf("deep", json!({}))).fails(7, "plugins is nested deeper than 64 levels");
+    assert_eq!(meta.said(), NOTHING);
+}
+
 #[test]
 fn a_pod_that_asks_for_nothing_starts_with_everything_of_ours_broken() {
     let meta = MetaSite::new();

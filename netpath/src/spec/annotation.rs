@@ -6,7 +6,7 @@ use serde_json::{Map, Value};
 
 use super::address::{RequestedIp, parse_ip};
 use super::error::ConfError;
-use super::json::{View, elements, parse_value};
+use super::json::{View, check_depth, elements, parse_value};
 use super::names::{IfName, Mac};
 
 /// Annotation of a pod: the networks it wants besides the default one.
@@ -113,6 +113,12 @@ fn parse(key: &'static str, text: &str, namespace: &str) -> Result<Vec<Selection
         return Err(ConfError::field(key, text, "write a list, also for one network: [{\"name\": …}]"));
     }
     let items = elements(key, &value)?;
+    for (path, item) in &items {
+        View::at(path, item)?
+            .map()
+            .iter()
+            .try_for_each(|(name, value)| check_depth(&format!("{path}.{name}"), value, 2))?;
+    }
     items.into_iter().map(|(path, value)| element(&View::at(path, value)?, namespace)).collect()
 }
 

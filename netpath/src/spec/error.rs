@@ -130,6 +130,14 @@ pub enum ConfError {
         /// The rule, and so the fix.
         rule: Cow<'static, str>,
     },
+    /// A value within values within values.
+    #[error("{field} is nested deeper than {most} levels: write it flatter")]
+    Depth {
+        /// Path of the field.
+        field: String,
+        /// How deep it may be.
+        most: usize,
+    },
     /// A version of CNI that is not ours.
     #[error("cniVersion `{value}` is not supported: use one of {}", CniVersion::ALL.map(CniVersion::as_str).join(", "))]
     Version {
@@ -170,7 +178,7 @@ impl ConfError {
     pub fn cni_code(&self) -> u32 {
         match self {
             Self::Json { .. } | Self::Annotation { .. } | Self::Type { .. } => code::DECODE,
-            Self::Missing { .. } | Self::Field { .. } => code::CONF,
+            Self::Missing { .. } | Self::Field { .. } | Self::Depth { .. } => code::CONF,
             Self::Version { .. } | Self::Command { .. } | Self::NoAddress { .. } => code::VERSION,
         }
     }

@@ -5,7 +5,7 @@ use serde_json::{Map, Value};
 use super::conf::plugin_name;
 use super::error::ConfError;
 use super::ipam::{WELL_KNOWN, check_kind};
-use super::json::{View, is_same_key, keep_last, parse_object};
+use super::json::{View, check_depth, is_same_key, keep_last, parse_object};
 use super::names::NetworkName;
 use super::version::CniVersion;
 
@@ -81,6 +81,13 @@ impl NetworkConf {
     pub fn parse(text: &[u8], name: Option<&str>) -> Result<Self, ConfError> {
         let raw = parse_object(text)?;
         Self::from_view(&View::root(&raw), name)
+    }
+
+    /// The same for one that its author may change: what is read must be readable again once it is written down.
+    pub fn parse_new(text: &[u8], name: Option<&str>) -> Result<Self, ConfError> {
+        let conf = Self::parse(text, name)?;
+        conf.raw.iter().try_for_each(|(key, value)| check_depth(key, value, 1))?;
+        Ok(conf)
     }
 
     /// The same for one that is part of another.

@@ -291,7 +291,7 @@ fn nad(call: &Call<'_>, selection: &Selection) -> Result<Found, PluginError> {
 fn of_nad(call: &Call<'_>, nad: Nad) -> Result<Found, PluginError> {
     let label = format!("{}/{}", nad.namespace, nad.name);
     let conf = match &nad.config {
-        Some(text) => NetworkConf::parse(text.as_bytes(), Some(&nad.name))
+        Some(text) => NetworkConf::parse_new(text.as_bytes(), Some(&nad.name))
             .map_err(|source| MetaError::Conf { network: label.clone(), source })?,
         None => by_name(&conf_dir(call), &nad.name)?,
     };
@@ -382,7 +382,7 @@ fn files(directory: &Path) -> Result<Vec<PathBuf>, MetaError> {
 fn read(file: &Path) -> Result<NetworkConf, MetaError> {
     let text =
         fs::read(file).map_err(|source| MetaError::Io { what: "read", path: file.to_owned(), source })?;
-    NetworkConf::parse(&text, None)
+    NetworkConf::parse_new(&text, None)
         .map_err(|source| MetaError::Conf { network: file.display().to_string(), source })
 }
 
