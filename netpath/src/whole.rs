@@ -189,7 +189,8 @@ fn sweep_those(dir: &Path, which: impl Fn(&OsStr) -> bool) -> Result<usize, Whol
 
 /// Below a file there is nothing, as there is nothing in a directory that does not exist.
 fn is_absent(error: &io::Error) -> bool {
-    matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory)
+    // Nor is there a file of a name that is too long.
+    matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory | ErrorKind::InvalidFilename)
 }
 
 #[cfg(test)]

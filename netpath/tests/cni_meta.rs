@@ -229,6 +229,28 @@ fn what_cannot_be_had_is_refused_before_anything_is_done() {
     assert_eq!(meta.said(), ["ADD first eth0", "ADD one net1"]);
 }
 
+#[test]
+fn names_that_make_no_file_name_are_refused_and_a_result_that_cannot_be_read_stops_no_del() {
+    let meta = MetaSite::new();
+    let id = "c".repeat(64);
+    let conf = meta.conf("a", json!({}));
+    let named = |length: usize| json!({"cniVersion": "1.0.0", "name": "n".repeat(length), "type": "one"});
+    meta.nad("a", named(187));
+    meta.call("ADD", &conf).id(&id).fails(7, "it has more than 255 bytes");
+    assert_eq!(meta.said(), NOTHING);
+    meta.nad("a", named(185));
+    meta.call("ADD", &conf).id(&id).ok();
+    let results = meta.site.root.join("var/lib/cni/multus/results");
+    for entry in fs::read_dir(results).unwrap() {
+        let path = entry.unwrap().path();
+        fs::remove_file(&path).unwrap();
+        fs::create_dir(&path).unwrap();
+    }
+    meta.said();
+    meta.call("DEL", &conf).id(&id).ok();
+    assert_eq!(meta.said(), ["DEL one net1", "DEL first eth0"]);
+}
+
 /// Both at once are the deepest that there can be, and are found again by DEL.
 #[test]
 fn what_is_too_deep_to_be_written_down_is_refused() {

@@ -13,7 +13,9 @@ use crate::{
         ClusterNetwork, ConfError, Delegate, Nad, NetworkConf, PodRef, Selection, Severity,
         annotation::{DEFAULT_NETWORK, NETWORKS, parse_default_network, parse_networks, parse_reference},
         json::View,
+        names::check_file_name,
     },
+    state::ResultCache,
 };
 
 /// Meta-plugins: they execute others, perhaps us.
@@ -97,6 +99,9 @@ pub(super) fn networks(call: &Call<'_>) -> Result<Networks, PluginError> {
     plan::check_gateways(delegates.iter().filter_map(|it| it.selection.default_route.as_deref()))
         .map_err(MetaError::from)?;
     let is_asked_for = is_replaced || 1 < delegates.len();
+    if is_asked_for {
+        delegates.iter().try_for_each(|delegate| refuse_long_names(call, delegate))?;
+    }
     Ok(Networks { delegates, annotation: text, which, is_asked_for })
 }
 
@@ -109,6 +114,17 @@ fn refuse_isolated(call: &Call<'_>, pod: &PodRef, selection: &Selection) -> Resu
             Err(MetaError::Isolated { pod, nad })
         }
     }
+}
+
+/// Refuses what could not be found again: there are files that have the names of network, sandbox and interface.
+fn refuse_long_names(call: &Call<'_>, delegate: &Delegate) -> Result<(), PluginError> {
+    let container_id = call.attachment()?.0;
+    let result = ResultCache::file_name(&delegate.conf.name, container_id, &delegate.ifname);
+    let checked = check_file_name("name", &result).and_then(|()| match delegate.device_file(container_id) {
+        Some(device) => check_file_name("name", &device),
+        None => Ok(()),
+    });
+    Ok(checked.map_err(|source| MetaError::Conf { network: delegate.label.clone(), source })?)
 }
 
 /// Names the interfaces, and holds each network against what it may be.
