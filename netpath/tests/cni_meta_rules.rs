@@ -83,6 +83,18 @@ fn a_plugin_that_hangs_and_forks_is_ended_in_time_with_what_it_forked() {
     });
 }
 
+/// Two plugins have five seconds in all.
+#[test]
+fn a_plugin_in_this_process_has_no_more_time_than_another() {
+    let meta = MetaSite::new();
+    plugin(&meta, "fake/bin/hangs", "exec sleep 1000");
+    let macvlan = json!({"type": "macvlan", "master": "eno1", "ipam": {"type": "hangs"}});
+    meta.cluster(json!({"cniVersion": "1.1.0", "name": "cbr0", "plugins": [macvlan, macvlan]}));
+    let mut conf = meta.conf("", json!({}));
+    conf["cniVersion"] = json!("1.1.0");
+    meta.call("STATUS", &conf).fails(11, "the IPAM plugin hangs did not end within 2.");
+}
+
 #[test]
 fn every_wish_reaches_the_plugins_that_declare_it() {
     let meta = MetaSite::new();

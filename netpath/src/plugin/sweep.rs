@@ -245,7 +245,7 @@ fn del(
         "CNI_PATH" => path.as_ref().ok().cloned(),
         _ => None,
     })?;
-    let origin = Origin { depth: 0, nad: None };
+    let origin = Origin { depth: 0, nad: None, deadline: None };
     serve(root, env, Value::Object(conf).to_string().as_bytes(), &origin).map(drop)
 }
 
