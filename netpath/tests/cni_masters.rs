@@ -210,6 +210,19 @@ fn a_del_without_namespace_leaves_no_link_without_its_row() {
     assert!(site.rows().is_empty() && !site.pod.ip("link show").contains("net1"));
 }
 
+/// After a boot the numbers of namespaces are given anew, and the link in one is somebody else's.
+#[test]
+fn a_record_of_an_earlier_boot_leads_to_no_link() {
+    let site = Site::new();
+    site.ours("ADD", &conf(json!({}))).ok();
+    let file = site.root.state().join("c1-net1.json");
+    let mut record: Value = serde_json::from_str(&fs::read_to_string(&file).unwrap()).unwrap();
+    record["boot_id"] = json!("earlier");
+    fs::write(&file, record.to_string()).unwrap();
+    site.ours("DEL", &conf(json!({}))).env("CNI_NETNS", "").ok();
+    assert!(site.pod.ip("link show").contains("net1") && !file.exists());
+}
+
 /// What a network makes there would be the administrator's word: nothing would be attached any more.
 #[test]
 fn a_networks_data_directory_is_none_of_ours() {

@@ -136,6 +136,55 @@ fn what_is_dead_is_ended_by_its_record_and_nothing_else_is() {
     assert!(String::from_utf8_lossy(&tool(site, "sweep").stdout).starts_with("1 alive"));
 }
 
+/// A runtime may give an id to another sandbox between the look and the end.
+#[test]
+fn what_is_not_as_it_was_judged_is_left_alone() {
+    let meta = two();
+    let site = &meta.site;
+    age(site);
+    let known = netpath::plugin::sweep::known(&site.root).unwrap();
+    let one = known.iter().find(|it| it.container_id.as_str() == "c2").unwrap();
+    change(&site.root.state().join("sandboxes/c2.json"), |record| record["annotation"] = json!("other"));
+    let before = site.files();
+    assert_eq!(one.end(&site.root, &[]).unwrap(), netpath::plugin::sweep::End::Changed);
+    assert_eq!((site.files(), meta.said()), (before, vec![]));
+}
+
+/// Of a namespace that is mounted elsewhere there is an ordinary file, or nothing.
+#[test]
+fn who_does_not_see_the_nodes_mounts_ends_nothing() {
+    let meta = two();
+    let site = &meta.site;
+    let _empty = runtime(site, &[]);
+    age(site);
+    let before = site.files();
+    let net = format!("--net={}", site.node.path().display());
+    let root = site.root.path().to_str().unwrap();
+    let pod = site.pod.path();
+    let (pod, script) = (pod.to_str().unwrap(), "umount \"$1\" && exec \"$2\" --root \"$3\" sweep -o json");
+    let mut command = Command::new("nsenter");
+    command.args([
+        &net,
+        "unshare",
+        "--mount",
+        "--propagation",
+        "private",
+        "sh",
+        "-c",
+        script,
+        "sh",
+        pod,
+        OURS,
+        root,
+    ]);
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let all: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let verdicts: Vec<_> = all.as_array().unwrap().iter().map(|it| it["verdict"].clone()).collect();
+    assert_eq!(verdicts, ["alive", "alive"]);
+    assert_eq!((site.files(), meta.said()), (before, vec![]));
+}
+
 #[test]
 fn without_the_runtimes_word_nothing_is_ended() {
     let meta = two();

@@ -117,7 +117,9 @@ fn delete_link(call: &Call<'_>, ifname: &IfName, record: Option<&Record>) -> Res
 fn still_there(record: &Record) -> Option<&Path> {
     let path = record.netns.path.as_path();
     let identity = netns::identity(path).ok()?;
-    let same = (identity.dev, identity.ino) == (record.netns.dev, record.netns.inode)
+    // After a boot the numbers are given anew.
+    let same = boot_id().is_ok_and(|boot| boot == record.boot_id)
+        && (identity.dev, identity.ino) == (record.netns.dev, record.netns.inode)
         && netns::cookie_of(path).ok()? == record.netns.cookie
         && !netns::is_same_as_current(path).ok()?;
     same.then_some(path)

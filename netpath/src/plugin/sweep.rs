@@ -19,7 +19,9 @@ use crate::{
     ipam, police,
     root::Root,
     spec::{CniEnv, ContainerId, Delegate, IfName, json::View},
-    state::{DelegateCache, DeviceInfos, FirstNetwork, Record, Records, ResultCache, Sandbox, Sandboxes},
+    state::{
+        DelegateCache, DeviceInfos, FirstNetwork, Record, Records, ResultCache, Sandbox, Sandboxes, boot_id,
+    },
 };
 
 /// What was made a moment ago may not be known to everybody yet.
@@ -74,6 +76,8 @@ pub enum End {
     Whole,
     /// A part is still set aside: what could end it is gone.
     SetAside,
+    /// It was not ended: its container id is in use again, or somebody else has ended it.
+    Changed,
 }
 
 /// All that is known, those that were set aside last. To be read before a runtime is asked.
@@ -186,6 +190,9 @@ impl Known {
     /// Ends it as its DEL would, by what was recorded alone. Plugins are looked for where its ADD found them, then in
     /// `plugins`.
     pub fn end(&self, root: &Root, plugins: &[PathBuf]) -> Result<End, PluginError> {
+        if !self.is_as_judged(root)? {
+            return Ok(End::Changed);
+        }
         match &self.what {
             What::Sandbox(sandbox) => self.end_sandbox(root, sandbox, plugins),
             What::SetAside(sandbox) => match Sandboxes::new(root).take_up(sandbox, &self.container_id)? {
@@ -201,6 +208,27 @@ impl Known {
                 Ok(End::Whole)
             }
         }
+    }
+
+    /// Whether it is still what was looked at, and still gone. A runtime may use an id again at any time.
+    fn is_as_judged(&self, root: &Root) -> Result<bool, PluginError> {
+        let (sandboxes, boot) = (Sandboxes::new(root), boot_id()?);
+        Ok(match &self.what {
+            What::Sandbox(it) => {
+                sandboxes.read(&self.container_id)?.as_ref() == Some(it) && is_sandbox_gone(it, &boot)
+            }
+            // A record in its place is looked for when it is taken up.
+            What::SetAside(_) => true,
+            What::Attachment => {
+                let records = Records::new(root);
+                let mut is_same = true;
+                for record in &self.records {
+                    let now = records.read(&record.container_id, &record.ifname)?;
+                    is_same &= now.as_ref() == Some(record) && police::is_gone(record, &boot);
+                }
+                is_same
+            }
+        })
     }
 
     fn end_sandbox(&self, root: &Root, sandbox: &Sandbox, plugins: &[PathBuf]) -> Result<End, PluginError> {
