@@ -114,6 +114,20 @@ pub enum ChildError {
     },
 }
 
+impl ChildError {
+    /// Whether the program is there and cannot be executed, and will not be by being asked again: it may not, it is no
+    /// program, or what interprets it is gone.
+    pub fn is_no_program(&self) -> bool {
+        match self {
+            Self::Spawn { source, .. } => {
+                let is_gone = matches!(source.kind(), ErrorKind::PermissionDenied | ErrorKind::NotFound);
+                is_gone || source.raw_os_error() == Some(Errno::ENOEXEC as i32)
+            }
+            Self::Deadline { .. } | Self::TooMuchOutput { .. } | Self::Pipe { .. } => false,
+        }
+    }
+}
+
 /// The executable `name` in the first of the directories that has it; never one outside of them.
 pub fn find(name: &str, directories: &[PathBuf]) -> Option<PathBuf> {
     if name.is_empty() || name.contains('/') {

@@ -251,6 +251,30 @@ fn names_that_make_no_file_name_are_refused_and_a_result_that_cannot_be_read_sto
     assert_eq!(meta.said(), ["DEL one net1", "DEL first eth0"]);
 }
 
+#[test]
+fn a_plugin_that_cannot_be_executed_or_a_key_of_another_type_stops_no_del() {
+    let meta = MetaSite::new();
+    meta.nad("a", list(&["one"]));
+    let conf = meta.conf("a", json!({}));
+    let plugin = meta.site.root.join("fake/bin/one");
+    let good = fs::read_to_string(&plugin).unwrap();
+    let write = |text: &str| fs::write(&plugin, text).unwrap();
+    for (text, set_aside) in [("#!/nonexistent/sh\n", true), ("no program", true), (good.as_str(), false)] {
+        write(&good);
+        meta.call("ADD", &conf).ok();
+        meta.said();
+        write(text);
+        let keys = json!({"defaultNetworks": 5, "namespaceIsolation": "yes", "clusterNetwork": ["x"]});
+        meta.call("DEL", &meta.conf("", keys)).ok();
+        assert_eq!(meta.said().last().map(String::as_str), Some("DEL first eth0"));
+        let pending = meta.site.root.state().join("pending/c1.json");
+        assert_eq!(pending.exists(), set_aside, "{text}");
+        if set_aside {
+            fs::remove_file(pending).unwrap();
+        }
+    }
+}
+
 /// Both at once are the deepest that there can be, and are found again by DEL.
 #[test]
 fn what_is_too_deep_to_be_written_down_is_refused() {

@@ -260,6 +260,25 @@ fn what_was_set_aside_is_ended_once_it_can_be() {
 }
 
 #[test]
+fn what_was_set_aside_stays_so_when_its_end_fails() {
+    let meta = MetaSite::new();
+    meta.nad("a", json!({"cniVersion": "1.0.0", "type": "one"}));
+    let (conf, site) = (meta.conf("a", json!({})), &meta.site);
+    meta.call("ADD", &conf).ok();
+    let (plugin, away) = (site.root.join("fake/bin/one"), site.root.join("fake/one"));
+    fs::rename(&plugin, &away).unwrap();
+    meta.call("DEL", &conf).ok();
+    age(site);
+    change(&site.root.state().join("pending/c1.json"), |record| record["netns"] = Value::Null);
+    fs::rename(&away, &plugin).unwrap();
+    meta.answer("one", "DEL.fail", r#"{"code": 11, "msg": "busy"}"#);
+    let _runtime = runtime(site, &[]);
+    assert!(!tool(site, "sweep").status.success());
+    meta.no_answer("one", "DEL.fail");
+    assert_eq!(verdicts(site, ""), [said("c1", "set-aside", "ended")]);
+}
+
+#[test]
 fn what_cannot_be_ended_stays_and_is_named() {
     let meta = two();
     let site = &meta.site;

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use netpath_ebpf::abi::{Endpoint, EndpointKey, Master, kind};
 
-use super::{Call, PluginError, Role, add::full, meta::refuse_ipam, police::failed};
+use super::{Call, PluginError, Role, add::full, meta::refuse_ipam, police::failed, sweep::conf_of};
 use crate::{
     ipam,
     kernel::{
@@ -15,7 +15,7 @@ use crate::{
     police::{self, PoliceError},
     root::Root,
     spec::{CniEnv, ConfError, ContainerId, IfName, IpamConf, NetConf},
-    state::{Kind, Lock, Record, Records, boot_id},
+    state::{Kind, Lock, Record, Records, Sandboxes, boot_id},
 };
 
 /// Ends an attachment: link, row, addresses, record. Everything is attempted; errors are reported together.
@@ -189,8 +189,15 @@ fn locked_maps(call: &Call<'_>, ifname: &IfName) -> Result<Option<(Maps, Lock)>,
 
 /// The configuration with which the attachment of this call was made, as JSON.
 pub(super) fn recorded_conf(root: &Root, env: &CniEnv) -> Option<Vec<u8>> {
-    let record = Records::new(root).read(env.container_id.as_ref()?, env.ifname.as_ref()?).ok()??;
-    Some(serde_json::Value::Object(record.conf).to_string().into_bytes())
+    let (container_id, ifname) = (env.container_id.as_ref()?, env.ifname.as_ref()?);
+    let conf = match Records::new(root).read(container_id, ifname).ok()? {
+        Some(record) => record.conf,
+        None => {
+            let sandbox = Sandboxes::new(root).read(container_id).ok()??;
+            conf_of(root, &sandbox)
+        }
+    };
+    Some(serde_json::Value::Object(conf).to_string().into_bytes())
 }
 
 /// Takes the row out of force, also one whose ADD was ended before it could record its id.

@@ -142,6 +142,9 @@ fn read(root: &Root, env: &CniEnv, stdin: &[u8]) -> Result<(NetConf, IpamConf), 
     let parse = |stdin: &[u8]| {
         let conf = NetConf::parse(stdin)?;
         let ipam = IpamConf::from_conf(&conf, &env.args)?;
+        if conf.kind == CHAINED {
+            MetaConf::from_conf(&conf)?;
+        }
         Ok((conf, ipam))
     };
     match parse(stdin) {

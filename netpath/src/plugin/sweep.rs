@@ -113,22 +113,27 @@ pub(super) fn is_sandbox_gone(sandbox: &Sandbox, boot: &str) -> bool {
 impl Known {
     /// Whether it is still needed, by what the runtimes list, where there is one that can be asked.
     pub fn life(&self, listed: Option<&BTreeSet<String>>, boot: &str, now: u64) -> Life {
-        let (is_gone, created) = match &self.what {
-            What::Sandbox(sandbox) => (is_sandbox_gone(sandbox, boot), sandbox.created),
+        // Seconds ago; what is said to come from later than that, or from another boot, is not young for ever.
+        let is_young =
+            |created: u64, boot_id: &str| boot_id == boot && now.abs_diff(created) < YOUNG.as_secs();
+        let (is_gone, is_young) = match &self.what {
+            What::Sandbox(sandbox) => {
+                (is_sandbox_gone(sandbox, boot), is_young(sandbox.created, &sandbox.boot_id))
+            }
             // Its DEL has come, so where no namespace is known the runtime alone has to tell.
             What::SetAside(sandbox) => {
                 let is_told = sandbox.netns.is_none() && listed.is_some();
-                (is_told || is_sandbox_gone(sandbox, boot), sandbox.created)
+                (is_told || is_sandbox_gone(sandbox, boot), is_young(sandbox.created, &sandbox.boot_id))
             }
             What::Attachment => {
-                let created = self.records.iter().map(|record| record.created).max();
-                (self.records.iter().all(|it| police::is_gone(it, boot)), created.unwrap_or_default())
+                let is_young = self.records.iter().any(|it| is_young(it.created, &it.boot_id));
+                (self.records.iter().all(|it| police::is_gone(it, boot)), is_young)
             }
         };
         match () {
             () if listed.is_some_and(|listed| listed.contains(self.container_id.as_str())) => Life::Listed,
             () if !is_gone => Life::Stands,
-            () if now.saturating_sub(created) < YOUNG.as_secs() => Life::Young,
+            () if is_young => Life::Young,
             () => Life::Dead,
         }
     }
@@ -196,7 +201,15 @@ impl Known {
         match &self.what {
             What::Sandbox(sandbox) => self.end_sandbox(root, sandbox, plugins),
             What::SetAside(sandbox) => match Sandboxes::new(root).take_up(sandbox, &self.container_id)? {
-                true => self.end_sandbox(root, sandbox, plugins),
+                true => {
+                    let ended = self.end_sandbox(root, sandbox, plugins);
+                    let sandboxes = Sandboxes::new(root);
+                    if ended.is_err() && sandboxes.read(&self.container_id)?.as_ref() == Some(sandbox) {
+                        // As any other record it would be taken for that of a sandbox which stands.
+                        sandboxes.set_aside(sandbox, &self.container_id)?;
+                    }
+                    ended
+                }
                 // Somebody else has.
                 false => Ok(End::SetAside),
             },
@@ -233,17 +246,7 @@ impl Known {
 
     fn end_sandbox(&self, root: &Root, sandbox: &Sandbox, plugins: &[PathBuf]) -> Result<End, PluginError> {
         let sandboxes = Sandboxes::new(root);
-        // It is the record that says what is to be ended; this only says that it is the meta-plugin's.
-        let mut conf = json!({"cniVersion": "1.0.0", "name": sandbox.network, "type": CHAINED,
-            "clusterNetwork": sandbox.network});
-        if let Some(dir) = &sandbox.cni_dir {
-            conf["cniDir"] = dir.display().to_string().into();
-        }
-        let own = sandbox.path.first().and_then(|dir| dir.strip_prefix(root.path()).ok());
-        if let Some(dir) = own {
-            conf["binDir"] = Path::new("/").join(dir).display().to_string().into();
-        }
-        let conf: Map<String, Value> = conf.as_object().cloned().unwrap_or_default();
+        let conf = conf_of(root, sandbox);
         let path = sandbox.path.iter().chain(plugins).cloned().collect();
         let ifname = IfName::parse("ifname", &sandbox.ifname)?;
         match del(root, &self.container_id, &ifname, path, conf) {
@@ -255,6 +258,20 @@ impl Known {
         let is_left = sandboxes.set_aside_before()?.iter().any(|it| it.container_id == sandbox.container_id);
         Ok(if is_left { End::SetAside } else { End::Whole })
     }
+}
+
+/// A configuration of the meta-plugin for the DEL of a sandbox: it is the record that says what is to be ended.
+pub(super) fn conf_of(root: &Root, sandbox: &Sandbox) -> Map<String, Value> {
+    let mut conf = json!({"cniVersion": "1.0.0", "name": sandbox.network, "type": CHAINED,
+        "clusterNetwork": sandbox.network});
+    if let Some(dir) = &sandbox.cni_dir {
+        conf["cniDir"] = dir.display().to_string().into();
+    }
+    let own = sandbox.path.first().and_then(|dir| dir.strip_prefix(root.path()).ok());
+    if let Some(dir) = own {
+        conf["binDir"] = Path::new("/").join(dir).display().to_string().into();
+    }
+    conf.as_object().cloned().unwrap_or_default()
 }
 
 /// DEL as a runtime would call it that does not know the sandbox any more.
@@ -341,8 +358,10 @@ mod tests {
             // The node's directory is not there for us.
             (known(false, "b", Some(unseen)), Some(&none), late, Life::Stands),
             (known(false, "b", Some(gone)), Some(&none), late - 1, Life::Young),
-            // A clock that was set back.
-            (known(false, "b", Some(gone)), Some(&none), 0, Life::Young),
+            // A clock that was set back: a little, and far.
+            (known(false, "b", Some(gone)), Some(&none), 900, Life::Young),
+            (known(false, "b", Some(gone)), Some(&none), 0, Life::Dead),
+            (known(false, "earlier", Some(gone)), Some(&none), 1001, Life::Dead),
             (known(false, "b", Some(gone)), Some(&other), late, Life::Listed),
             (known(false, "earlier", Some(gone)), Some(&other), late, Life::Listed),
             (known(false, "earlier", None), Some(&none), late, Life::Dead),
