@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use serde_json::{Map, Value};
 
 use super::address::{RequestedIp, parse_ip};
-use super::error::ConfError;
+use super::error::{ConfError, excerpt};
 use super::json::{View, check_depth, elements, parse_value};
 use super::names::{IfName, Mac};
 
@@ -106,7 +106,7 @@ fn parse(key: &'static str, text: &str, namespace: &str) -> Result<Vec<Selection
     }
     let value = parse_value(text.as_bytes()).map_err(|source| ConfError::Annotation {
         key,
-        text: text.to_owned(),
+        text: excerpt(text.to_owned()),
         source,
     })?;
     if value.is_object() {

@@ -33,6 +33,9 @@ pub mod code {
     pub const LIMITED: u32 = 51;
 }
 
+/// Longest excerpt of a text in an error.
+const EXCERPT: usize = 256;
+
 /// What a failed call prints on stdout.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ErrorObject {
@@ -171,7 +174,7 @@ impl ConfError {
         value: impl Into<String>,
         rule: impl Into<Cow<'static, str>>,
     ) -> Self {
-        Self::Field { field: field.into(), value: value.into(), rule: rule.into() }
+        Self::Field { field: field.into(), value: excerpt(value.into()), rule: rule.into() }
     }
 
     /// Code of the CNI error object, where the fault lies in the network configuration.
@@ -182,6 +185,15 @@ impl ConfError {
             Self::Version { .. } | Self::Command { .. } | Self::NoAddress { .. } => code::VERSION,
         }
     }
+}
+
+/// A value as errors quote it: whoever wrote it knows the rest.
+pub(super) fn excerpt(mut text: String) -> String {
+    if let Some((end, _)) = text.char_indices().nth(EXCERPT) {
+        text.truncate(end);
+        text.push('…');
+    }
+    text
 }
 
 /// What VERSION prints: the version it was asked in, and all that are supported.
