@@ -275,6 +275,42 @@ fn a_plugin_that_cannot_be_executed_or_a_key_of_another_type_stops_no_del() {
     }
 }
 
+/// A pipe that nobody writes to would be waited for until the runtime gives up.
+#[test]
+fn what_is_no_ordinary_file_is_named_and_not_waited_for() {
+    let meta = MetaSite::new();
+    meta.nad("a", list(&["one"]));
+    let conf = meta.conf("a", json!({}));
+    let named = "it is a named pipe, and must be an ordinary file";
+    for file in ["nads/web-b.json", "etc/cni/netpath/masters.json", "etc/cni/net.d/10-first.conflist"] {
+        let path = match file {
+            "etc/cni/netpath/masters.json" => meta.site.root.masters(),
+            file => meta.site.root.join(file),
+        };
+        let there = fs::read(&path).ok();
+        let _ = fs::remove_file(&path);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        meta.nad("m", json!({"cniVersion": "1.0.0", "type": "macvlan", "master": "eno1"}));
+        let wanted = if file.starts_with("etc/cni/netpath") { "m" } else { "zz" };
+        meta.call("ADD", &meta.conf(wanted, json!({}))).fails(5, named);
+        fs::remove_file(&path).unwrap();
+        if let Some(bytes) = there {
+            fs::write(&path, bytes).unwrap();
+        }
+    }
+    // A record is one that is torn, and hides no other.
+    meta.call("ADD", &conf).ok();
+    for path in ["c9-net1.json", "sandboxes/c9.json"] {
+        nix::unistd::mkfifo(&meta.site.root.state().join(path), nix::sys::stat::Mode::S_IRWXU).unwrap();
+    }
+    let listing = netpath::state::Records::new(&meta.site.root).all().unwrap();
+    assert_eq!(listing.torn.len(), 1);
+    meta.call("DEL", &conf).id("c9").ok();
+    meta.call("DEL", &conf).ok();
+    assert!(meta.remembered().iter().all(|path| !path.contains("c1")), "{:?}", meta.remembered());
+}
+
 /// Both at once are the deepest that there can be, and are found again by DEL.
 #[test]
 fn what_is_too_deep_to_be_written_down_is_refused() {

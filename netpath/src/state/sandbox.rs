@@ -148,7 +148,12 @@ fn file(dir: &Path, id: &ContainerId) -> PathBuf {
 }
 
 fn load(path: &Path, id: &ContainerId) -> Result<Option<Sandbox>, StateError> {
-    let Some(bytes) = whole::read(path)? else { return Ok(None) };
+    let bytes = match whole::read(path) {
+        Ok(Some(bytes)) => bytes,
+        Ok(None) => return Ok(None),
+        Err(error) if whole::Unfit::of(&error.source).is_some() => Vec::new(),
+        Err(error) => return Err(error.into()),
+    };
     match serde_json::from_slice::<Sandbox>(&bytes) {
         Ok(sandbox) if sandbox.container_id == id.as_str() => Ok(Some(sandbox)),
         Ok(_) | Err(_) => {

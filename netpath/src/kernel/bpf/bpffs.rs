@@ -63,7 +63,7 @@ pub fn must_be_mounted(path: &Path) -> Result<(), BpfError> {
 pub fn leave_mark(path: &Path, mark: &Path, boot: &str) -> Result<(), BpfError> {
     let failed = |source: io::Error| BpfError::Bpffs { path: path.to_owned(), source };
     let text = format!("{} {boot}\n", device(path).map_err(failed)?);
-    if fs::read_to_string(mark).is_ok_and(|known| known == text) {
+    if whole::text(mark).is_ok_and(|known| known == text) {
         return Ok(());
     }
     whole::replace(mark, text.as_bytes()).map_err(BpfError::Mark)

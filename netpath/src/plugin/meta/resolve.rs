@@ -16,6 +16,7 @@ use crate::{
         names::check_file_name,
     },
     state::ResultCache,
+    whole,
 };
 
 /// Meta-plugins: they execute others, perhaps us.
@@ -397,7 +398,7 @@ fn files(directory: &Path) -> Result<Vec<PathBuf>, MetaError> {
 
 fn read(file: &Path) -> Result<NetworkConf, MetaError> {
     let text =
-        fs::read(file).map_err(|source| MetaError::Io { what: "read", path: file.to_owned(), source })?;
+        whole::bytes(file).map_err(|source| MetaError::Io { what: "read", path: file.to_owned(), source })?;
     NetworkConf::parse_new(&text, None)
         .map_err(|source| MetaError::Conf { network: file.display().to_string(), source })
 }
