@@ -153,8 +153,10 @@ fn a_definition_without_a_configuration_names_one_of_the_nodes() {
     meta.site.write(&meta.site.root.join("nads/bare.json"), &nad.to_string());
     let conf = meta.conf("bare", json!({}));
     let dir = meta.site.root.join("etc/cni/multus/net.d");
+    let named = "NetworkAttachmentDefinition web/bare has no `spec.config`, and there is no network configuration `bare`";
+    meta.call("ADD", &conf).fails(7, named);
     fs::create_dir_all(&dir).unwrap();
-    meta.call("ADD", &conf).fails(7, "no network configuration `bare`");
+    meta.call("ADD", &conf).fails(7, named);
     meta.site.write(&dir.join("10-broken.conf"), "{");
     let list = json!({"cniVersion": "1.0.0", "name": "bare", "plugins": [{"type": "one"}, {"type": "two"}]});
     meta.site.write(&dir.join("20-bare.conflist"), &list.to_string());

@@ -51,6 +51,19 @@ pub enum MetaError {
         /// Where it was looked for.
         directory: PathBuf,
     },
+    /// A definition without a configuration, of which there is none on the node either.
+    #[error(
+        "NetworkAttachmentDefinition {network} has no `spec.config`, and there is no network configuration `{name}` in {}: write one of the two",
+        directory.display()
+    )]
+    NoConfig {
+        /// Namespace and name.
+        network: String,
+        /// Its name alone.
+        name: String,
+        /// Where it was looked for.
+        directory: PathBuf,
+    },
     /// The configuration of a network.
     #[error("the configuration of network `{network}` is not valid")]
     Conf {
@@ -198,6 +211,7 @@ impl MetaError {
             Self::Depth { .. }
             | Self::MetaInside { .. }
             | Self::NoConf { .. }
+            | Self::NoConfig { .. }
             | Self::NoSource { .. }
             | Self::NoDevice { .. }
             | Self::SameName { .. }
@@ -220,7 +234,9 @@ impl MetaError {
     pub(super) fn is_worth_retrying(&self) -> bool {
         match self {
             Self::Delegate(error) => error.is_worth_retrying(),
-            Self::Conf { .. } | Self::NoConf { .. } | Self::MetaInside { .. } => false,
+            Self::Conf { .. } | Self::NoConf { .. } | Self::NoConfig { .. } | Self::MetaInside { .. } => {
+                false
+            }
             Self::Cluster(error) => error.cni_code() == code::TRY_AGAIN,
             _ => true,
         }

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::fs;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use super::{Call, MetaError, PluginError, devices::Given};
@@ -310,7 +311,13 @@ fn of_nad(call: &Call<'_>, nad: Nad) -> Result<Found, PluginError> {
     let conf = match &nad.config {
         Some(text) => NetworkConf::parse_new(text.as_bytes(), Some(&nad.name))
             .map_err(|source| MetaError::Conf { network: label.clone(), source })?,
-        None => by_name(&conf_dir(call), &nad.name)?,
+        None => by_name(&conf_dir(call), &nad.name).map_err(|error| match error {
+            MetaError::Io { ref source, .. } if source.kind() != ErrorKind::NotFound => error,
+            _ => {
+                let (network, name) = (label.clone(), nad.name.clone());
+                MetaError::NoConfig { network, name, directory: conf_dir(call) }
+            }
+        })?,
     };
     Ok(Found { label, nad_namespace: Some(nad.namespace), resource: nad.resource_name, conf })
 }
