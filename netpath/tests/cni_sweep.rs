@@ -259,6 +259,38 @@ fn what_was_set_aside_is_ended_once_it_can_be() {
     assert_eq!(verdicts(site, ""), []);
 }
 
+/// What the record does not say any more Multus's cache does; without that it is named, and drained is not.
+#[test]
+fn what_has_a_torn_record_is_known() {
+    let meta = two();
+    let site = &meta.site;
+    let old = |path: &str, text: &str| {
+        let file = site.root.state().join(path);
+        fs::write(&file, text).unwrap();
+        assert!(Command::new("touch").args(["-d", "-1 hour"]).arg(file).status().unwrap().success());
+    };
+    age(site);
+    for id in ["c1", "c2"] {
+        old(&format!("sandboxes/{id}.json"), "{");
+    }
+    old("c8-net1.json", "");
+    let expected = |c2: &str| [said("c1", "torn", "alive"), said("c2", "torn", c2)];
+    assert_eq!(verdicts(site, "--no-runtime --dry-run")[..2], expected("dead"));
+    let listing = runtime(site, &["c1", "c8"]);
+    let plugins = format!("--plugins {}", site.root.join("fake/bin").display());
+    meta.said();
+    let all = verdicts(site, &plugins);
+    assert_eq!(all[..2], expected("ended"));
+    assert_eq!(all.last(), Some(&said("c8", "torn", "alive")));
+    assert_eq!(meta.said(), ["DEL one net2", "DEL first eth0"]);
+    drop(listing);
+    let _empty = runtime(site, &[]);
+    let output = tool(site, &format!("sweep {plugins}"));
+    let told = String::from_utf8_lossy(&output.stdout);
+    assert!(!output.status.success() && told.contains("c8-net1.json is torn"), "{output:?}");
+    refuses(site, "uninstall --yes --drained", "container c8 (net1) lives");
+}
+
 #[test]
 fn what_was_set_aside_stays_so_when_its_end_fails() {
     let meta = MetaSite::new();

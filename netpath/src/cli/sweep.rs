@@ -159,6 +159,9 @@ impl Swept {
             (_, Some(Ok(End::SetAside))) => "a plugin that it needs is gone".to_owned(),
             (_, Some(Ok(End::Changed))) => "it was attached or ended meanwhile".to_owned(),
             (Life::Listed, _) => "the runtime lists it".to_owned(),
+            (Life::Stands, _) if matches!(self.known.what, What::Torn(_)) => {
+                "its record cannot be read, and nobody says that it is gone".to_owned()
+            }
             (Life::Stands, _) => "its network namespace stands".to_owned(),
             (Life::Young, _) => "it is not ten minutes old".to_owned(),
             (Life::Dead, _) => "namespace gone, and not listed".to_owned(),
@@ -170,6 +173,7 @@ impl Swept {
             What::Sandbox(_) => "sandbox",
             What::SetAside(_) => "set-aside",
             What::Attachment => "attachment",
+            What::Torn(_) => "torn",
         }
     }
 

@@ -6,9 +6,10 @@
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
+use std::fs;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, UNIX_EPOCH};
 
 use serde_json::{Map, Value, json};
 
@@ -52,8 +53,21 @@ pub enum What {
     Sandbox(Sandbox),
     /// The same, ended but for a part.
     SetAside(Sandbox),
+    /// One of which the record cannot be read.
+    Torn(Torn),
     /// One attachment, made by a runtime or another meta-plugin that called us for it alone.
     Attachment,
+}
+
+/// A record that cannot be read, with what Multus's cache has instead.
+#[derive(Clone, Debug)]
+pub struct Torn {
+    /// The file.
+    path: PathBuf,
+    /// The interface, where it is the record of one attachment.
+    ifname: Option<IfName>,
+    /// The networks, each with the path of its namespace.
+    delegates: Vec<(Delegate, Option<PathBuf>)>,
 }
 
 /// Whether it is still needed.
@@ -83,13 +97,24 @@ pub enum End {
 /// All that is known, those that were set aside last. To be read before a runtime is asked.
 pub fn known(root: &Root) -> Result<Vec<Known>, PluginError> {
     let sandboxes = Sandboxes::new(root);
-    let mut records = Records::new(root).all()?.records;
+    let listing = Records::new(root).all()?;
+    let mut records = listing.records;
     let mut known = Vec::new();
     for sandbox in sandboxes.all()? {
         let container_id = ContainerId::parse("container_id", &sandbox.container_id)?;
         let (own, others) = records.into_iter().partition(|record| record.container_id == container_id);
         records = others;
         known.push(Known { what: What::Sandbox(sandbox), container_id, records: own });
+    }
+    for (container_id, path) in sandboxes.torn()? {
+        let (own, others) = records.into_iter().partition(|record| record.container_id == container_id);
+        records = others;
+        let delegates = Torn::delegates(root, &container_id)?;
+        known.push(Known {
+            what: What::Torn(Torn { path, ifname: None, delegates }),
+            container_id,
+            records: own,
+        });
     }
     known.extend(records.into_iter().map(|record| Known {
         what: What::Attachment,
@@ -100,6 +125,16 @@ pub fn known(root: &Root) -> Result<Vec<Known>, PluginError> {
         let container_id = ContainerId::parse("container_id", &sandbox.container_id)?;
         if !known.iter().any(|it| it.container_id == container_id) {
             known.push(Known { what: What::SetAside(sandbox), container_id, records: Vec::new() });
+        }
+    }
+    for torn in listing.torn {
+        let Some((container_id, ifname)) = Records::attachment_of(&torn.path) else { continue };
+        // One of a sandbox that is known ends with it.
+        let is_part = |it: &Known| it.container_id == container_id && !matches!(it.what, What::Attachment);
+        if !known.iter().any(is_part) {
+            let delegates = Torn::delegates(root, &container_id)?;
+            let torn = Torn { path: torn.path, ifname: Some(ifname), delegates };
+            known.push(Known { what: What::Torn(torn), container_id, records: Vec::new() });
         }
     }
     Ok(known)
@@ -117,6 +152,12 @@ impl Known {
         let is_young =
             |created: u64, boot_id: &str| boot_id == boot && now.abs_diff(created) < YOUNG.as_secs();
         let (is_gone, is_young) = match &self.what {
+            // The records of its attachments tell; without them the runtime has to, and what is at its path.
+            What::Torn(torn) if self.records.is_empty() => {
+                let mut paths = torn.delegates.iter().filter_map(|(_, netns)| netns.as_deref());
+                (listed.is_some() && !paths.any(Path::exists), torn.is_young(now))
+            }
+            What::Torn(torn) => (self.records.iter().all(|it| police::is_gone(it, boot)), torn.is_young(now)),
             What::Sandbox(sandbox) => {
                 (is_sandbox_gone(sandbox, boot), is_young(sandbox.created, &sandbox.boot_id))
             }
@@ -145,6 +186,10 @@ impl Known {
                 self.delegates(it).into_iter().map(|delegate| delegate.ifname.to_string()).collect()
             }
             What::Attachment => self.records.iter().map(|record| record.ifname.to_string()).collect(),
+            What::Torn(torn) => match &torn.ifname {
+                Some(ifname) => vec![ifname.to_string()],
+                None => torn.delegates.iter().map(|(delegate, _)| delegate.ifname.to_string()).collect(),
+            },
         }
     }
 
@@ -153,6 +198,7 @@ impl Known {
         let pod = match &self.what {
             What::Sandbox(it) | What::SetAside(it) => it.pod.as_ref(),
             What::Attachment => self.records.iter().find_map(|record| record.pod.as_ref()),
+            What::Torn(_) => None,
         };
         pod.map(|pod| format!("{}/{}", pod.namespace, pod.name))
     }
@@ -213,6 +259,7 @@ impl Known {
                 // Somebody else has.
                 false => Ok(End::SetAside),
             },
+            What::Torn(torn) => torn.end(root, &self.container_id, plugins),
             What::Attachment => {
                 for record in &self.records {
                     refuse_without_ipam(record, plugins)?;
@@ -232,6 +279,10 @@ impl Known {
             }
             // A record in its place is looked for when it is taken up.
             What::SetAside(_) => true,
+            What::Torn(torn) => match &torn.ifname {
+                Some(ifname) => Records::new(root).read(&self.container_id, ifname)?.is_none(),
+                None => sandboxes.read(&self.container_id)?.is_none(),
+            },
             What::Attachment => {
                 let records = Records::new(root);
                 let mut is_same = true;
@@ -257,6 +308,61 @@ impl Known {
         Directory::new(root, PathBuf::new()).forget(&self.container_id).map_err(MetaError::from)?;
         let is_left = sandboxes.set_aside_before()?.iter().any(|it| it.container_id == sandbox.container_id);
         Ok(if is_left { End::SetAside } else { End::Whole })
+    }
+}
+
+impl Torn {
+    fn delegates(
+        root: &Root,
+        container_id: &ContainerId,
+    ) -> Result<Vec<(Delegate, Option<PathBuf>)>, PluginError> {
+        let directory = root.multus_cache();
+        let cached = DelegateCache::new(directory.clone()).read(container_id)?.unwrap_or_default();
+        let results = ResultCache::new(&directory);
+        let first = IfName::parse("ifname", "eth0")?;
+        let all = cached.iter().enumerate();
+        let delegates = all.filter_map(|(index, value)| Delegate::from_cached(index, &first, value).ok());
+        let with_netns = delegates.map(|delegate| {
+            let result = results.read(&delegate.conf.name, container_id, &delegate.ifname).ok().flatten();
+            let netns = result.map(|result| PathBuf::from(result.netns));
+            (delegate, netns.filter(|path| path.is_absolute()))
+        });
+        Ok(with_netns.collect())
+    }
+
+    /// By the time of its file.
+    fn is_young(&self, now: u64) -> bool {
+        let modified = fs::metadata(&self.path).and_then(|file| file.modified());
+        let seconds = modified.ok().and_then(|time| time.duration_since(UNIX_EPOCH).ok());
+        seconds.is_some_and(|then| now.abs_diff(then.as_secs()) < YOUNG.as_secs())
+    }
+
+    /// Ends by Multus's cache what the record cannot say any more.
+    fn end(&self, root: &Root, container_id: &ContainerId, plugins: &[PathBuf]) -> Result<End, PluginError> {
+        let unknown = || PluginError::from(MetaError::Torn { path: self.path.clone() });
+        for plugin in self.delegates.iter().flat_map(|(delegate, _)| &delegate.conf.plugins) {
+            let is_ours = [super::MACVLAN, CHAINED].contains(&plugin.kind.as_str());
+            if !is_ours && !delegate::exists(&plugin.kind, plugins) {
+                let missing = DelegateError::NotFound { plugin: plugin.kind.clone(), path: plugins.to_vec() };
+                return Err(MetaError::from(missing).into());
+            }
+        }
+        let (ifname, conf) = match &self.ifname {
+            None => {
+                let (first, _) = self.delegates.first().ok_or_else(unknown)?;
+                let name = first.conf.name.as_str();
+                let conf =
+                    json!({"cniVersion": "1.0.0", "name": name, "type": CHAINED, "clusterNetwork": name});
+                (first.ifname.clone(), conf.as_object().cloned().unwrap_or_default())
+            }
+            Some(ifname) => {
+                let found = self.delegates.iter().find(|(delegate, _)| delegate.ifname == *ifname);
+                let conf = &found.ok_or_else(unknown)?.0.conf;
+                let own = conf.plugins.iter().position(|plugin| plugin.kind == super::MACVLAN);
+                (ifname.clone(), conf.stdin(own.ok_or_else(unknown)?, &Map::new(), None))
+            }
+        };
+        del(root, container_id, &ifname, plugins.to_vec(), conf).map(|()| End::Whole)
     }
 }
 

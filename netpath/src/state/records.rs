@@ -171,6 +171,13 @@ impl Records {
         Ok(listing)
     }
 
+    /// Whose record a file is by its name.
+    pub fn attachment_of(path: &Path) -> Option<(ContainerId, IfName)> {
+        let (container_id, ifname) = path.file_stem()?.to_str()?.rsplit_once('-')?;
+        let ifname = IfName::parse("file", &ifname.replace("%2d", "-")).ok()?;
+        Some((ContainerId::parse("file", container_id).ok()?, ifname))
+    }
+
     /// Removes what writers that were killed have left. Returns how many.
     pub fn sweep(&self) -> Result<usize, StateError> {
         Ok(whole::sweep(&self.dir)?)

@@ -111,31 +111,42 @@ impl Sandboxes {
 
     /// All that can be read. One that comes or goes meanwhile is listed or not.
     pub fn all(&self) -> Result<Vec<Sandbox>, StateError> {
-        Self::all_in(&self.dir)
+        Self::all_in(&self.dir).map(|(all, _)| all)
+    }
+
+    /// Those whose record cannot be read, each with its file.
+    pub fn torn(&self) -> Result<Vec<(ContainerId, PathBuf)>, StateError> {
+        Self::all_in(&self.dir).map(|(_, torn)| torn)
     }
 
     /// All that were set aside.
     pub fn set_aside_before(&self) -> Result<Vec<Sandbox>, StateError> {
-        Self::all_in(&self.pending)
+        Self::all_in(&self.pending).map(|(all, _)| all)
     }
 
-    fn all_in(dir: &Path) -> Result<Vec<Sandbox>, StateError> {
+    fn all_in(dir: &Path) -> Result<(Vec<Sandbox>, Vec<(ContainerId, PathBuf)>), StateError> {
         let entries = match fs::read_dir(dir) {
             Ok(entries) => entries,
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok((Vec::new(), Vec::new())),
             Err(error) => return Err(StateError::io("list the directory", dir)(error)),
         };
-        let mut all = Vec::new();
+        let (mut all, mut torn) = (Vec::new(), Vec::new());
         for entry in entries {
             let path = entry.map_err(StateError::io("list the directory", dir))?.path();
             let id =
                 path.file_stem().and_then(OsStr::to_str).and_then(|id| ContainerId::parse("file", id).ok());
             if let Some(id) = id.filter(|_| path.extension() == Some(OsStr::new("json"))) {
-                all.extend(load(&path, &id)?);
+                match load(&path, &id)? {
+                    Some(sandbox) => all.push(sandbox),
+                    // Or it has gone meanwhile.
+                    None if path.exists() => torn.push((id, path)),
+                    None => {}
+                }
             }
         }
         all.sort_by(|a, b| a.container_id.cmp(&b.container_id));
-        Ok(all)
+        torn.sort();
+        Ok((all, torn))
     }
 
     fn path(&self, id: &ContainerId) -> PathBuf {

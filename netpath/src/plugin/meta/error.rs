@@ -194,6 +194,12 @@ pub enum MetaError {
         /// Why.
         source: Box<PluginError>,
     },
+    /// Nobody knows what was made.
+    #[error("{} is torn, and Multus's cache has nothing of it: end what is left by hand, and remove the file", path.display())]
+    Torn {
+        /// The record.
+        path: PathBuf,
+    },
     /// Several networks that could not be ended.
     #[error("errors: {}", failures.join(" / "))]
     Del {
@@ -219,7 +225,7 @@ impl MetaError {
             | Self::Defaults(_) => code::CONF,
             Self::Isolated { .. } | Self::SharedAddress { .. } => 105,
             Self::UnknownPod { .. } | Self::Uid { .. } => 141,
-            Self::Io { .. } => code::IO,
+            Self::Io { .. } | Self::Torn { .. } => code::IO,
             Self::Conf { source, .. } => source.cni_code(),
             Self::Cluster(error) => error.cni_code(),
             Self::Kubelet(error) => error.cni_code(),
