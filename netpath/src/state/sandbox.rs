@@ -55,6 +55,9 @@ pub struct Sandbox {
     pub pending_events: Vec<Event>,
 }
 
+/// A record that cannot be read: whose it is, and the file.
+type TornFile = (ContainerId, PathBuf);
+
 /// The sandboxes of a node.
 #[derive(Clone, Debug)]
 pub struct Sandboxes {
@@ -115,7 +118,7 @@ impl Sandboxes {
     }
 
     /// Those whose record cannot be read, each with its file.
-    pub fn torn(&self) -> Result<Vec<(ContainerId, PathBuf)>, StateError> {
+    pub fn torn(&self) -> Result<Vec<TornFile>, StateError> {
         Self::all_in(&self.dir).map(|(_, torn)| torn)
     }
 
@@ -124,7 +127,7 @@ impl Sandboxes {
         Self::all_in(&self.pending).map(|(all, _)| all)
     }
 
-    fn all_in(dir: &Path) -> Result<(Vec<Sandbox>, Vec<(ContainerId, PathBuf)>), StateError> {
+    fn all_in(dir: &Path) -> Result<(Vec<Sandbox>, Vec<TornFile>), StateError> {
         let entries = match fs::read_dir(dir) {
             Ok(entries) => entries,
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok((Vec::new(), Vec::new())),
