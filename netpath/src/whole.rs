@@ -132,8 +132,11 @@ pub fn is_draft(name: &OsStr) -> bool {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Unfit {
     /// Who opens a pipe or a device may wait for ever.
-    #[error("it is {0}, and must be an ordinary file")]
-    Kind(&'static str),
+    #[error("it is {found}, and must be an ordinary file")]
+    Kind {
+        /// What lies there.
+        found: &'static str,
+    },
     /// Nobody writes so much.
     #[error("it has more than {LARGEST} bytes")]
     Large,
@@ -150,15 +153,15 @@ impl Unfit {
 pub fn bytes(path: &Path) -> io::Result<Vec<u8>> {
     let file = File::options().read(true).custom_flags(OFlag::O_NONBLOCK.bits()).open(path)?;
     let kind = file.metadata()?.file_type();
-    let what = match () {
+    let found = match () {
         () if kind.is_file() => None,
         () if kind.is_dir() => Some("a directory"),
         () if kind.is_fifo() => Some("a named pipe"),
         () if kind.is_block_device() || kind.is_char_device() => Some("a device"),
         () => Some("a socket or the like"),
     };
-    if let Some(what) = what {
-        return Err(io::Error::new(ErrorKind::InvalidInput, Unfit::Kind(what)));
+    if let Some(found) = found {
+        return Err(io::Error::new(ErrorKind::InvalidInput, Unfit::Kind { found }));
     }
     let mut bytes = Vec::new();
     file.take(LARGEST + 1).read_to_end(&mut bytes)?;
