@@ -57,8 +57,10 @@ impl Drop for Leader {
 /// More than this is not a CNI result.
 pub const STDOUT_LIMIT: usize = 1 << 20;
 
-/// What is kept of stderr, its end, for error messages; all of it is forwarded.
+/// What is kept of stderr, its end, for error messages.
 const STDERR_KEPT: usize = 16 << 10;
+/// What is forwarded of stderr, its beginning: it may go to the runtime's log, on the node's disk.
+const STDERR_FORWARDED: usize = 1 << 20;
 
 /// How long an executable that is being written is waited for (an installer may be replacing it).
 const BUSY_PATIENCE: Duration = Duration::from_secs(5);
@@ -112,6 +114,20 @@ pub enum ChildError {
         /// The cause.
         source: io::Error,
     },
+}
+
+impl ChildError {
+    /// Whether the program is there and cannot be executed, and will not be by being asked again: it may not, it is no
+    /// program, or what interprets it is gone.
+    pub fn is_no_program(&self) -> bool {
+        match self {
+            Self::Spawn { source, .. } => {
+                let is_gone = matches!(source.kind(), ErrorKind::PermissionDenied | ErrorKind::NotFound);
+                is_gone || source.raw_os_error() == Some(Errno::ENOEXEC as i32)
+            }
+            Self::Deadline { .. } | Self::TooMuchOutput { .. } | Self::Pipe { .. } => false,
+        }
+    }
 }
 
 /// The executable `name` in the first of the directories that has it; never one outside of them.
@@ -232,6 +248,8 @@ struct Talk {
     from_stderr: Option<File>,
     stdout: Vec<u8>,
     stderr: Vec<u8>,
+    /// How much of stderr has been passed on.
+    forwarded: usize,
 }
 
 impl Talk {
@@ -242,7 +260,15 @@ impl Talk {
         // The end of a pipe says nothing about the end of a child. The child is not collected yet, so that its
         // process id is its own, and stays so until its group has been killed.
         let exit = pidfd_open(rustix::process::Pid::from_child(child), PidfdFlags::empty())?;
-        Ok(Self { exit, to_stdin, from_stdout, from_stderr, stdout: Vec::new(), stderr: Vec::new() })
+        Ok(Self {
+            exit,
+            to_stdin,
+            from_stdout,
+            from_stderr,
+            stdout: Vec::new(),
+            stderr: Vec::new(),
+            forwarded: 0,
+        })
     }
 
     /// Feeds and reads the child until one of the three ends of it.
@@ -299,12 +325,19 @@ impl Talk {
         take(&mut self.from_stdout, room, |bytes| self.stdout.extend_from_slice(bytes))?;
         take(&mut self.from_stderr, STDOUT_LIMIT, |bytes| {
             // Nobody can be told when our own stderr is gone.
-            let _ = io::stderr().write_all(bytes);
+            let _ = io::stderr().write_all(forwarded(&mut self.forwarded, bytes));
             self.stderr.extend_from_slice(bytes);
             let surplus = self.stderr.len().saturating_sub(STDERR_KEPT);
             self.stderr.drain(..surplus);
         })
     }
+}
+
+/// The part of `bytes` that is still passed on after `before`.
+fn forwarded<'a>(before: &mut usize, bytes: &'a [u8]) -> &'a [u8] {
+    let bytes = &bytes[..bytes.len().min(STDERR_FORWARDED - *before)];
+    *before += bytes.len();
+    bytes
 }
 
 /// Reads until the pipe is empty, closed, or `room` is used up: a fast writer must not keep us from the deadline.
@@ -386,6 +419,14 @@ mod tests {
         assert!(output.status.success());
         assert_eq!(output.stdout, input);
         assert_eq!(output.stderr, input[input.len() - STDERR_KEPT..]);
+    }
+
+    #[test]
+    fn what_is_forwarded_comes_to_an_end() {
+        let mut before = 0;
+        assert_eq!(forwarded(&mut before, b"ab"), b"ab");
+        assert_eq!(forwarded(&mut before, &vec![b'x'; STDERR_FORWARDED]).len(), STDERR_FORWARDED - 2);
+        assert_eq!(forwarded(&mut before, b"ab"), b"");
     }
 
     #[test]

@@ -175,7 +175,11 @@ impl DelegateError {
 
     /// Whether asking again can help: a plugin that is gone does not come back by it.
     pub fn is_worth_retrying(&self) -> bool {
-        !matches!(self, Self::NotFound { .. })
+        match self {
+            Self::NotFound { .. } => false,
+            Self::Run { source, .. } => !source.is_no_program(),
+            Self::Deadline { .. } | Self::Failed { .. } | Self::Mute { .. } | Self::Output { .. } => true,
+        }
     }
 }
 

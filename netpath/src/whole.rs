@@ -5,17 +5,19 @@
 
 use std::ffi::OsStr;
 use std::fs::{self, DirBuilder, File};
-use std::io::{self, ErrorKind, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::io::{self, ErrorKind, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use nix::errno::Errno;
-use nix::fcntl::{AT_FDCWD, Flock, FlockArg, RenameFlags, renameat2};
+use nix::fcntl::{AT_FDCWD, Flock, FlockArg, OFlag, RenameFlags, renameat2};
 use sha2::{Digest, Sha256};
 
 /// How often a draft is begun again that somebody swept between its creation and its lock.
 const TRIES: u32 = 8;
+/// The most that is read of a file.
+const LARGEST: u64 = 4 << 20;
 
 /// Why a file could not be written, read or removed.
 #[derive(Debug, thiserror::Error)]
@@ -126,9 +128,57 @@ pub fn is_draft(name: &OsStr) -> bool {
     }
 }
 
+/// What lies where a configuration or a record should, and is none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Unfit {
+    /// Who opens a pipe or a device may wait for ever.
+    #[error("it is {found}, and must be an ordinary file")]
+    Kind {
+        /// What lies there.
+        found: &'static str,
+    },
+    /// Nobody writes so much.
+    #[error("it has more than {LARGEST} bytes")]
+    Large,
+}
+
+impl Unfit {
+    /// What made reading fail, if it is this.
+    pub fn of(error: &io::Error) -> Option<Self> {
+        error.get_ref().and_then(|inner| inner.downcast_ref()).copied()
+    }
+}
+
+/// What is in a configuration or a record: an ordinary file of at most 4 MiB. Nothing else is waited for.
+pub fn bytes(path: &Path) -> io::Result<Vec<u8>> {
+    let file = File::options().read(true).custom_flags(OFlag::O_NONBLOCK.bits()).open(path)?;
+    let kind = file.metadata()?.file_type();
+    let found = match () {
+        () if kind.is_file() => None,
+        () if kind.is_dir() => Some("a directory"),
+        () if kind.is_fifo() => Some("a named pipe"),
+        () if kind.is_block_device() || kind.is_char_device() => Some("a device"),
+        () => Some("a socket or the like"),
+    };
+    if let Some(found) = found {
+        return Err(io::Error::new(ErrorKind::InvalidInput, Unfit::Kind { found }));
+    }
+    let mut bytes = Vec::new();
+    file.take(LARGEST + 1).read_to_end(&mut bytes)?;
+    match u64::try_from(bytes.len()).is_ok_and(|length| length <= LARGEST) {
+        true => Ok(bytes),
+        false => Err(io::Error::new(ErrorKind::InvalidInput, Unfit::Large)),
+    }
+}
+
+/// The same of a text.
+pub fn text(path: &Path) -> io::Result<String> {
+    String::from_utf8(bytes(path)?).map_err(|error| io::Error::new(ErrorKind::InvalidData, error))
+}
+
 /// What is in the file; `None` if there is none.
 pub fn read(path: &Path) -> Result<Option<Vec<u8>>, WholeError> {
-    match fs::read(path) {
+    match bytes(path) {
         Ok(bytes) => Ok(Some(bytes)),
         Err(error) if is_absent(&error) => Ok(None),
         Err(error) => Err(WholeError::io("read", path)(error)),
@@ -189,7 +239,8 @@ fn sweep_those(dir: &Path, which: impl Fn(&OsStr) -> bool) -> Result<usize, Whol
 
 /// Below a file there is nothing, as there is nothing in a directory that does not exist.
 fn is_absent(error: &io::Error) -> bool {
-    matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory)
+    // Nor is there a file of a name that is too long.
+    matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory | ErrorKind::InvalidFilename)
 }
 
 #[cfg(test)]
@@ -229,6 +280,27 @@ mod tests {
         drop(file);
         assert_eq!((sweep(dir.path()).unwrap(), draft.exists()), (1, false));
         assert_eq!(sweep(&dir.path().join("none")).unwrap(), 0);
+    }
+
+    #[test]
+    fn what_is_no_ordinary_file_is_not_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let (pipe, large) = (dir.path().join("pipe"), dir.path().join("large"));
+        nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        File::create(&large).unwrap().set_len(LARGEST + 1).unwrap();
+        for (path, expected) in [
+            (pipe.as_path(), "it is a named pipe, and must be an ordinary file"),
+            (Path::new("/dev/zero"), "it is a device, and must be an ordinary file"),
+            (dir.path(), "it is a directory, and must be an ordinary file"),
+            (large.as_path(), "it has more than 4194304 bytes"),
+        ] {
+            let error = read(path).unwrap_err().source;
+            assert_eq!(error.to_string(), expected);
+            assert!(Unfit::of(&error).is_some());
+        }
+        File::create(&large).unwrap().set_len(LARGEST).unwrap();
+        assert!(read(&large).is_ok());
+        assert!(Unfit::of(&io::Error::from(ErrorKind::NotFound)).is_none());
     }
 
     #[test]

@@ -210,6 +210,19 @@ fn a_del_without_namespace_leaves_no_link_without_its_row() {
     assert!(site.rows().is_empty() && !site.pod.ip("link show").contains("net1"));
 }
 
+/// After a boot the numbers of namespaces are given anew, and the link in one is somebody else's.
+#[test]
+fn a_record_of_an_earlier_boot_leads_to_no_link() {
+    let site = Site::new();
+    site.ours("ADD", &conf(json!({}))).ok();
+    let file = site.root.state().join("c1-net1.json");
+    let mut record: Value = serde_json::from_str(&fs::read_to_string(&file).unwrap()).unwrap();
+    record["boot_id"] = json!("earlier");
+    fs::write(&file, record.to_string()).unwrap();
+    site.ours("DEL", &conf(json!({}))).env("CNI_NETNS", "").ok();
+    assert!(site.pod.ip("link show").contains("net1") && !file.exists());
+}
+
 /// What a network makes there would be the administrator's word: nothing would be attached any more.
 #[test]
 fn a_networks_data_directory_is_none_of_ours() {
@@ -247,13 +260,57 @@ fn a_long_list_is_held_against_its_bound_at_once() {
 fn ipam_that_is_ourselves_ends() {
     let site = Site::new();
     let dir = tempfile::tempdir().unwrap();
-    std::os::unix::fs::symlink(cni::OURS, dir.path().join("macvlan")).unwrap();
+    std::os::unix::fs::symlink(cni::OURS, dir.path().join("ours")).unwrap();
     let path = dir.path().to_str().unwrap();
     let before = site.snapshot();
-    let conf = conf(json!({"ipam": {"type": "macvlan"}}));
+    let conf = conf(json!({"ipam": {"type": "ours"}}));
     site.ours("ADD", &conf).env("CNI_PATH", path).fails(7, "is netpath itself");
     cni::assert_same("ourselves", &before, &site.snapshot());
     site.ours("DEL", &conf).env("CNI_PATH", path).ok();
+}
+
+/// Each of them is a script that would say so if it were executed.
+#[test]
+fn a_plugin_for_interfaces_is_no_ipam() {
+    let site = Site::new();
+    let before = site.snapshot();
+    for kind in ["macvlan", "host-device", "netpath", "multus", "vlan"] {
+        let fake = Fake::new(kind, ANSWER);
+        let conf = conf(json!({"ipam": {"type": kind}}));
+        let call = |command: &str| site.ours(command, &conf).env("CNI_PATH", fake.path());
+        call("ADD").fails(7, "is a plugin for interfaces and gives no addresses");
+        cni::assert_same(kind, &before, &site.snapshot());
+        call("DEL").ok();
+        assert!(!fake.0.path().join("commands").exists(), "{kind} was executed");
+    }
+}
+
+/// It is given the whole configuration, and may be an interface plugin by another name.
+#[test]
+fn an_executed_ipam_is_held_against_the_types_of_the_masters_that_are_named() {
+    let site = Site::new();
+    site.second_master();
+    site.masters(r#"{"eno1": {"zone": {"local": ["10.9.0.0/24"]}, "types": ["macvlan", "listed"]}}"#);
+    let before = site.snapshot();
+    let fake = Fake::new("fake", ANSWER);
+    let listed = Fake::new("listed", ANSWER);
+    let conf = |kind: &str, keys: Value| {
+        let mut conf = conf(keys);
+        conf["ipam"] = json!({"type": kind});
+        conf
+    };
+    for keys in
+        [json!({}), json!({"master": "eno2", "device": "eno1"}), json!({"master": "eno2", "x": ["eno1"]})]
+    {
+        let call = site.ours("ADD", &conf("fake", keys)).env("CNI_PATH", fake.path());
+        call.fails(105, "no attachment of type `fake` on `eno1`");
+        cni::assert_same("fake", &before, &site.snapshot());
+    }
+    site.ours("DEL", &conf("fake", json!({}))).env("CNI_PATH", fake.path()).ok();
+    assert!(!fake.0.path().join("commands").exists(), "its ADD was refused, and its DEL executed it");
+    let conf = conf("listed", json!({}));
+    site.ours("ADD", &conf).env("CNI_PATH", listed.path()).ok();
+    site.ours("DEL", &conf).env("CNI_PATH", listed.path()).ok();
 }
 
 #[test]

@@ -230,6 +230,113 @@ fn what_cannot_be_had_is_refused_before_anything_is_done() {
 }
 
 #[test]
+fn names_that_make_no_file_name_are_refused_and_a_result_that_cannot_be_read_stops_no_del() {
+    let meta = MetaSite::new();
+    let id = "c".repeat(64);
+    let conf = meta.conf("a", json!({}));
+    let named = |length: usize| json!({"cniVersion": "1.0.0", "name": "n".repeat(length), "type": "one"});
+    meta.nad("a", named(187));
+    meta.call("ADD", &conf).id(&id).fails(7, "it has more than 255 bytes");
+    assert_eq!(meta.said(), NOTHING);
+    meta.nad("a", named(185));
+    meta.call("ADD", &conf).id(&id).ok();
+    let results = meta.site.root.join("var/lib/cni/multus/results");
+    for entry in fs::read_dir(results).unwrap() {
+        let path = entry.unwrap().path();
+        fs::remove_file(&path).unwrap();
+        fs::create_dir(&path).unwrap();
+    }
+    meta.said();
+    meta.call("DEL", &conf).id(&id).ok();
+    assert_eq!(meta.said(), ["DEL one net1", "DEL first eth0"]);
+}
+
+#[test]
+fn a_plugin_that_cannot_be_executed_or_a_key_of_another_type_stops_no_del() {
+    let meta = MetaSite::new();
+    meta.nad("a", list(&["one"]));
+    let conf = meta.conf("a", json!({}));
+    let plugin = meta.site.root.join("fake/bin/one");
+    let good = fs::read_to_string(&plugin).unwrap();
+    let write = |text: &str| fs::write(&plugin, text).unwrap();
+    for (text, set_aside) in [("#!/nonexistent/sh\n", true), ("no program", true), (good.as_str(), false)] {
+        write(&good);
+        meta.call("ADD", &conf).ok();
+        meta.said();
+        write(text);
+        let keys = json!({"defaultNetworks": 5, "namespaceIsolation": "yes", "clusterNetwork": ["x"]});
+        meta.call("DEL", &meta.conf("", keys)).ok();
+        assert_eq!(meta.said().last().map(String::as_str), Some("DEL first eth0"));
+        let pending = meta.site.root.state().join("pending/c1.json");
+        assert_eq!(pending.exists(), set_aside, "{text}");
+        if set_aside {
+            fs::remove_file(pending).unwrap();
+        }
+    }
+}
+
+/// A pipe that nobody writes to would be waited for until the runtime gives up.
+#[test]
+fn what_is_no_ordinary_file_is_named_and_not_waited_for() {
+    let meta = MetaSite::new();
+    meta.nad("a", list(&["one"]));
+    let conf = meta.conf("a", json!({}));
+    let named = "it is a named pipe, and must be an ordinary file";
+    for file in ["nads/web-b.json", "etc/cni/netpath/masters.json", "etc/cni/net.d/10-first.conflist"] {
+        let path = match file {
+            "etc/cni/netpath/masters.json" => meta.site.root.masters(),
+            file => meta.site.root.join(file),
+        };
+        let there = fs::read(&path).ok();
+        let _ = fs::remove_file(&path);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        meta.nad("m", json!({"cniVersion": "1.0.0", "type": "macvlan", "master": "eno1"}));
+        let wanted = if file.starts_with("etc/cni/netpath") { "m" } else { "zz" };
+        meta.call("ADD", &meta.conf(wanted, json!({}))).fails(5, named);
+        fs::remove_file(&path).unwrap();
+        if let Some(bytes) = there {
+            fs::write(&path, bytes).unwrap();
+        }
+    }
+    // A record is one that is torn, and hides no other.
+    meta.call("ADD", &conf).ok();
+    for path in ["c9-net1.json", "sandboxes/c9.json"] {
+        nix::unistd::mkfifo(&meta.site.root.state().join(path), nix::sys::stat::Mode::S_IRWXU).unwrap();
+    }
+    let listing = netpath::state::Records::new(&meta.site.root).all().unwrap();
+    assert_eq!(listing.torn.len(), 1);
+    meta.call("DEL", &conf).id("c9").ok();
+    meta.call("DEL", &conf).ok();
+    assert!(meta.remembered().iter().all(|path| !path.contains("c1")), "{:?}", meta.remembered());
+}
+
+/// Both at once are the deepest that there can be, and are found again by DEL.
+#[test]
+fn what_is_too_deep_to_be_written_down_is_refused() {
+    let meta = MetaSite::new();
+    let nested = |depth: usize| format!("{}{}", "[".repeat(depth), "]".repeat(depth));
+    let asked = |depth: usize| format!(r#"[{{"name": "deep", "cni-args": {{"x": {}}}}}]"#, nested(depth));
+    let nad = |depth: usize| {
+        meta.nad_text(
+            "deep",
+            &format!(r#"{{"plugins": [{{"cniVersion": "1.0.0", "type": "one", "x": {}}}]}}"#, nested(depth)),
+        );
+    };
+    nad(61);
+    let refused = "[0].cni-args is nested deeper than 64 levels";
+    meta.call("ADD", &meta.conf(&asked(62), json!({}))).fails(7, refused);
+    meta.call("ADD", &meta.conf(&asked(61), json!({}))).ok();
+    assert_eq!(meta.said(), ["ADD first eth0", "ADD one net1"]);
+    meta.call("DEL", &meta.conf("", json!({}))).ok();
+    assert_eq!(meta.said(), ["DEL one net1", "DEL first eth0"]);
+    assert!(meta.remembered().iter().all(|path| path.starts_with("run/")), "{:?}", meta.remembered());
+    nad(62);
+    meta.call("ADD", &meta.conf("deep", json!({}))).fails(7, "plugins is nested deeper than 64 levels");
+    assert_eq!(meta.said(), NOTHING);
+}
+
+#[test]
 fn a_pod_that_asks_for_nothing_starts_with_everything_of_ours_broken() {
     let meta = MetaSite::new();
     // Neither networks, nor data path, nor a place for records and caches.

@@ -68,6 +68,33 @@ fn a_master_is_found_however_deep_it_stands() {
     refused(r#"{"cniVersion": "1.0.0", "type": "one", "links": [{"name": "eno1"}]}"#);
 }
 
+/// The IPAM is given the whole configuration, and executed by whom it likes.
+#[test]
+fn an_ipam_is_held_against_what_is_allowed_as_any_plugin() {
+    let meta = site();
+    let before = (meta.links(), links(&meta));
+    let conf = |kind: &str, ipam: Value| json!({"cniVersion": "1.0.0", "type": kind, "master": "eno2", "device": "eno1", "ipam": ipam});
+    for kind in ["macvlan", "one"] {
+        for (ipam, code, text) in [
+            (json!({"type": "host-device"}), 7, "gives no addresses"),
+            (json!({"TYPE": "macvlan"}), 7, "gives no addresses"),
+            (json!({"type": "two"}), 7, "ipam.type `two`: `allowedTypes`"),
+            (json!({"type": "three"}), 105, "masters.json allows no attachment of type"),
+        ] {
+            meta.nad("sly", conf(kind, ipam.clone()));
+            let keys = json!({"allowedTypes": ["macvlan", "one", "three"]});
+            meta.call("ADD", &meta.conf("sly", keys)).fails(code, text);
+            assert_eq!((meta.links(), links(&meta)), before, "{kind} {ipam}");
+            assert!(meta.said().is_empty(), "{kind} {ipam}");
+        }
+    }
+    meta.nad(
+        "sly",
+        json!({"cniVersion": "1.0.0", "type": "one", "delegate": conf("x", json!({"type": "vlan"}))}),
+    );
+    meta.call("ADD", &meta.conf("sly", json!({}))).fails(7, "delegate.ipam.type `vlan`");
+}
+
 /// Go merges what is given twice into one, and would find in the first what we looked for in the last.
 #[test]
 fn what_was_looked_at_is_what_is_executed() {

@@ -83,6 +83,18 @@ fn a_plugin_that_hangs_and_forks_is_ended_in_time_with_what_it_forked() {
     });
 }
 
+/// Two plugins have five seconds in all.
+#[test]
+fn a_plugin_in_this_process_has_no_more_time_than_another() {
+    let meta = MetaSite::new();
+    plugin(&meta, "fake/bin/hangs", "exec sleep 1000");
+    let macvlan = json!({"type": "macvlan", "master": "eno1", "ipam": {"type": "hangs"}});
+    meta.cluster(json!({"cniVersion": "1.1.0", "name": "cbr0", "plugins": [macvlan, macvlan]}));
+    let mut conf = meta.conf("", json!({}));
+    conf["cniVersion"] = json!("1.1.0");
+    meta.call("STATUS", &conf).fails(11, "the IPAM plugin hangs did not end within 2.");
+}
+
 #[test]
 fn every_wish_reaches_the_plugins_that_declare_it() {
     let meta = MetaSite::new();
@@ -141,8 +153,10 @@ fn a_definition_without_a_configuration_names_one_of_the_nodes() {
     meta.site.write(&meta.site.root.join("nads/bare.json"), &nad.to_string());
     let conf = meta.conf("bare", json!({}));
     let dir = meta.site.root.join("etc/cni/multus/net.d");
+    let named = "NetworkAttachmentDefinition web/bare has no `spec.config`, and there is no network configuration `bare`";
+    meta.call("ADD", &conf).fails(7, named);
     fs::create_dir_all(&dir).unwrap();
-    meta.call("ADD", &conf).fails(7, "no network configuration `bare`");
+    meta.call("ADD", &conf).fails(7, named);
     meta.site.write(&dir.join("10-broken.conf"), "{");
     let list = json!({"cniVersion": "1.0.0", "name": "bare", "plugins": [{"type": "one"}, {"type": "two"}]});
     meta.site.write(&dir.join("20-bare.conflist"), &list.to_string());

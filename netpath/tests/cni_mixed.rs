@@ -323,7 +323,7 @@ fn what_cannot_be_policed_behind_another_plugin() {
     let site = Site::new();
     let zone = json!({"policy": "private", "local": ["10.9.0.0/24"]});
     let (macvlan, netpath) = chained(&zone);
-    site.ours("ADD", &netpath).fails(7, "required prevResult missing");
+    site.ours("ADD", &netpath).fails(7, "without `clusterNetwork`, `delegates` or `prevResult`");
     let result = site.standard("ADD", &macvlan).ok();
     let with = |result: &Value, zone: &Value| {
         let mut conf = netpath.clone();

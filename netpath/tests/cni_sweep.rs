@@ -136,6 +136,55 @@ fn what_is_dead_is_ended_by_its_record_and_nothing_else_is() {
     assert!(String::from_utf8_lossy(&tool(site, "sweep").stdout).starts_with("1 alive"));
 }
 
+/// A runtime may give an id to another sandbox between the look and the end.
+#[test]
+fn what_is_not_as_it_was_judged_is_left_alone() {
+    let meta = two();
+    let site = &meta.site;
+    age(site);
+    let known = netpath::plugin::sweep::known(&site.root).unwrap();
+    let one = known.iter().find(|it| it.container_id.as_str() == "c2").unwrap();
+    change(&site.root.state().join("sandboxes/c2.json"), |record| record["annotation"] = json!("other"));
+    let before = site.files();
+    assert_eq!(one.end(&site.root, &[]).unwrap(), netpath::plugin::sweep::End::Changed);
+    assert_eq!((site.files(), meta.said()), (before, vec![]));
+}
+
+/// Of a namespace that is mounted elsewhere there is an ordinary file, or nothing.
+#[test]
+fn who_does_not_see_the_nodes_mounts_ends_nothing() {
+    let meta = two();
+    let site = &meta.site;
+    let _empty = runtime(site, &[]);
+    age(site);
+    let before = site.files();
+    let net = format!("--net={}", site.node.path().display());
+    let root = site.root.path().to_str().unwrap();
+    let pod = site.pod.path();
+    let (pod, script) = (pod.to_str().unwrap(), "umount \"$1\" && exec \"$2\" --root \"$3\" sweep -o json");
+    let mut command = Command::new("nsenter");
+    command.args([
+        &net,
+        "unshare",
+        "--mount",
+        "--propagation",
+        "private",
+        "sh",
+        "-c",
+        script,
+        "sh",
+        pod,
+        OURS,
+        root,
+    ]);
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let all: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let verdicts: Vec<_> = all.as_array().unwrap().iter().map(|it| it["verdict"].clone()).collect();
+    assert_eq!(verdicts, ["alive", "alive"]);
+    assert_eq!((site.files(), meta.said()), (before, vec![]));
+}
+
 #[test]
 fn without_the_runtimes_word_nothing_is_ended() {
     let meta = two();
@@ -208,6 +257,57 @@ fn what_was_set_aside_is_ended_once_it_can_be() {
     assert_eq!(meta.said(), ["DEL one net1", "DEL first eth0"]);
     assert_eq!(meta.remembered(), NOTHING);
     assert_eq!(verdicts(site, ""), []);
+}
+
+/// What the record does not say any more Multus's cache does; without that it is named, and drained is not.
+#[test]
+fn what_has_a_torn_record_is_known() {
+    let meta = two();
+    let site = &meta.site;
+    let old = |path: &str, text: &str| {
+        let file = site.root.state().join(path);
+        fs::write(&file, text).unwrap();
+        assert!(Command::new("touch").args(["-d", "-1 hour"]).arg(file).status().unwrap().success());
+    };
+    age(site);
+    for id in ["c1", "c2"] {
+        old(&format!("sandboxes/{id}.json"), "{");
+    }
+    old("c8-net1.json", "");
+    let expected = |c2: &str| [said("c1", "torn", "alive"), said("c2", "torn", c2)];
+    assert_eq!(verdicts(site, "--no-runtime --dry-run")[..2], expected("dead"));
+    let listing = runtime(site, &["c1", "c8"]);
+    let plugins = format!("--plugins {}", site.root.join("fake/bin").display());
+    meta.said();
+    let all = verdicts(site, &plugins);
+    assert_eq!(all[..2], expected("ended"));
+    assert_eq!(all.last(), Some(&said("c8", "torn", "alive")));
+    assert_eq!(meta.said(), ["DEL one net2", "DEL first eth0"]);
+    drop(listing);
+    let _empty = runtime(site, &[]);
+    let output = tool(site, &format!("sweep {plugins}"));
+    let told = String::from_utf8_lossy(&output.stdout);
+    assert!(!output.status.success() && told.contains("c8-net1.json is torn"), "{output:?}");
+    refuses(site, "uninstall --yes --drained", "container c8 (net1) lives");
+}
+
+#[test]
+fn what_was_set_aside_stays_so_when_its_end_fails() {
+    let meta = MetaSite::new();
+    meta.nad("a", json!({"cniVersion": "1.0.0", "type": "one"}));
+    let (conf, site) = (meta.conf("a", json!({})), &meta.site);
+    meta.call("ADD", &conf).ok();
+    let (plugin, away) = (site.root.join("fake/bin/one"), site.root.join("fake/one"));
+    fs::rename(&plugin, &away).unwrap();
+    meta.call("DEL", &conf).ok();
+    age(site);
+    change(&site.root.state().join("pending/c1.json"), |record| record["netns"] = Value::Null);
+    fs::rename(&away, &plugin).unwrap();
+    meta.answer("one", "DEL.fail", r#"{"code": 11, "msg": "busy"}"#);
+    let _runtime = runtime(site, &[]);
+    assert!(!tool(site, "sweep").status.success());
+    meta.no_answer("one", "DEL.fail");
+    assert_eq!(verdicts(site, ""), [said("c1", "set-aside", "ended")]);
 }
 
 #[test]

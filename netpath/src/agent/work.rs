@@ -459,7 +459,7 @@ impl<'a> Work<'a> {
                     tracing::info!(container = id, pod = it.pod(), "was dead and is ended");
                     self.shared.report().swept += 1;
                 }
-                Ok(sweep::End::SetAside) => {}
+                Ok(sweep::End::SetAside | sweep::End::Changed) => {}
                 Err(error) => {
                     tracing::warn!(container = id, error = full(&error), "is dead and cannot be ended");
                 }

@@ -91,7 +91,7 @@ pub fn run(cli: Cli) -> ExitCode {
     match result {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("netpath: {error:#}");
+            eprintln!("netpath: {}", lines(format_args!("{error:#}")));
             ExitCode::FAILURE
         }
     }
@@ -103,9 +103,26 @@ pub(crate) fn say(text: impl std::fmt::Display) {
     let _ = tell(text);
 }
 
+/// The text without control characters: a kernel takes them in names of interfaces, and a terminal obeys them.
+fn printable(text: &str) -> String {
+    let mut shown = String::with_capacity(text.len());
+    for letter in text.chars() {
+        match letter.is_control() && letter != '\t' {
+            true => shown.extend(letter.escape_default()),
+            false => shown.push(letter),
+        }
+    }
+    shown
+}
+
+/// The same of a text of several lines.
+fn lines(text: impl std::fmt::Display) -> String {
+    text.to_string().split('\n').map(printable).collect::<Vec<_>>().join("\n")
+}
+
 /// Prints one line, for those who must know that nobody reads it any more. Everything the tool says on
 /// standard output goes through here.
 fn tell(text: impl std::fmt::Display) -> std::io::Result<()> {
     use std::io::Write;
-    writeln!(std::io::stdout(), "{text}")
+    writeln!(std::io::stdout(), "{}", lines(text))
 }

@@ -136,7 +136,7 @@ impl Swept {
     pub(super) fn lives(&self) -> bool {
         match &self.end {
             None => !matches!(self.known.what, What::SetAside(_)),
-            Some(end) => end.is_err(),
+            Some(end) => matches!(end, Err(_) | Ok(End::Changed)),
         }
     }
 
@@ -148,7 +148,7 @@ impl Swept {
             (_, Some(Err(_))) => "failed",
             (Life::Dead, None) => "dead",
             (Life::Young, None) => "young",
-            (Life::Listed | Life::Stands, None) => "alive",
+            (Life::Listed | Life::Stands, None) | (_, Some(Ok(End::Changed))) => "alive",
         }
     }
 
@@ -157,7 +157,11 @@ impl Swept {
         match (self.life, &self.end) {
             (_, Some(Err(error))) => format!("{error:#}"),
             (_, Some(Ok(End::SetAside))) => "a plugin that it needs is gone".to_owned(),
+            (_, Some(Ok(End::Changed))) => "it was attached or ended meanwhile".to_owned(),
             (Life::Listed, _) => "the runtime lists it".to_owned(),
+            (Life::Stands, _) if matches!(self.known.what, What::Torn(_)) => {
+                "its record cannot be read, and nobody says that it is gone".to_owned()
+            }
             (Life::Stands, _) => "its network namespace stands".to_owned(),
             (Life::Young, _) => "it is not ten minutes old".to_owned(),
             (Life::Dead, _) => "namespace gone, and not listed".to_owned(),
@@ -169,6 +173,7 @@ impl Swept {
             What::Sandbox(_) => "sandbox",
             What::SetAside(_) => "set-aside",
             What::Attachment => "attachment",
+            What::Torn(_) => "torn",
         }
     }
 

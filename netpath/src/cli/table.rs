@@ -25,7 +25,7 @@ impl Table {
     /// Adds a row, which has a cell for each column.
     pub(super) fn row(&mut self, cells: Vec<String>) {
         debug_assert_eq!(cells.len(), self.columns.len(), "{cells:?}");
-        self.rows.push(cells);
+        self.rows.push(cells.iter().map(|cell| super::printable(cell)).collect());
     }
 }
 
@@ -82,6 +82,12 @@ POD                TX  MODE
 default/net-pod    12  enforce
 a                1234  off";
         assert_eq!(table(&[["default/net-pod", "12", "enforce"], ["a", "1234", "off"]]), expected);
+    }
+
+    #[test]
+    fn names_are_no_commands_to_a_terminal() {
+        let shown = table(&[["a\u{1b}[2J", "1\n", "\u{9b}"]]);
+        assert_eq!(shown, "POD          TX  MODE\na\\u{1b}[2J  1\\n  \\u{9b}");
     }
 
     #[test]

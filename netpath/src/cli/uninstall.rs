@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context, bail};
 
 use super::{
-    say,
+    printable, say,
     sweep::{Witness, sweep},
     view::{self, text},
 };
@@ -108,7 +108,8 @@ fn is_drained(root: &Root, witness: &Witness) -> anyhow::Result<bool> {
     let all = sweep(root, witness, false)?;
     let living: Vec<_> = all.iter().filter(|it| it.lives()).collect();
     for it in &living {
-        eprintln!("netpath: {} ({}) lives: {}", it.name(), it.known.interfaces().join(", "), it.why());
+        let (name, interfaces) = (it.name(), it.known.interfaces().join(", "));
+        eprintln!("netpath: {}", printable(&format!("{name} ({interfaces}) lives: {}", it.why())));
     }
     if !living.is_empty() {
         eprintln!(

@@ -60,7 +60,7 @@ impl Directory {
         name: &str,
     ) -> Result<Option<(PathBuf, Value)>, ClusterError> {
         for path in self.files()? {
-            let text = match fs::read_to_string(&path) {
+            let text = match whole::text(&path) {
                 Ok(text) => text,
                 // Removed meanwhile.
                 Err(error) if error.kind() == ErrorKind::NotFound => continue,
@@ -83,7 +83,7 @@ impl Directory {
     pub fn nads(&self) -> Result<BTreeMap<(String, String), Nad>, ClusterError> {
         let mut all = BTreeMap::new();
         for path in self.files()? {
-            let read = fs::read_to_string(&path).map_err(ClusterError::io("read", &path));
+            let read = whole::text(&path).map_err(ClusterError::io("read", &path));
             match read.and_then(|text| documents(&path, &text)) {
                 Ok(documents) => documents.into_iter().for_each(|document| collect(document, &mut all)),
                 Err(error) => {
@@ -103,7 +103,7 @@ impl Directory {
             return Ok(None);
         }
         let path = self.manifests.join(CONTAINERS).join(name);
-        match fs::read_to_string(&path) {
+        match whole::text(&path) {
             Ok(text) => Ok(Some(text.trim().to_owned())),
             Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => Ok(None),
             Err(error) => Err(ClusterError::io("read", &path)(error)),
@@ -123,7 +123,7 @@ impl Directory {
         change: impl FnOnce(&mut Value),
     ) -> Result<(), ClusterError> {
         let path = self.file(sandbox);
-        let mut value = fs::read(&path)
+        let mut value = whole::bytes(&path)
             .ok()
             .and_then(|bytes| serde_json::from_slice(&bytes).ok())
             .unwrap_or_else(|| {

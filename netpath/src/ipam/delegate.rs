@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use super::{IpamResult, Network, Request, code};
 use crate::child::{self, ChildError, Output};
+use crate::spec::ipam::check_kind;
 use crate::spec::outcome::{Failure, excerpt};
 use crate::spec::{self, CniResult, Command, ConfError};
 
@@ -61,6 +62,9 @@ fn find(kind: &str, path: &[PathBuf]) -> Result<PathBuf, DelegateError> {
     if kind.is_empty() || kind.contains('/') {
         return Err(DelegateError::Name { plugin: kind.to_owned() });
     }
+    if check_kind("ipam.type", kind).is_err() {
+        return Err(DelegateError::Name { plugin: kind.to_owned() });
+    }
     child::find(kind, path)
         .ok_or_else(|| DelegateError::NotFound { plugin: kind.to_owned(), path: path.to_vec() })
 }
@@ -96,8 +100,8 @@ pub struct Details(String);
 /// Why an executed plugin failed.
 #[derive(Debug, thiserror::Error)]
 pub enum DelegateError {
-    /// `ipam.type` is not a file name.
-    #[error("ipam.type `{plugin}` is not the name of a plugin: it must be a file name without a `/`")]
+    /// `ipam.type` is not a file name, or that of a plugin that must not be executed for addresses.
+    #[error("ipam.type `{plugin}` is not the name of an IPAM plugin: write one, a file name without a `/`")]
     Name {
         /// `ipam.type`
         plugin: String,

@@ -241,6 +241,10 @@ impl IpamError {
     /// Whether a failed DEL is worth another attempt. One of a plugin that is gone is not: it must be noted
     /// and answered with success, or the pod stays Terminating for ever.
     pub fn is_worth_retrying(&self) -> bool {
-        !matches!(self, Self::Delegate(DelegateError::NotFound { .. } | DelegateError::Name { .. }))
+        match self {
+            Self::Delegate(DelegateError::NotFound { .. } | DelegateError::Name { .. }) => false,
+            Self::Delegate(DelegateError::Run { source, .. }) => !source.is_no_program(),
+            _ => true,
+        }
     }
 }

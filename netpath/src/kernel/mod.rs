@@ -4,6 +4,7 @@ use std::{fs, io, path::Path};
 
 pub mod bpf;
 pub mod ethtool;
+pub mod mounts;
 pub mod netlink;
 pub mod netns;
 pub mod pdeathsig;

@@ -143,6 +143,11 @@ pub fn identity(path: &Path) -> Result<Identity, NetnsError> {
     Netns::open(path)?.identity()
 }
 
+/// Whether this is the number of a namespace, and not of an ordinary file.
+pub fn is_namespace(identity: Identity) -> bool {
+    std::fs::metadata("/proc/thread-self/ns/net").is_ok_and(|own| own.dev() == identity.dev)
+}
+
 /// Whether `path` is the namespace the calling thread is in.
 pub fn is_same_as_current(path: &Path) -> Result<bool, NetnsError> {
     let metadata = std::fs::metadata("/proc/thread-self/ns/net");

@@ -10,6 +10,7 @@ use serde_json::Value;
 use super::{
     Call, PluginError,
     del::delete_row,
+    meta::refuse_ipam,
     police::{Attachment, Entered, Rules, failed, leave},
 };
 use crate::{
@@ -39,6 +40,7 @@ struct Done {
 /// Makes, addresses, polices and raises the interface, or leaves everything as it was.
 pub(super) fn add(call: &Call<'_>) -> Result<Value, PluginError> {
     let macvlan = MacvlanConf::from_conf(&call.conf, &call.env.args)?;
+    refuse_ipam(call)?;
     let path = call.env.netns.as_deref().ok_or(PluginError::NoAttachment)?;
     let mut effects = Effects::open(Netns::open(path)?)?;
     let (master, place) = locate(&mut effects, &macvlan)?;

@@ -26,7 +26,7 @@ use crate::{
 /// it sends afterwards is judged; its routes, which the kernel drops with the link, are added again.
 pub(super) fn add(call: &Call<'_>) -> Result<Value, PluginError> {
     let (container_id, ifname) = call.attachment()?;
-    let prev = call.conf.prev_result.as_ref().ok_or(PluginError::NoPrevResult)?;
+    let prev = call.conf.prev_result.as_ref().ok_or(PluginError::NoNetworks)?;
     let path = call.env.netns.as_deref().ok_or(PluginError::NoAttachment)?;
     let mut effects = Effects::open(Netns::open(path)?)?;
     let link = effects.link(ifname.as_str())?;

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use netpath_ebpf::abi::{Endpoint, EndpointKey, Master, kind};
 
-use super::{Call, PluginError, Role, add::full, police::failed};
+use super::{Call, PluginError, Role, add::full, meta::refuse_ipam, police::failed, sweep::conf_of};
 use crate::{
     ipam,
     kernel::{
@@ -15,7 +15,7 @@ use crate::{
     police::{self, PoliceError},
     root::Root,
     spec::{CniEnv, ConfError, ContainerId, IfName, IpamConf, NetConf},
-    state::{Kind, Lock, Record, Records, boot_id},
+    state::{Kind, Lock, Record, Records, Sandboxes, boot_id},
 };
 
 /// Ends an attachment: link, row, addresses, record. Everything is attempted; errors are reported together.
@@ -117,7 +117,9 @@ fn delete_link(call: &Call<'_>, ifname: &IfName, record: Option<&Record>) -> Res
 fn still_there(record: &Record) -> Option<&Path> {
     let path = record.netns.path.as_path();
     let identity = netns::identity(path).ok()?;
-    let same = (identity.dev, identity.ino) == (record.netns.dev, record.netns.inode)
+    // After a boot the numbers are given anew.
+    let same = boot_id().is_ok_and(|boot| boot == record.boot_id)
+        && (identity.dev, identity.ino) == (record.netns.dev, record.netns.inode)
         && netns::cookie_of(path).ok()? == record.netns.cookie
         && !netns::is_same_as_current(path).ok()?;
     same.then_some(path)
@@ -187,8 +189,15 @@ fn locked_maps(call: &Call<'_>, ifname: &IfName) -> Result<Option<(Maps, Lock)>,
 
 /// The configuration with which the attachment of this call was made, as JSON.
 pub(super) fn recorded_conf(root: &Root, env: &CniEnv) -> Option<Vec<u8>> {
-    let record = Records::new(root).read(env.container_id.as_ref()?, env.ifname.as_ref()?).ok()??;
-    Some(serde_json::Value::Object(record.conf).to_string().into_bytes())
+    let (container_id, ifname) = (env.container_id.as_ref()?, env.ifname.as_ref()?);
+    let conf = match Records::new(root).read(container_id, ifname).ok()? {
+        Some(record) => record.conf,
+        None => {
+            let sandbox = Sandboxes::new(root).read(container_id).ok()??;
+            conf_of(root, &sandbox)
+        }
+    };
+    Some(serde_json::Value::Object(conf).to_string().into_bytes())
 }
 
 /// Takes the row out of force, also one whose ADD was ended before it could record its id.
@@ -251,7 +260,11 @@ fn release(
             };
             ipam::del(&ipam::Request { network, container_id, ifname })
         }
-        None => ipam::del(&ipam::Request { network: call.network(), container_id, ifname }),
+        None => match refuse_ipam(call) {
+            // Its ADD was refused, so it has made nothing, and must not be executed now.
+            Err(PluginError::Conf(_) | PluginError::Refused(_) | PluginError::Meta(_)) => Ok(()),
+            _ => ipam::del(&ipam::Request { network: call.network(), container_id, ifname }),
+        },
     };
     match result {
         // A plugin that is gone does not come back by being asked again; the pod must not wait for it.

@@ -133,6 +133,11 @@ pub enum PluginError {
     /// CHECK and chained ADD need it.
     #[error("required prevResult missing")]
     NoPrevResult,
+    /// A configuration of type `netpath` that is neither for a pod's networks nor behind another plugin.
+    #[error(
+        "`type`: `netpath` without `clusterNetwork`, `delegates` or `prevResult`: name the networks of pods by one of the first two, or put it behind the plugin that makes the interface, in a list"
+    )]
+    NoNetworks,
     /// A chained ADD without an interface to police.
     #[error(
         "`prevResult` names no interface `{ifname}` in this sandbox: put `netpath` behind the plugin that makes it"
@@ -197,6 +202,7 @@ impl PluginError {
             | Self::ZoneInContainer
             | Self::AsIpam { .. }
             | Self::PassthruOfNode { .. }
+            | Self::NoNetworks
             | Self::NoPrevResult => code::CONF,
             Self::Netns(error) if error.is_gone() => code::UNKNOWN_CONTAINER,
             Self::Netns(_) => 100,

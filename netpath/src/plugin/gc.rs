@@ -40,6 +40,7 @@ pub(super) fn gc(call: &Call<'_>) -> Result<(), PluginError> {
             ..call.env.clone()
         };
         let one = Call {
+            deadline: call.deadline,
             root: call.root,
             env,
             conf: call.conf.clone(),

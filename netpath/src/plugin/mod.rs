@@ -15,6 +15,8 @@ mod meta;
 mod police;
 pub mod sweep;
 
+use std::time::{Duration, Instant};
+
 use serde_json::Value;
 
 pub(crate) use add::full;
@@ -55,6 +57,8 @@ struct Call<'a> {
     role: Role,
     /// `namespace/name` of the NAD, where there is one.
     nad: Option<&'a str>,
+    /// When its time is over, where somebody has set one.
+    deadline: Option<Instant>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -93,7 +97,7 @@ fn dispatch(
     if env.command == Command::Version {
         return Ok(Some(supported_versions_json(NetConf::parse_version(stdin))));
     }
-    serve(root, env, stdin, &Origin { depth, nad: None })
+    serve(root, env, stdin, &Origin { depth, nad: None, deadline: None })
 }
 
 /// Where a call comes from.
@@ -102,6 +106,8 @@ struct Origin<'a> {
     depth: u32,
     /// `namespace/name` of the NAD, where there is one.
     nad: Option<&'a str>,
+    /// When its time is over, where somebody has set one.
+    deadline: Option<Instant>,
 }
 
 /// Serves one call, be it the runtime's or that of the meta-plugin for one of its networks.
@@ -118,7 +124,7 @@ fn serve(root: &Root, env: CniEnv, stdin: &[u8], origin: &Origin<'_>) -> Result<
         CHAINED => Role::Chained,
         other => return Err(PluginError::Type { kind: other.to_owned() }),
     };
-    let call = Call { root, env, conf, stdin, ipam, role, nad: origin.nad };
+    let call = Call { root, env, conf, stdin, ipam, role, nad: origin.nad, deadline: origin.deadline };
     match (call.env.command, call.role) {
         (Command::Add, Role::Macvlan) => call.in_other_netns(|call| add::add(call)).map(Some),
         (Command::Add, Role::Chained) => call.in_other_netns(|call| chained::add(call)).map(Some),
@@ -136,6 +142,9 @@ fn read(root: &Root, env: &CniEnv, stdin: &[u8]) -> Result<(NetConf, IpamConf), 
     let parse = |stdin: &[u8]| {
         let conf = NetConf::parse(stdin)?;
         let ipam = IpamConf::from_conf(&conf, &env.args)?;
+        if conf.kind == CHAINED {
+            MetaConf::from_conf(&conf)?;
+        }
         Ok((conf, ipam))
     };
     match parse(stdin) {
@@ -188,7 +197,15 @@ impl Call<'_> {
         asked.iter().any(|ips| !ips.is_empty()) || !runtime.ip_ranges.is_empty()
     }
 
+    /// What is left of the time for one executed plugin. An IPAM whose ADD fails is executed once more.
+    fn left(&self) -> Option<Duration> {
+        let left = self.deadline?.saturating_duration_since(Instant::now());
+        Some(if self.env.command == Command::Add { left / 2 } else { left })
+    }
+
     fn network(&self) -> ipam::Network<'_> {
+        // Runtimes ask for STATUS every five seconds, and give a node up that hangs in it.
+        let usual = if self.env.command == Command::Status { ipam::STATUS_WITHIN } else { ipam::WITHIN };
         ipam::Network {
             name: &self.conf.name,
             cni_version: self.conf.cni_version,
@@ -196,8 +213,7 @@ impl Call<'_> {
             stdin: self.stdin,
             env: &self.env,
             root: self.root,
-            // Runtimes ask for STATUS every five seconds, and give a node up that hangs in it.
-            within: if self.env.command == Command::Status { ipam::STATUS_WITHIN } else { ipam::WITHIN },
+            within: self.left().map_or(usual, |left| left.min(usual)),
             lead: pdeathsig::lead_group,
         }
     }

@@ -260,7 +260,7 @@ pub fn masters(root: &Root) -> Result<Masters, PoliceError> {
 }
 
 fn read(path: &Path) -> Result<Option<Vec<u8>>, PoliceError> {
-    match std::fs::read(path) {
+    match crate::whole::bytes(path) {
         Ok(bytes) => Ok(Some(bytes)),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
         Err(source) => Err(PoliceError::Read { path: path.to_owned(), source }),

@@ -98,13 +98,17 @@ pub fn is_gone(record: &Record, boot: &str) -> bool {
     record.boot_id != boot || is_netns_gone(&record.netns)
 }
 
-/// Whether a namespace of this boot is gone: no such path, or another namespace at it.
+/// Whether a namespace of this boot is gone: no such path, no namespace at it, or another one.
 ///
 /// The kernel gives the number of one that is gone to the next, so where the numbers agree the cookies decide. What
 /// cannot be told is not gone.
 pub fn is_netns_gone(netns: &state::Netns) -> bool {
     match netns::identity(&netns.path) {
-        Ok(identity) if (identity.dev, identity.ino) != (netns.dev, netns.inode) => true,
+        Ok(identity) if (identity.dev, identity.ino) != (netns.dev, netns.inode) => {
+            // Where it is not mounted for us there is an ordinary file.
+            let is_anothers = netns::is_namespace(identity) && !netns.path.starts_with("/proc");
+            is_anothers || would_be_seen(&netns.path)
+        }
         Ok(_) => match (netns.cookie, netns::cookie_of(&netns.path)) {
             (Some(known), Ok(Some(found))) => known != found,
             (_, Err(error)) => error.is_gone(),
@@ -115,10 +119,10 @@ pub fn is_netns_gone(netns: &state::Netns) -> bool {
 }
 
 /// Whether a namespace that is at this path of the node would be there for us as well. A container need not have the
-/// node's directory, nor its processes.
+/// node's directory, nor what was mounted there since, nor its processes.
 fn would_be_seen(path: &Path) -> bool {
     match path.starts_with("/proc") {
         true => kernel::sees_all_processes().unwrap_or(false),
-        false => path.parent().is_some_and(Path::exists),
+        false => path.parent().is_some_and(|parent| kernel::mounts::follows_init(parent).unwrap_or(false)),
     }
 }

@@ -5,8 +5,8 @@ use std::net::IpAddr;
 use serde_json::{Map, Value};
 
 use super::address::{RequestedIp, parse_ip};
-use super::error::ConfError;
-use super::json::{View, elements, parse_value};
+use super::error::{ConfError, excerpt};
+use super::json::{View, check_depth, elements, parse_value};
 use super::names::{IfName, Mac};
 
 /// Annotation of a pod: the networks it wants besides the default one.
@@ -106,13 +106,19 @@ fn parse(key: &'static str, text: &str, namespace: &str) -> Result<Vec<Selection
     }
     let value = parse_value(text.as_bytes()).map_err(|source| ConfError::Annotation {
         key,
-        text: text.to_owned(),
+        text: excerpt(text.to_owned()),
         source,
     })?;
     if value.is_object() {
         return Err(ConfError::field(key, text, "write a list, also for one network: [{\"name\": …}]"));
     }
     let items = elements(key, &value)?;
+    for (path, item) in &items {
+        View::at(path, item)?
+            .map()
+            .iter()
+            .try_for_each(|(name, value)| check_depth(&format!("{path}.{name}"), value, 2))?;
+    }
     items.into_iter().map(|(path, value)| element(&View::at(path, value)?, namespace)).collect()
 }
 

@@ -33,6 +33,9 @@ pub mod code {
     pub const LIMITED: u32 = 51;
 }
 
+/// Longest excerpt of a text in an error.
+const EXCERPT: usize = 256;
+
 /// What a failed call prints on stdout.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ErrorObject {
@@ -130,6 +133,14 @@ pub enum ConfError {
         /// The rule, and so the fix.
         rule: Cow<'static, str>,
     },
+    /// A value within values within values.
+    #[error("{field} is nested deeper than {most} levels: write it flatter")]
+    Depth {
+        /// Path of the field.
+        field: String,
+        /// How deep it may be.
+        most: usize,
+    },
     /// A version of CNI that is not ours.
     #[error("cniVersion `{value}` is not supported: use one of {}", CniVersion::ALL.map(CniVersion::as_str).join(", "))]
     Version {
@@ -163,17 +174,26 @@ impl ConfError {
         value: impl Into<String>,
         rule: impl Into<Cow<'static, str>>,
     ) -> Self {
-        Self::Field { field: field.into(), value: value.into(), rule: rule.into() }
+        Self::Field { field: field.into(), value: excerpt(value.into()), rule: rule.into() }
     }
 
     /// Code of the CNI error object, where the fault lies in the network configuration.
     pub fn cni_code(&self) -> u32 {
         match self {
             Self::Json { .. } | Self::Annotation { .. } | Self::Type { .. } => code::DECODE,
-            Self::Missing { .. } | Self::Field { .. } => code::CONF,
+            Self::Missing { .. } | Self::Field { .. } | Self::Depth { .. } => code::CONF,
             Self::Version { .. } | Self::Command { .. } | Self::NoAddress { .. } => code::VERSION,
         }
     }
+}
+
+/// A value as errors quote it: whoever wrote it knows the rest.
+pub(super) fn excerpt(mut text: String) -> String {
+    if let Some((end, _)) = text.char_indices().nth(EXCERPT) {
+        text.truncate(end);
+        text.push('…');
+    }
+    text
 }
 
 /// What VERSION prints: the version it was asked in, and all that are supported.

@@ -15,6 +15,67 @@ use super::json::{View, elements};
 use super::result::{Dns, Route, routes};
 use super::version::CniVersion;
 
+/// IPAMs that do nothing but give addresses, as everybody knows.
+pub const WELL_KNOWN: [&str; 4] = ["host-local", "static", "dhcp", "whereabouts"];
+
+/// Plugins that make, move or change interfaces, or execute other plugins.
+///
+/// As an IPAM they would be given the whole configuration, and do with it what they do: an interface plugin reads the
+/// same `ipam`, and executes itself without end.
+const NO_IPAMS: [&str; 39] = [
+    "accelerated-bridge",
+    "bandwidth",
+    "bond",
+    "bridge",
+    "calico",
+    "danm",
+    "dummy",
+    "firewall",
+    "flannel",
+    "genie",
+    "host-device",
+    "ib-sriov",
+    "ib-sriov-cni",
+    "ipoib",
+    "ipvlan",
+    "ipvtap",
+    "loopback",
+    "macvlan",
+    "macvtap",
+    "multus",
+    "multus-shim",
+    "netpath",
+    "ovs",
+    "ovs-cni",
+    "passthru",
+    "portmap",
+    "ptp",
+    "rdma",
+    "route-override",
+    "sbr",
+    "sriov",
+    "sriov-cni",
+    "tap",
+    "tuning",
+    "userspace",
+    "veth",
+    "vlan",
+    "vrf",
+    "win-bridge",
+];
+
+/// Refuses an `ipam.type` that is known to give no addresses.
+pub fn check_kind(field: &str, kind: &str) -> Result<(), ConfError> {
+    match NO_IPAMS.contains(&kind) {
+        true => Err(ConfError::field(
+            field,
+            kind,
+            "is a plugin for interfaces and gives no addresses: write an IPAM, such as host-local or static",
+        )),
+        false => Ok(()),
+    }
+}
+
 /// Where addresses come from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum IpamConf {
@@ -108,6 +169,22 @@ impl IpamConf {
             | Self::Delegated { nad_subnets, .. } => nad_subnets,
         };
         Some(subnets.clone()).filter(|subnets| !subnets.is_empty())
+    }
+
+    /// Refuses a plugin in place of an IPAM that is none. A DEL must not fail for it.
+    pub fn check(&self) -> Result<(), ConfError> {
+        match self {
+            Self::Delegated { kind, .. } => check_kind("ipam.type", kind),
+            Self::None | Self::HostLocal(_) | Self::Static(_) => Ok(()),
+        }
+    }
+
+    /// The plugin that is executed for addresses and given all of the configuration, unless everybody knows it.
+    pub fn unknown_kind(&self) -> Option<&str> {
+        match self {
+            Self::Delegated { kind, .. } => Some(kind.as_str()).filter(|kind| !WELL_KNOWN.contains(kind)),
+            Self::None | Self::HostLocal(_) | Self::Static(_) => None,
+        }
     }
 
     /// The gateways that the configuration itself names.

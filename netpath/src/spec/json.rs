@@ -16,10 +16,20 @@ use super::error::ConfError;
 /// Longest excerpt of a value in an error.
 const EXCERPT: usize = 80;
 
+/// How deep an annotation or a network's configuration may be that somebody else writes.
+///
+/// They are put into each other, and written down within other values: nobody reads JSON that is deeper than 128.
+const DEPTH: usize = 64;
+/// How deep what is made of them may be.
+const WHOLE: usize = 96;
+
 /// Parses a JSON object. A key that is given twice has its last value, and its last place.
 pub fn parse_object(bytes: &[u8]) -> Result<Map<String, Value>, ConfError> {
     match parse_value(bytes).map_err(|source| ConfError::Json { source })? {
-        Value::Object(map) => Ok(map),
+        Value::Object(map) => {
+            map.iter().try_for_each(|(key, value)| check(key, value, WHOLE, WHOLE - 1))?;
+            Ok(map)
+        }
         other => Err(wrong_type("the network configuration", &other, "a JSON object")),
     }
 }
@@ -27,6 +37,25 @@ pub fn parse_object(bytes: &[u8]) -> Result<Map<String, Value>, ConfError> {
 /// Parses any JSON value by the rules of [`parse_object`].
 pub fn parse_value(bytes: &[u8]) -> Result<Value, serde_json::Error> {
     serde_json::from_slice(bytes).map(|LastWins(value)| value)
+}
+
+/// Refuses a value that is nested too deep to be written down. It lies `outer` levels deep itself.
+pub fn check_depth(field: &str, value: &Value, outer: usize) -> Result<(), ConfError> {
+    check(field, value, DEPTH, DEPTH - outer)
+}
+
+fn check(field: &str, value: &Value, most: usize, left: usize) -> Result<(), ConfError> {
+    fn is_deeper(value: &Value, left: usize) -> bool {
+        match value {
+            Value::Array(items) => left == 0 || items.iter().any(|item| is_deeper(item, left - 1)),
+            Value::Object(map) => left == 0 || map.values().any(|item| is_deeper(item, left - 1)),
+            Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => false,
+        }
+    }
+    match is_deeper(value, left) {
+        true => Err(ConfError::Depth { field: field.to_owned(), most }),
+        false => Ok(()),
+    }
 }
 
 /// What Go's encoder writes as an escape though JSON does not ask for it. They stand in strings only.
@@ -384,6 +413,17 @@ mod tests {
         let error = View::root(&map).text("name").expect_err("is no string").to_string();
         assert!(error.chars().count() < 120, "{error}");
         assert!(error.ends_with("…` is not a string"), "{error}");
+    }
+
+    #[test]
+    fn what_could_not_be_written_down_is_refused() {
+        let nested = |depth: usize| format!(r#"{{"a": {}{}}}"#, "[".repeat(depth), "]".repeat(depth));
+        assert!(parse_object(nested(95).as_bytes()).is_ok());
+        let error = parse_object(nested(96).as_bytes()).expect_err("is too deep");
+        assert_eq!(error.to_string(), "a is nested deeper than 96 levels: write it flatter");
+        assert_eq!(error.cni_code(), 7);
+        let map = parse_object(nested(64).as_bytes()).expect("is written by us");
+        assert!(check_depth("a", &map["a"], 0).is_ok() && check_depth("a", &map["a"], 1).is_err());
     }
 
     #[test]

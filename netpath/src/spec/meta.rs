@@ -42,7 +42,7 @@ pub struct MetaConf {
     pub kubeconfig: Option<PathBuf>,
     /// `networks`: a directory of manifests that stands in for the Kubernetes API.
     pub networks: Option<PathBuf>,
-    /// `allowedTypes`: plugins that a NAD may have executed; without it all.
+    /// `allowedTypes`: plugins that a NAD may have executed, as its IPAM too; without it all.
     pub allowed_types: Option<Vec<String>>,
     /// `allowedDataDirs`: directories in which a NAD may have addresses kept, besides `/var/lib/cni` and `/run/cni`.
     pub data_dirs: Vec<PathBuf>,
@@ -153,6 +153,11 @@ impl MetaConf {
 }
 
 impl MetaConf {
+    /// Refuses an IPAM that the administrator does not list: it is executed as well, with the whole configuration.
+    pub fn check_ipam(&self, plugin: &Plugin) -> Result<(), ConfError> {
+        plugin.unknown_ipam().map_or(Ok(()), |kind| self.check_type("ipam.type", kind))
+    }
+
     /// Refuses a directory of addresses outside of those that are for it: whoever may write a NAD could have files
     /// written anywhere on the node.
     pub fn check_data_dir(&self, plugin: &Plugin) -> Result<(), ConfError> {
@@ -276,6 +281,16 @@ mod tests {
         assert!(meta.check_type("type", "bridge").is_ok());
         let error = meta.check_type("type", "host-device").expect_err("is not listed").to_string();
         assert!(error.starts_with("type `host-device`: `allowedTypes`"), "{error}");
+        let check = |ipam: &str| {
+            let conf = json!({"type": "bridge", "name": "b", "ipam": {"Type": ipam}});
+            let conf = NetworkConf::parse(conf.to_string().as_bytes(), None).expect("is valid");
+            meta.check_ipam(&conf.plugins[0])
+        };
+        for good in ["", "host-local", "static", "dhcp", "whereabouts", "bridge"] {
+            assert!(check(good).is_ok(), "{good}");
+        }
+        let error = check("other").expect_err("is not listed").to_string();
+        assert!(error.starts_with("ipam.type `other`: `allowedTypes`"), "{error}");
     }
 
     #[test]

@@ -4,7 +4,8 @@ use serde_json::{Map, Value};
 
 use super::conf::plugin_name;
 use super::error::ConfError;
-use super::json::{View, is_same_key, keep_last, parse_object};
+use super::ipam::{WELL_KNOWN, check_kind};
+use super::json::{View, check_depth, is_same_key, keep_last, parse_object};
 use super::names::NetworkName;
 use super::version::CniVersion;
 
@@ -80,6 +81,13 @@ impl NetworkConf {
     pub fn parse(text: &[u8], name: Option<&str>) -> Result<Self, ConfError> {
         let raw = parse_object(text)?;
         Self::from_view(&View::root(&raw), name)
+    }
+
+    /// The same for one that its author may change: what is read must be readable again once it is written down.
+    pub fn parse_new(text: &[u8], name: Option<&str>) -> Result<Self, ConfError> {
+        let conf = Self::parse(text, name)?;
+        conf.raw.iter().try_for_each(|(key, value)| check_depth(key, value, 1))?;
+        Ok(conf)
     }
 
     /// The same for one that is part of another.
@@ -204,10 +212,39 @@ impl Plugin {
         View::root(&self.raw).object("ipam").ok()??.text("type").ok()?
     }
 
+    /// [`Self::ipam_kind`], unless everybody knows that it gives addresses and does nothing else.
+    pub fn unknown_ipam(&self) -> Option<&str> {
+        self.ipam_kind().filter(|kind| !WELL_KNOWN.contains(kind))
+    }
+
+    /// Refuses an `ipam` that is none, however deep it stands: plugins execute plugins with a part of what they read.
+    pub fn check_ipam(&self) -> Result<(), ConfError> {
+        self.raw.iter().try_for_each(|(key, value)| check_ipams(key, key, value))
+    }
+
     /// Whether the plugin wants to be told of this in `runtimeConfig`.
     pub fn declares(&self, capability: &str) -> bool {
         let capabilities = View::root(&self.raw).get("capabilities").and_then(Value::as_object);
         capabilities.and_then(|all| all.get(capability)).and_then(Value::as_bool).unwrap_or(false)
+    }
+}
+
+fn check_ipams(path: &str, key: &str, value: &Value) -> Result<(), ConfError> {
+    match value {
+        Value::Object(map) => map.iter().try_for_each(|(inner, value)| {
+            let path = format!("{path}.{inner}");
+            match value {
+                Value::String(kind) if is_same_key(key, "ipam") && is_same_key(inner, "type") => {
+                    check_kind(&path, kind)
+                }
+                value => check_ipams(&path, inner, value),
+            }
+        }),
+        Value::Array(items) => items
+            .iter()
+            .enumerate()
+            .try_for_each(|(index, item)| check_ipams(&format!("{path}[{index}]"), key, item)),
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => Ok(()),
     }
 }
 

@@ -9,6 +9,7 @@ use super::error::ConfError;
 const IFNAMSIZ: usize = 16;
 
 /// Longest network name or container ID: both become part of file names, which end at 255 bytes.
+const FILE_NAME_MAX: usize = 255;
 const IDENTIFIER_MAX: usize = 200;
 
 /// Name of a network interface.
@@ -82,6 +83,18 @@ fn identifier(field: &str, value: &str) -> Result<String, ConfError> {
         _ => return Ok(value.to_owned()),
     };
     Err(ConfError::field(field, value, rule))
+}
+
+/// Refuses names of which together a file's name would be made that no file system takes.
+pub fn check_file_name(field: &str, name: &str) -> Result<(), ConfError> {
+    match name.len() <= FILE_NAME_MAX {
+        true => Ok(()),
+        false => Err(ConfError::field(
+            field,
+            name,
+            "files of this name are kept for the attachment, and it has more than 255 bytes: give the network a shorter name",
+        )),
+    }
 }
 
 /// Ethernet hardware address.

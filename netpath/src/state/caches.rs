@@ -145,7 +145,12 @@ impl ResultCache {
     }
 
     fn path(&self, network: &NetworkName, sandbox: &ContainerId, ifname: &IfName) -> PathBuf {
-        self.dir.join(format!("{network}-{sandbox}-{ifname}"))
+        self.dir.join(Self::file_name(network, sandbox, ifname))
+    }
+
+    /// Name of the file of a result; the same as libcni's.
+    pub fn file_name(network: &NetworkName, sandbox: &ContainerId, ifname: &IfName) -> String {
+        format!("{network}-{sandbox}-{ifname}")
     }
 }
 

@@ -43,6 +43,9 @@ pub enum TornCause {
     /// It is cut off, or somebody edited it.
     #[error("it is not a valid record")]
     Invalid(#[source] serde_json::Error),
+    /// It is no ordinary file, or its disk fails.
+    #[error("it cannot be read")]
+    Unreadable(#[source] io::Error),
     /// Somebody renamed or copied it.
     #[error("it holds the record of {container_id} {ifname}")]
     Misnamed {
@@ -153,14 +156,26 @@ impl Records {
         paths.retain(|path| path.extension() == Some(OsStr::new("json")) && !is_draft(path));
         let mut listing = Listing::default();
         for path in paths {
-            match self.load(&path)? {
-                None => {}
-                Some(Ok(record)) => listing.records.push(record),
-                Some(Err(cause)) => listing.torn.push(Torn { path, cause }),
+            match self.load(&path) {
+                Ok(None) => {}
+                Ok(Some(Ok(record))) => listing.records.push(record),
+                Ok(Some(Err(cause))) => listing.torn.push(Torn { path, cause }),
+                // One file must not hide all others.
+                Err(StateError::Io { source, .. }) => {
+                    listing.torn.push(Torn { path, cause: TornCause::Unreadable(source) });
+                }
+                Err(error) => return Err(error),
             }
         }
         listing.records.sort_by(|a, b| (&a.container_id, &a.ifname).cmp(&(&b.container_id, &b.ifname)));
         Ok(listing)
+    }
+
+    /// Whose record a file is by its name.
+    pub fn attachment_of(path: &Path) -> Option<(ContainerId, IfName)> {
+        let (container_id, ifname) = path.file_stem()?.to_str()?.rsplit_once('-')?;
+        let ifname = IfName::parse("file", &ifname.replace("%2d", "-")).ok()?;
+        Some((ContainerId::parse("file", container_id).ok()?, ifname))
     }
 
     /// Removes what writers that were killed have left. Returns how many.
@@ -182,9 +197,12 @@ impl Records {
     }
 
     fn load(&self, path: &Path) -> Result<Option<Result<Record, TornCause>>, StateError> {
-        let bytes = match fs::read(path) {
+        let bytes = match whole::bytes(path) {
             Ok(bytes) => bytes,
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+            Err(error) if whole::Unfit::of(&error).is_some() => {
+                return Ok(Some(Err(TornCause::Unreadable(error))));
+            }
             Err(error) => return Err(StateError::io("read the record", path)(error)),
         };
         if bytes.iter().all(u8::is_ascii_whitespace) {

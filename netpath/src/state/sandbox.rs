@@ -55,6 +55,9 @@ pub struct Sandbox {
     pub pending_events: Vec<Event>,
 }
 
+/// A record that cannot be read: whose it is, and the file.
+type TornFile = (ContainerId, PathBuf);
+
 /// The sandboxes of a node.
 #[derive(Clone, Debug)]
 pub struct Sandboxes {
@@ -111,31 +114,42 @@ impl Sandboxes {
 
     /// All that can be read. One that comes or goes meanwhile is listed or not.
     pub fn all(&self) -> Result<Vec<Sandbox>, StateError> {
-        Self::all_in(&self.dir)
+        Self::all_in(&self.dir).map(|(all, _)| all)
+    }
+
+    /// Those whose record cannot be read, each with its file.
+    pub fn torn(&self) -> Result<Vec<TornFile>, StateError> {
+        Self::all_in(&self.dir).map(|(_, torn)| torn)
     }
 
     /// All that were set aside.
     pub fn set_aside_before(&self) -> Result<Vec<Sandbox>, StateError> {
-        Self::all_in(&self.pending)
+        Self::all_in(&self.pending).map(|(all, _)| all)
     }
 
-    fn all_in(dir: &Path) -> Result<Vec<Sandbox>, StateError> {
+    fn all_in(dir: &Path) -> Result<(Vec<Sandbox>, Vec<TornFile>), StateError> {
         let entries = match fs::read_dir(dir) {
             Ok(entries) => entries,
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok((Vec::new(), Vec::new())),
             Err(error) => return Err(StateError::io("list the directory", dir)(error)),
         };
-        let mut all = Vec::new();
+        let (mut all, mut torn) = (Vec::new(), Vec::new());
         for entry in entries {
             let path = entry.map_err(StateError::io("list the directory", dir))?.path();
             let id =
                 path.file_stem().and_then(OsStr::to_str).and_then(|id| ContainerId::parse("file", id).ok());
             if let Some(id) = id.filter(|_| path.extension() == Some(OsStr::new("json"))) {
-                all.extend(load(&path, &id)?);
+                match load(&path, &id)? {
+                    Some(sandbox) => all.push(sandbox),
+                    // Or it has gone meanwhile.
+                    None if path.exists() => torn.push((id, path)),
+                    None => {}
+                }
             }
         }
         all.sort_by(|a, b| a.container_id.cmp(&b.container_id));
-        Ok(all)
+        torn.sort();
+        Ok((all, torn))
     }
 
     fn path(&self, id: &ContainerId) -> PathBuf {
@@ -148,7 +162,12 @@ fn file(dir: &Path, id: &ContainerId) -> PathBuf {
 }
 
 fn load(path: &Path, id: &ContainerId) -> Result<Option<Sandbox>, StateError> {
-    let Some(bytes) = whole::read(path)? else { return Ok(None) };
+    let bytes = match whole::read(path) {
+        Ok(Some(bytes)) => bytes,
+        Ok(None) => return Ok(None),
+        Err(error) if whole::Unfit::of(&error.source).is_some() => Vec::new(),
+        Err(error) => return Err(error.into()),
+    };
     match serde_json::from_slice::<Sandbox>(&bytes) {
         Ok(sandbox) if sandbox.container_id == id.as_str() => Ok(Some(sandbox)),
         Ok(_) | Err(_) => {

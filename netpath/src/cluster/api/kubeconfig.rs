@@ -1,6 +1,5 @@
 //! A kubeconfig: where the API server is, whom to trust, and who we are.
 
-use std::fs;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 
@@ -12,6 +11,7 @@ use ureq::tls::PemItem;
 use super::super::ClusterError;
 use crate::root::Root;
 use crate::spec::base64;
+use crate::whole;
 
 /// Where distributions keep the certificates of public authorities.
 const PUBLIC_AUTHORITIES: [&str; 3] =
@@ -99,7 +99,7 @@ struct User {
 impl Kubeconfig {
     /// Reads the file and those that it names. Absolute paths in it hang off the root, relative ones off its directory.
     pub(super) fn read(root: &Root, path: &Path) -> Result<Self, ClusterError> {
-        let text = fs::read_to_string(path).map_err(ClusterError::io("read the kubeconfig", path))?;
+        let text = whole::text(path).map_err(ClusterError::io("read the kubeconfig", path))?;
         // The parser's own words quote the file, and so its tokens, to whoever may read a pod's events.
         let file: File = serde_saphyr::from_str(&text).map_err(|error| ClusterError::Kubeconfig {
             path: path.to_owned(),
@@ -184,7 +184,8 @@ impl Reader<'_> {
             Some(pem) => pem,
             None => {
                 let fix = "write the cluster's certificate authority";
-                let public = PUBLIC_AUTHORITIES.iter().find_map(|path| fs::read(self.root.join(path)).ok());
+                let public =
+                    PUBLIC_AUTHORITIES.iter().find_map(|path| whole::bytes(&self.root.join(path)).ok());
                 public.ok_or_else(|| self.wrong(key, fix))?
             }
         };
@@ -224,7 +225,7 @@ impl Reader<'_> {
         }
         if let Some(file) = non_empty(user.token_file.clone()) {
             let path = self.path_of(&file);
-            match (fs::read_to_string(&path), non_empty(user.token.clone())) {
+            match (whole::text(&path), non_empty(user.token.clone())) {
                 (Ok(token), _) if !token.trim().is_empty() => return Ok(Some(bearer(&token))),
                 (_, Some(token)) => return Ok(Some(bearer(&token))),
                 (Ok(_), None) => {
@@ -259,7 +260,7 @@ impl Reader<'_> {
         }
         let Some(file) = non_empty(file.clone()) else { return Ok(None) };
         let path = self.path_of(&file);
-        fs::read(&path).map(Some).map_err(ClusterError::io("read", &path))
+        whole::bytes(&path).map(Some).map_err(ClusterError::io("read", &path))
     }
 
     fn path_of(&self, text: &str) -> PathBuf {
@@ -293,6 +294,8 @@ fn without_brackets(server: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     const CA: &str = "-----BEGIN CERTIFICATE-----\nMAA=\n-----END CERTIFICATE-----\n";

@@ -15,7 +15,13 @@ use std::{
 use nix::sys::stat::{major, minor};
 
 use super::{BpfError, sys};
-use crate::{kernel::sees_all_processes, whole};
+use crate::{
+    kernel::{
+        mounts::{is_namespace_of_init, lines},
+        sees_all_processes,
+    },
+    whole,
+};
 
 /// Makes sure that a BPF file system is mounted at `path`, and mounts one if `path` has none.
 ///
@@ -35,7 +41,7 @@ pub fn ensure(path: &Path) -> Result<(), BpfError> {
         let what = if is_mounted { "another file system is mounted there" } else { "there are files in it" };
         return Err(BpfError::NotBpffs { path: path.to_owned(), what });
     }
-    if !is_mount_namespace_of_init().map_err(failed)? {
+    if !is_namespace_of_init().map_err(failed)? {
         return Err(BpfError::ElsewhereMounted { path: path.to_owned() });
     }
     sys::mount_bpffs(path).map_err(failed)
@@ -57,7 +63,7 @@ pub fn must_be_mounted(path: &Path) -> Result<(), BpfError> {
 pub fn leave_mark(path: &Path, mark: &Path, boot: &str) -> Result<(), BpfError> {
     let failed = |source: io::Error| BpfError::Bpffs { path: path.to_owned(), source };
     let text = format!("{} {boot}\n", device(path).map_err(failed)?);
-    if fs::read_to_string(mark).is_ok_and(|known| known == text) {
+    if whole::text(mark).is_ok_and(|known| known == text) {
         return Ok(());
     }
     whole::replace(mark, text.as_bytes()).map_err(BpfError::Mark)
@@ -81,7 +87,7 @@ pub fn check(path: &Path, mark: &Path, boot: &str) -> Result<(), BpfError> {
         return Ok(());
     }
     let sees_enough = sees_all_processes().map_err(failed)?
-        || (found.is_none() && is_mount_namespace_of_init().map_err(failed)?);
+        || (found.is_none() && is_namespace_of_init().map_err(failed)?);
     if sees_enough && !is_mounted_anywhere(known).map_err(failed)? {
         return Ok(());
     }
@@ -94,15 +100,6 @@ pub fn check(path: &Path, mark: &Path, boot: &str) -> Result<(), BpfError> {
 fn device(path: &Path) -> io::Result<String> {
     let device = fs::metadata(path)?.dev();
     Ok(format!("{}:{}", major(device), minor(device)))
-}
-
-/// Mounts have numbers of their own, so two lists that begin alike are of one namespace. The links in `/proc/1/ns`,
-/// which would say so, are not for everybody to read.
-fn is_mount_namespace_of_init() -> io::Result<bool> {
-    let first = |path: &str| -> io::Result<Option<Vec<u8>>> {
-        Ok(lines(&fs::read(path)?).next().map(<[u8]>::to_owned))
-    };
-    Ok(first("/proc/thread-self/mountinfo")? == first("/proc/1/mountinfo")?)
 }
 
 /// Whether any process has a BPF file system of this device mounted. Numbers that are free are given to others.
@@ -118,11 +115,6 @@ fn is_mounted_anywhere(device: &str) -> io::Result<bool> {
         }
     }
     Ok(false)
-}
-
-/// Names of mount points are whatever somebody called them.
-fn lines(text: &[u8]) -> impl Iterator<Item = &[u8]> {
-    text.split(|byte| *byte == b'\n').filter(|line| !line.is_empty())
 }
 
 /// Reads a line of `mountinfo` (proc_pid_mountinfo(5)): the third word is the device, the type comes after ` - `.

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use serde_json::{Map, Value};
 
-use super::{Call, MetaError, PluginError, chain, del, devices, resolve, routes};
+use super::{Call, MetaError, PluginError, chain, del, devices, masters, resolve, routes};
 use crate::{
     cluster::{ClusterError, Which},
     delegate::DelegateError,
@@ -47,6 +47,12 @@ fn add_all(call: &Call<'_>) -> Result<Value, PluginError> {
     wait_until_ready(call)?;
     let networks = resolve::networks(call)?;
     let asks = networks.is_asked_for;
+    for delegate in &networks.delegates {
+        // What is refused here is not executed for its end either.
+        (0..delegate.conf.plugins.len())
+            .try_for_each(|index| masters::refuse(call, delegate, index))
+            .map_err(|error| chain::of_network(call, delegate, Command::Add, error))?;
+    }
     // One look into the pod for all that is to be seen there: entering it costs more than most of the rest.
     let mut pod = open(call);
     if let Some(pod) = &mut pod {

@@ -87,6 +87,9 @@ pub(super) fn one(
     let args = pairs.join(";");
     let stdin = Value::Object(stdin).to_string();
     let attachment = call.attachment().ok().map(|(container_id, _)| (container_id, &delegate.ifname));
+    if within.is_zero() {
+        return Err(MetaError::Late { plugin: kind.to_owned() }.into());
+    }
     if is_in_process(kind) {
         let env = CniEnv {
             command,
@@ -99,11 +102,9 @@ pub(super) fn one(
             path: call.path.clone(),
             ..call.env.clone()
         };
-        let origin = Origin { depth: call.depth, nad: delegate.nad() };
+        let deadline = Some(Instant::now() + within);
+        let origin = Origin { depth: call.depth, nad: delegate.nad(), deadline };
         return serve(call.root, env, stdin.as_bytes(), &origin);
-    }
-    if within.is_zero() {
-        return Err(MetaError::Late { plugin: kind.to_owned() }.into());
     }
     let child = delegate::Call {
         command,

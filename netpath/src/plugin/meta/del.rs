@@ -84,7 +84,14 @@ fn end_one(
     share: u32,
 ) -> Result<Vec<PluginError>, PluginError> {
     let container_id = call.attachment()?.0;
-    let cached = call.result_cache().read(&delegate.conf.name, container_id, &delegate.ifname)?;
+    // One that cannot be read does not become better by being asked for again.
+    let cached = call
+        .result_cache()
+        .read(&delegate.conf.name, container_id, &delegate.ifname)
+        .unwrap_or_else(|error| {
+            tracing::warn!(error = full(&error), "a cached result is ignored");
+            None
+        });
     let (args, runtime) = match recorded {
         Some(recorded) if call.env.args.pairs.is_empty() => (&recorded.args, &recorded.runtime),
         Some(recorded) => (&call.env.args, &recorded.runtime),
@@ -100,8 +107,12 @@ fn end_one(
     let prev = cached.and_then(|cached| cached.result);
     let errors = chain::del(call, delegate, &told, prev.as_ref(), share);
     if errors.is_empty() {
-        call.device_infos().remove(delegate, container_id)?;
-        call.result_cache().remove(&delegate.conf.name, container_id, &delegate.ifname)?;
+        let device = call.device_infos().remove(delegate, container_id);
+        let result =
+            call.result_cache().remove(&delegate.conf.name, container_id, &delegate.ifname).map(drop);
+        for error in [device, result].into_iter().filter_map(Result::err) {
+            tracing::warn!(error = full(&error), "a file of a network that has ended stays");
+        }
     }
     Ok(errors)
 }

@@ -51,6 +51,19 @@ pub enum MetaError {
         /// Where it was looked for.
         directory: PathBuf,
     },
+    /// A definition without a configuration, of which there is none on the node either.
+    #[error(
+        "NetworkAttachmentDefinition {network} has no `spec.config`, and there is no network configuration `{name}` in {}: write one of the two",
+        directory.display()
+    )]
+    NoConfig {
+        /// Namespace and name.
+        network: String,
+        /// Its name alone.
+        name: String,
+        /// Where it was looked for.
+        directory: PathBuf,
+    },
     /// The configuration of a network.
     #[error("the configuration of network `{network}` is not valid")]
     Conf {
@@ -181,6 +194,12 @@ pub enum MetaError {
         /// Why.
         source: Box<PluginError>,
     },
+    /// Nobody knows what was made.
+    #[error("{} is torn, and Multus's cache has nothing of it: end what is left by hand, and remove the file", path.display())]
+    Torn {
+        /// The record.
+        path: PathBuf,
+    },
     /// Several networks that could not be ended.
     #[error("errors: {}", failures.join(" / "))]
     Del {
@@ -198,6 +217,7 @@ impl MetaError {
             Self::Depth { .. }
             | Self::MetaInside { .. }
             | Self::NoConf { .. }
+            | Self::NoConfig { .. }
             | Self::NoSource { .. }
             | Self::NoDevice { .. }
             | Self::SameName { .. }
@@ -205,7 +225,7 @@ impl MetaError {
             | Self::Defaults(_) => code::CONF,
             Self::Isolated { .. } | Self::SharedAddress { .. } => 105,
             Self::UnknownPod { .. } | Self::Uid { .. } => 141,
-            Self::Io { .. } => code::IO,
+            Self::Io { .. } | Self::Torn { .. } => code::IO,
             Self::Conf { source, .. } => source.cni_code(),
             Self::Cluster(error) => error.cni_code(),
             Self::Kubelet(error) => error.cni_code(),
@@ -220,7 +240,9 @@ impl MetaError {
     pub(super) fn is_worth_retrying(&self) -> bool {
         match self {
             Self::Delegate(error) => error.is_worth_retrying(),
-            Self::Conf { .. } | Self::NoConf { .. } | Self::MetaInside { .. } => false,
+            Self::Conf { .. } | Self::NoConf { .. } | Self::NoConfig { .. } | Self::MetaInside { .. } => {
+                false
+            }
             Self::Cluster(error) => error.cni_code() == code::TRY_AGAIN,
             _ => true,
         }

@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 pub use error::MetaError;
+pub(super) use masters::refuse_ipam;
 
 use super::{Origin, PluginError};
 use crate::{

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::fs;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use super::{Call, MetaError, PluginError, devices::Given};
@@ -13,7 +14,10 @@ use crate::{
         ClusterNetwork, ConfError, Delegate, Nad, NetworkConf, PodRef, Selection, Severity,
         annotation::{DEFAULT_NETWORK, NETWORKS, parse_default_network, parse_networks, parse_reference},
         json::View,
+        names::check_file_name,
     },
+    state::ResultCache,
+    whole,
 };
 
 /// Meta-plugins: they execute others, perhaps us.
@@ -97,6 +101,9 @@ pub(super) fn networks(call: &Call<'_>) -> Result<Networks, PluginError> {
     plan::check_gateways(delegates.iter().filter_map(|it| it.selection.default_route.as_deref()))
         .map_err(MetaError::from)?;
     let is_asked_for = is_replaced || 1 < delegates.len();
+    if is_asked_for {
+        delegates.iter().try_for_each(|delegate| refuse_long_names(call, delegate))?;
+    }
     Ok(Networks { delegates, annotation: text, which, is_asked_for })
 }
 
@@ -109,6 +116,17 @@ fn refuse_isolated(call: &Call<'_>, pod: &PodRef, selection: &Selection) -> Resu
             Err(MetaError::Isolated { pod, nad })
         }
     }
+}
+
+/// Refuses what could not be found again: there are files that have the names of network, sandbox and interface.
+fn refuse_long_names(call: &Call<'_>, delegate: &Delegate) -> Result<(), PluginError> {
+    let container_id = call.attachment()?.0;
+    let result = ResultCache::file_name(&delegate.conf.name, container_id, &delegate.ifname);
+    let checked = check_file_name("name", &result).and_then(|()| match delegate.device_file(container_id) {
+        Some(device) => check_file_name("name", &device),
+        None => Ok(()),
+    });
+    Ok(checked.map_err(|source| MetaError::Conf { network: delegate.label.clone(), source })?)
 }
 
 /// Names the interfaces, and holds each network against what it may be.
@@ -126,12 +144,16 @@ fn assign(call: &Call<'_>, found: Vec<(Found, Selection, bool)>) -> Result<Vec<D
             let device = given.next(call, &found.label, resource, selection.device_id.take())?;
             selection.device_id = Some(device);
         }
-        if found.nad_namespace.is_some() {
-            for plugin in &found.conf.plugins {
-                let checked = call.meta.check_type("type", &plugin.kind);
-                let checked = checked.and_then(|()| call.meta.check_data_dir(plugin));
-                checked.map_err(|source| MetaError::Conf { network: found.label.clone(), source })?;
-            }
+        for plugin in &found.conf.plugins {
+            let checked = plugin.check_ipam().and_then(|()| match found.nad_namespace {
+                None => Ok(()),
+                Some(_) => call
+                    .meta
+                    .check_type("type", &plugin.kind)
+                    .and_then(|()| call.meta.check_ipam(plugin))
+                    .and_then(|()| call.meta.check_data_dir(plugin)),
+            });
+            checked.map_err(|source| MetaError::Conf { network: found.label.clone(), source })?;
         }
         let Found { label, nad_namespace, conf, resource } = found;
         let delegate = Delegate::new(index, first, label, nad_namespace, conf, selection)?;
@@ -287,9 +309,15 @@ fn nad(call: &Call<'_>, selection: &Selection) -> Result<Found, PluginError> {
 fn of_nad(call: &Call<'_>, nad: Nad) -> Result<Found, PluginError> {
     let label = format!("{}/{}", nad.namespace, nad.name);
     let conf = match &nad.config {
-        Some(text) => NetworkConf::parse(text.as_bytes(), Some(&nad.name))
+        Some(text) => NetworkConf::parse_new(text.as_bytes(), Some(&nad.name))
             .map_err(|source| MetaError::Conf { network: label.clone(), source })?,
-        None => by_name(&conf_dir(call), &nad.name)?,
+        None => by_name(&conf_dir(call), &nad.name).map_err(|error| match error {
+            MetaError::Io { ref source, .. } if source.kind() != ErrorKind::NotFound => error,
+            _ => {
+                let (network, name) = (label.clone(), nad.name.clone());
+                MetaError::NoConfig { network, name, directory: conf_dir(call) }
+            }
+        })?,
     };
     Ok(Found { label, nad_namespace: Some(nad.namespace), resource: nad.resource_name, conf })
 }
@@ -377,8 +405,8 @@ fn files(directory: &Path) -> Result<Vec<PathBuf>, MetaError> {
 
 fn read(file: &Path) -> Result<NetworkConf, MetaError> {
     let text =
-        fs::read(file).map_err(|source| MetaError::Io { what: "read", path: file.to_owned(), source })?;
-    NetworkConf::parse(&text, None)
+        whole::bytes(file).map_err(|source| MetaError::Io { what: "read", path: file.to_owned(), source })?;
+    NetworkConf::parse_new(&text, None)
         .map_err(|source| MetaError::Conf { network: file.display().to_string(), source })
 }
 

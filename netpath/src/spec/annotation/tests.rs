@@ -138,3 +138,11 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_long_mistake_is_quoted_in_part() {
+    for text in [format!("[{}", "x".repeat(100_000)), format!("A{}", "x".repeat(100_000))] {
+        let error = parse_networks(&text, "web").expect_err("is wrong").to_string();
+        assert!(error.len() < 600 && error.contains('…'), "{error}");
+    }
+}
