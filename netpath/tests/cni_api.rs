@@ -213,6 +213,53 @@ fn where_an_agent_runs_events_are_left_to_it() {
     assert_eq!(site.api.events().len(), 2);
 }
 
+/// A process that is ended with the test.
+struct Ended(std::process::Child);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn what_was_left_to_the_agent_is_told_and_written_by_it() {
+    let site = ApiSite::new();
+    let root = &site.meta.site.root;
+    let kubeconfig = root.join("etc/kubeconfig");
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_netpath"));
+    command.env("NETPATH_ROOT", root.path()).args([
+        "agent",
+        "--node",
+        "worker01",
+        "--listen",
+        "127.0.0.1:9639",
+    ]);
+    command.arg("--kubeconfig").arg(&kubeconfig).args(["--plugin-kubeconfig", "/etc/kubeconfig"]);
+    let agent = Ended(site.meta.site.node.within(|| command.spawn()).unwrap());
+    let is_held = || netpath::flock::is_held(&root.agent_lock()).unwrap().then_some(());
+    common::eventually(common::PATIENCE, "it runs", is_held);
+    // Of a network that is not policed the pod starts without its status.
+    site.api.fault("PATCH", Fault::Status(403), Times::Always);
+    site.meta.call("ADD", &site.conf("a")).ok();
+    common::eventually(common::PATIENCE, "events are posted", || {
+        (site.api.events().len() == 2).then_some(())
+    });
+    assert!(site.api.status_text("web", "p").is_none());
+    site.api.heal();
+    let status =
+        common::eventually(common::PATIENCE, "the status is written", || site.api.status_text("web", "p"));
+    assert!(status.contains("web/a"), "{status}");
+    common::eventually(common::PATIENCE, "nothing is left to do", || {
+        let record = site.record();
+        (record.get("pending_status").is_none() && record.get("pending_events").is_none()).then_some(())
+    });
+    site.meta.call("DEL", &site.conf("a")).ok();
+    assert!(!root.state().join("sandboxes/c1.json").exists());
+    drop(agent);
+}
+
 #[test]
 fn events_cost_a_pod_nothing() {
     let site = ApiSite::new();

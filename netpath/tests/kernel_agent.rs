@@ -1,5 +1,7 @@
 //! The agent on a node without Kubernetes: networks in a directory, metrics and health over HTTP.
 
+#[path = "common/api.rs"]
+mod api;
 mod common;
 
 use std::io::{BufRead, BufReader, Read, Write};
@@ -9,6 +11,7 @@ use std::process::{Child, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use api::{FakeApi, Fault, Times};
 use common::enforce::{POD, all_live, enters, hooks, is_enforced, is_well, leaves, private};
 use common::node::{GATEWAY, INTERNET, MASTER, Node, conf};
 use common::{PATIENCE, eventually, run};
@@ -30,17 +33,36 @@ impl<'a> Agent<'a> {
     /// One that has looked at everything.
     #[track_caller]
     fn start(node: &'a Node) -> Self {
-        let agent = Self::begin(node);
-        agent.eventually("it is ready", || agent.get("/readyz").filter(|(status, _)| *status == 200));
-        agent
+        Self::begin(node).ready()
+    }
+
+    #[track_caller]
+    fn ready(self) -> Self {
+        self.eventually("it is ready", || self.get("/readyz").filter(|(status, _)| *status == 200));
+        self
     }
 
     #[track_caller]
     fn begin(node: &'a Node) -> Self {
         std::fs::create_dir_all(directory(node)).expect("made");
+        Self::begin_with(node, &["--networks", "/etc/networks"])
+    }
+
+    /// One that follows an API server.
+    #[track_caller]
+    fn with_api(node: &'a Node, api: &FakeApi) -> Self {
+        let path = node.root.join("etc/kubeconfig");
+        std::fs::create_dir_all(node.root.join("etc")).expect("made");
+        std::fs::write(&path, api.kubeconfig()).expect("written");
+        let path = path.to_str().expect("text");
+        Self::begin_with(node, &["--kubeconfig", path, "--plugin-kubeconfig", "/etc/kubeconfig"])
+    }
+
+    #[track_caller]
+    fn begin_with(node: &'a Node, words: &[&str]) -> Self {
         node.netns.ip("link set lo up");
         let mut command = node.command();
-        command.args(["agent", "--networks", "/etc/networks", "--listen", ADDRESS, "--node", "worker01"]);
+        command.args(["agent", "--listen", ADDRESS, "--node", "worker01"]).args(words);
         command.env("NETPATH_LOG", "info").stderr(Stdio::piped()).stdin(Stdio::null());
         let mut process = node.netns.within(|| command.spawn()).expect("it can be run");
         let (stderr, log) = (process.stderr.take().expect("piped"), Arc::<Mutex<String>>::default());
@@ -317,4 +339,108 @@ fn what_is_served_is_what_the_kernel_has() {
     });
     agent.says(&["netpath::drops", "zone-deny", "net1"]);
     agent.kill();
+}
+
+/// The annotation by which the pods of these tests ask for their network.
+fn asking() -> Value {
+    json!({ "k8s.v1.cni.cncf.io/networks": "privatezone" })
+}
+
+#[test]
+fn networks_follow_the_api_through_all_that_a_watch_meets() {
+    let node = Node::new(&json!({ "unknownSource": "drop" }));
+    node.netns.ip("link set lo up");
+    let api = FakeApi::new(&node.netns);
+    let network = |zone: &Value| conf(&["10.12.34.200/24"], Some(zone));
+    api.nad("default", "privatezone", &network(&private()));
+    let agent = Agent::with_api(&node, &api).ready();
+    let pod = node.pod(&["10.12.34.200/24"], Some(&private()));
+    assert!(is_enforced(&node, &pod));
+    let opens = |what: &str| {
+        api.nad("default", "privatezone", &network(&open()));
+        agent.eventually(what, || leaves(&node, &pod, POD, INTERNET).then_some(()));
+    };
+    let closes = |what: &str| {
+        api.nad("default", "privatezone", &network(&private()));
+        agent.eventually(what, || (!leaves(&node, &pod, POD, INTERNET)).then_some(()));
+    };
+    opens("a change is in force");
+    closes("the next one is, too");
+    api.forget();
+    opens("a version that the server has forgotten");
+    // A server that is away, and what changed meanwhile.
+    api.fault("GET", Fault::Status(500), Times::Always);
+    api.forget();
+    let broken = || agent.get("/readyz").filter(|(_, why)| why.contains("cannot be watched"));
+    agent.eventually("it says so", broken);
+    api.nad("default", "privatezone", &network(&private()));
+    assert!(leaves(&node, &pod, POD, INTERNET), "what is in force stays");
+    api.heal();
+    agent.eventually("it is back", || (!leaves(&node, &pod, POD, INTERNET)).then_some(()));
+    agent.eventually("it is ready", || agent.get("/readyz").filter(|(status, _)| *status == 200));
+    // What is no network at all stops nothing.
+    api.nad("default", "broken", &json!("no object"));
+    api.nad("default", "wrong", &json!({ "cniVersion": "9.9", "type": "macvlan", "name": "w" }));
+    opens("others go on");
+    agent.eventually("the wrong one is named", || {
+        agent.value("netpath_network_refused", &["name=\"wrong\""]).filter(|it| *it == 1)
+    });
+    let refused = || {
+        api.events()
+            .into_iter()
+            .find(|event| event["reason"] == "NetworkRefused" && event["involvedObject"]["name"] == "wrong")
+    };
+    let event = agent.eventually("its owner is told", refused);
+    assert_eq!(event["involvedObject"]["kind"], "NetworkAttachmentDefinition");
+    assert!(event["message"].as_str().expect("text").contains("9.9"), "{event}");
+}
+
+#[test]
+fn the_administrators_word_comes_from_the_cluster() {
+    let node = Node::new(&json!({ "unknownSource": "drop" }));
+    node.netns.ip("link set lo up");
+    let api = FakeApi::new(&node.netns);
+    let agent = Agent::with_api(&node, &api).ready();
+    let masters = || std::fs::read_to_string(node.root.masters()).expect("readable");
+    let (before, word) = (masters(), r#"{"enp0s8": {"unknownSource": "audit"}}"#);
+    api.configmap("netpath", "masters", &json!({ "masters.json": word }));
+    agent.eventually("it is written", || (masters() == word).then_some(()));
+    api.configmap("netpath", "masters", &json!({ "masters.json": "{\"enp0s8\": {\"unknown\": 1}}" }));
+    agent.says(&["masters.json", "unknown"]);
+    assert_eq!(masters(), word, "what was good stays");
+    api.remove("configmaps/netpath/masters");
+    agent.passes();
+    assert_eq!(masters(), word, "a file that nobody speaks for any more is the administrator's");
+    assert_ne!(before, word);
+}
+
+#[test]
+fn owners_are_told_of_drops_and_of_what_is_missing() {
+    let node = Node::new(&json!({ "unknownSource": "drop" }));
+    node.netns.ip("link set lo up");
+    let api = FakeApi::new(&node.netns);
+    api.pod("web", "net-pod", "u1", asking());
+    api.pod("web", "bare-pod", "u2", asking());
+    api.pod("web", "plain-pod", "u3", json!({}));
+    for pod in ["bare-pod", "plain-pod"] {
+        api.runs("web", pod);
+    }
+    let agent = Agent::with_api(&node, &api).ready();
+    *node.args.lock().expect("ours") = "K8S_POD_NAMESPACE=web;K8S_POD_NAME=net-pod;K8S_POD_UID=u1".to_owned();
+    let pod = node.pod(&["10.12.34.200/24"], Some(&private()));
+    assert!(!leaves(&node, &pod, POD, INTERNET));
+    let event = |reason: &str| {
+        let events = api.events();
+        let found = events.iter().find(|event| event["reason"] == reason)?;
+        Some((found["involvedObject"]["name"].clone(), found["message"].as_str()?.to_owned()))
+    };
+    let (name, message) = agent.eventually("its owner is told of the drop", || event("PacketsDropped"));
+    assert_eq!(name, "net-pod");
+    assert!(message.starts_with("net1: 1 packet dropped, the last to 8.8.8.8: zone-deny"), "{message}");
+    let (name, message) = agent.eventually("of what is missing", || event("NetworkMissing"));
+    assert_eq!(name, "bare-pod");
+    assert!(message.contains("was not started by netpath"), "{message}");
+    assert_eq!(agent.value("netpath_pods_bare", &[]), Some(1));
+    api.remove("pods/web/bare-pod");
+    agent.eventually("it is gone", || agent.value("netpath_pods_bare", &[]).filter(|it| *it == 0));
 }

@@ -80,6 +80,26 @@ struct State {
     faults: Vec<(String, Fault, Times)>,
     /// What `Authorization` has to be.
     authorization: Option<String>,
+    /// What watches are told, by kind; the version of an answer is how many there were.
+    changes: Vec<(String, Value)>,
+    /// Watches of versions before this one are told that it is gone.
+    forgotten: usize,
+}
+
+impl State {
+    /// Puts an object there, and tells watches.
+    fn put(&mut self, key: String, object: Value) {
+        let kind = if self.objects.contains_key(&key) { "MODIFIED" } else { "ADDED" };
+        self.tell(&key, kind, &object);
+        self.objects.insert(key, object);
+    }
+
+    fn tell(&mut self, key: &str, kind: &str, object: &Value) {
+        let of = key.split('/').next().unwrap().to_owned();
+        let mut object = object.clone();
+        object["metadata"]["resourceVersion"] = json!((self.changes.len() + 1).to_string());
+        self.changes.push((of, json!({"type": kind, "object": object})));
+    }
 }
 
 /// The server; it ends when this is dropped.
@@ -122,14 +142,45 @@ impl FakeApi {
     pub(crate) fn pod(&self, namespace: &str, name: &str, uid: &str, annotations: Value) {
         let pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"namespace": namespace, "name": name,
             "uid": uid, "annotations": annotations}, "spec": {"nodeName": "worker01"}});
-        self.state().objects.insert(format!("pods/{namespace}/{name}"), pod);
+        self.state().put(format!("pods/{namespace}/{name}"), pod);
     }
 
     /// Defines a network.
     pub(crate) fn nad(&self, namespace: &str, name: &str, config: &Value) {
         let nad = json!({"apiVersion": "k8s.cni.cncf.io/v1", "kind": "NetworkAttachmentDefinition",
-            "metadata": {"namespace": namespace, "name": name}, "spec": {"config": config.to_string()}});
-        self.state().objects.insert(format!("nads/{namespace}/{name}"), nad);
+            "metadata": {"namespace": namespace, "name": name, "uid": format!("{namespace}-{name}")},
+            "spec": {"config": config.to_string()}});
+        self.state().put(format!("nads/{namespace}/{name}"), nad);
+    }
+
+    /// Writes a ConfigMap.
+    pub(crate) fn configmap(&self, namespace: &str, name: &str, data: &Value) {
+        let map = json!({"apiVersion": "v1", "kind": "ConfigMap", "data": data,
+            "metadata": {"namespace": namespace, "name": name}});
+        self.state().put(format!("configmaps/{namespace}/{name}"), map);
+    }
+
+    /// Says that a pod runs.
+    pub(crate) fn runs(&self, namespace: &str, name: &str) {
+        let key = format!("pods/{namespace}/{name}");
+        let mut pod = self.object(&key).unwrap();
+        pod["status"] = json!({"phase": "Running"});
+        self.state().put(key, pod);
+    }
+
+    /// Removes an object.
+    pub(crate) fn remove(&self, key: &str) {
+        let mut state = self.state();
+        let object = state.objects.remove(key).unwrap();
+        state.tell(key, "DELETED", &object);
+    }
+
+    /// Forgets what was before, as a server does in time, and with a word where it was not there to be told.
+    pub(crate) fn forget(&self) {
+        let mut state = self.state();
+        state.forgotten = state.changes.len() + 1;
+        let last = state.changes.last().cloned().unwrap_or_default();
+        state.changes.push(last);
     }
 
     /// Makes a network one that the server's cache has not heard of.
@@ -250,6 +301,10 @@ fn serve(stream: &mut dyn Stream, raw: &TcpStream, state: &Mutex<State>, stop: &
             let given = asked.headers.get("authorization");
             (fault, state.authorization.as_ref().is_none_or(|expected| given == Some(expected)))
         };
+        if allowed && fault.is_none() && asked.query.contains("watch=true") {
+            watch(stream, &asked, state, stop);
+            return;
+        }
         if let Some(Fault::Slow(time)) = &fault {
             wait(*time, stop);
         }
@@ -299,6 +354,45 @@ fn serve(stream: &mut dyn Stream, raw: &TcpStream, state: &Mutex<State>, stop: &
     }
 }
 
+/// Tells of each change until somebody has enough.
+fn watch(stream: &mut dyn Stream, asked: &Asked, state: &Mutex<State>, stop: &AtomicBool) {
+    const HEAD: &str =
+        "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n";
+    let version = asked.query.split('&').find_map(|pair| pair.strip_prefix("resourceVersion="));
+    let (mut seen, kind) = (version.and_then(|it| it.parse().ok()).unwrap_or(0), kind_of(asked));
+    let mut write = |text: &str| stream.write_all(text.as_bytes()).and_then(|()| stream.flush()).is_ok();
+    let mut goes_on = write(HEAD);
+    while goes_on && !stop.load(Ordering::Relaxed) {
+        let (news, is_gone) = {
+            let state = state.lock().unwrap();
+            let news: Vec<_> = state.changes.iter().skip(seen).cloned().collect();
+            let is_gone = seen < state.forgotten;
+            seen = state.changes.len();
+            (news, is_gone)
+        };
+        let gone = json!({"type": "ERROR", "object": failure(410, "Expired", "too old resource version")});
+        let told: Vec<Value> = match is_gone {
+            true => vec![gone],
+            false => news.into_iter().filter(|(of, _)| *of == kind).map(|(_, event)| event).collect(),
+        };
+        for event in told {
+            let line = format!("{event}\n");
+            goes_on &= write(&format!("{:x}\r\n{line}\r\n", line.len()));
+        }
+        if is_gone {
+            write("0\r\n\r\n");
+            return;
+        }
+        thread::park_timeout(Duration::from_millis(2));
+    }
+}
+
+/// Kind of the objects that a list or a watch is of.
+fn kind_of(asked: &Asked) -> String {
+    let last = asked.path.rsplit('/').next().unwrap_or_default();
+    last.replace("network-attachment-definitions", "nads")
+}
+
 fn wait(time: Duration, stop: &AtomicBool) {
     let until = Instant::now() + time;
     while Instant::now() < until && !stop.load(Ordering::Relaxed) {
@@ -346,6 +440,13 @@ fn failure(status: u16, reason: &str, message: &str) -> Value {
 fn answer(asked: &Asked, state: &mut State) -> (u16, Value) {
     let parts: Vec<&str> = asked.path.split('/').filter(|it| !it.is_empty()).collect();
     let at = parts.iter().position(|it| *it == "namespaces").unwrap_or(parts.len());
+    if asked.method == "GET" && ["nads", "pods", "configmaps"].contains(&kind_of(asked).as_str()) {
+        let prefix = kind_of(asked) + "/";
+        let objects = state.objects.iter().filter(|(key, _)| key.starts_with(&prefix));
+        let items: Vec<Value> = objects.map(|(_, object)| object.clone()).collect();
+        let version = state.changes.len().to_string();
+        return (200, json!({"kind": "List", "metadata": {"resourceVersion": version}, "items": items}));
+    }
     let Some([namespace, kind, rest @ ..]) = parts.get(at + 1..) else {
         return (404, failure(404, "NotFound", "the server could not find the requested resource"));
     };

@@ -25,6 +25,7 @@ const BY_CLSACT: &str = "NETPATH_TEST_TC=clsact";
 /// What runs on one of the kernels that police, since it has little to do with how programs are attached or shows
 /// what the other has not. All the rest runs on each.
 const ON_ONE: &[(&str, Series)] = &[
+    ("kernel_agent", Series::V6_1),
     ("kernel_attach_beside", Series::V6_12),
     ("kernel_attach_lost", Series::V6_1),
     ("kernel_attach_nic", Series::V6_1),
@@ -47,6 +48,7 @@ const ENVIRONMENT: &str = "NETPATH_TEST_PART=30";
 /// by these they are spread over machines. What is wrong here costs time and nothing else.
 const SECONDS: &[(&str, u32)] = &[
     ("bpf_programs", 100),
+    ("kernel_agent", 90),
     ("kernel_attach", 50),
     ("kernel_attach_beside", 60),
     ("kernel_attach_lost", 60),
