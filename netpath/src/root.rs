@@ -85,7 +85,7 @@ impl Root {
         self.join("var/lib/cni/networks")
     }
 
-    /// Multus's delegate cache, read by the census.
+    /// Multus's caches.
     pub fn multus_cache(&self) -> PathBuf {
         self.join("var/lib/cni/multus")
     }

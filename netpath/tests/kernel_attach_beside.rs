@@ -8,12 +8,13 @@ use std::net::Ipv4Addr;
 
 use common::enforce::{all_live, is_enforced, policed, private, status};
 use common::flood::{Stranger, among_strangers};
-use common::node::{MASTER, Node, text, usual_via};
+use common::node::{INTERNET, MASTER, Node, Pod, conf, text, usual_via};
 use common::wire::{Mac, RawSocket, Tap};
 use common::{NetNs, times};
 use netpath::kernel::bpf::attach::Via;
-use netpath_ebpf::abi::kind;
-use serde_json::{Value, json};
+use netpath::state::{CachedResult, ResultCache};
+use netpath_ebpf::abi::{EndpointKey, kind};
+use serde_json::{Map, Value, json};
 
 /// Where one of them is.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -154,4 +155,63 @@ fn running_macvlans_and_macvtaps_lose_nothing_while_xdp_comes_and_goes() {
     let node = Node::new(&entry);
     ready(&node, usual_via());
     comes_and_goes(&node, &entry);
+}
+
+/// An interface as the standard plugin makes it for Multus, with what libcni remembers of it.
+fn made_by_multus(node: &Node, number: u8, zone: Option<&Value>, cached_mac: Option<&str>) -> Pod {
+    let netns = NetNs::new("multus");
+    netns.set_sysctl("net/ipv6/conf/default/disable_ipv6", "1");
+    let mac: Mac = [2, 0xf1, 0, 0, 0, number];
+    node.netns.ip(&format!(
+        "link add net1 link {MASTER} netns {} address {} type macvlan mode bridge",
+        netns.name(),
+        text(mac)
+    ));
+    netns.ip(&format!("addr add 10.12.34.{number}/24 dev net1"));
+    netns.ip("link set net1 up");
+    let address = format!("10.12.34.{number}/24");
+    let conf = conf(&[&address], zone);
+    let id = |text: &str| netpath::spec::ContainerId::parse("id", text).expect("valid");
+    let cached = CachedResult {
+        config: conf.to_string().into_bytes(),
+        netns: netns.path().display().to_string(),
+        args: [("K8S_POD_NAMESPACE", "web"), ("K8S_POD_NAME", "old-pod"), ("K8S_POD_UID", "u1")]
+            .map(|(key, value)| (key.to_owned(), value.to_owned()))
+            .to_vec(),
+        capabilities: Map::new(),
+        result: Some(json!({
+            "cniVersion": "1.0.0",
+            "interfaces": [{ "name": "net1", "mac": cached_mac.unwrap_or(&text(mac)),
+                "sandbox": netns.path().display().to_string() }],
+            "ips": [{ "address": address, "interface": 0 }],
+        })),
+    };
+    let name = netpath::spec::NetworkName::parse("name", "privatezone").expect("valid");
+    let ifname = netpath::spec::IfName::parse("ifname", "net1").expect("valid");
+    ResultCache::new(&node.root.join("var/lib/cni/multus"))
+        .write(&name, &id(netns.name()), &ifname, &cached)
+        .expect("written");
+    Pod { netns, mac, key: EndpointKey::new(1, mac), conf }
+}
+
+#[test]
+fn what_multus_has_made_is_policed_by_its_networks_zone_from_the_first_attach_on() {
+    for entry in common::enforce::ways() {
+        let node = Node::new(&entry);
+        let pod = made_by_multus(&node, 200, Some(&private()), None);
+        let open = made_by_multus(&node, 201, None, None);
+        // A cache that stayed behind, of another interface; what is there now is nobody's.
+        let other = made_by_multus(&node, 202, Some(&private()), Some("02:00:00:00:00:09"));
+        node.netpath(&["attach", MASTER]);
+        assert!(is_enforced(&node, &pod), "{entry}");
+        assert!(common::enforce::leaves(&node, &open, Ipv4Addr::new(10, 12, 34, 201), INTERNET));
+        assert!(common::enforce::leaves(&node, &other, Ipv4Addr::new(10, 12, 34, 202), INTERNET));
+        let kinds = [&pod, &open, &other].map(|pod| node.row(pod).kind);
+        assert_eq!(kinds, [kind::ENDPOINT, kind::ENDPOINT, kind::FOREIGN]);
+        assert!(node.netpath(&["pods"]).contains("web/old-pod"));
+        // It ends as one of ours.
+        node.delete(&pod);
+        assert!(!pod.netns.ip("link").contains("net1"));
+        assert!(node.maps().endpoint(pod.key).expect("readable").is_none());
+    }
 }

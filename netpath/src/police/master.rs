@@ -4,7 +4,7 @@ use std::{fs, io};
 
 use netpath_ebpf::abi::{Endpoint, EndpointKey, HOST_MACS, Master, kind, master_flags, mode, unknown_source};
 
-use super::{PoliceError, adopt, identity, settings};
+use super::{PoliceError, adopt, identity, inherit, settings};
 use crate::{
     kernel::{
         bpf::{
@@ -22,7 +22,7 @@ use crate::{
     root::Root,
     spec::Mac,
     state,
-    zone::{MasterEntry, Promisc, Tc, Xdp},
+    zone::{MasterEntry, Masters, Promisc, Tc, Xdp},
 };
 
 /// A master as found: the link, and the administrator's word on it.
@@ -186,7 +186,7 @@ fn put_in_place(
     }
     // A NIC may come back under its old index: the row is there, and nothing of it holds for the new one.
     if row.object == 0 || !states.iter().any(|state| state.live) {
-        census(root, maps, node, id, link.index, &host_macs)?;
+        census(root, maps, node, &super::masters(root)?, id, link, &host_macs)?;
     }
     identity::host_addresses(maps, node, link, id)?;
     let unknown = identity::unknown(maps, node, link, id, &host_macs, entry)?;
@@ -334,10 +334,12 @@ fn census(
     root: &Root,
     maps: &mut Maps,
     node: &mut Netlink,
+    masters: &Masters,
     id: u16,
-    index: u32,
+    master: &Link,
     host: &[Mac],
 ) -> Result<(), PoliceError> {
+    let index = master.index;
     let mut here = node.unicast_list(index)?;
     let (rows, above) = (maps.endpoints()?, identity::above(maps, id)?);
     here.retain(|mac| !rows.iter().any(|(key, _)| key.mac == mac.bytes() && above.contains(&key.master)));
@@ -347,6 +349,7 @@ fn census(
         }
     }
     let mut records = adopt::living(root, index)?;
+    let mut caches = None;
     for mac in here {
         let key = EndpointKey::new(id, mac.bytes());
         if host.contains(&mac) || maps.endpoint(key)?.is_some() {
@@ -354,7 +357,13 @@ fn census(
         }
         match records.iter().position(|record| record.mac == Some(mac)) {
             Some(ours) => adopt::adopt(root, maps, id, mac, records.swap_remove(ours))?,
-            None => drop(maps.add_endpoint(key, foreign())?),
+            None => {
+                let known = caches.get_or_insert_with(|| inherit::known(root));
+                match inherit::inherit(root, node, masters, master, mac, known) {
+                    Some(record) => adopt::adopt(root, maps, id, mac, record)?,
+                    None => drop(maps.add_endpoint(key, foreign())?),
+                }
+            }
         }
     }
     Ok(())

@@ -7,6 +7,7 @@ mod adopt;
 mod apply;
 mod carry;
 mod identity;
+mod inherit;
 mod master;
 mod neighbours;
 mod network;

@@ -98,6 +98,29 @@ impl ResultCache {
         Ok(cached)
     }
 
+    /// All that can be read, each with the sandbox and the interface that it is of.
+    pub fn all(&self) -> Result<Vec<(ContainerId, IfName, CachedResult)>, StateError> {
+        let entries = match std::fs::read_dir(&self.dir) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) => return Err(StateError::io("list the directory", &self.dir)(error)),
+        };
+        let mut all = Vec::new();
+        for entry in entries {
+            let path = entry.map_err(StateError::io("list the directory", &self.dir))?.path();
+            // Whatever else lies there is nobody's result.
+            let Ok(Some(bytes)) = whole::read(&path) else { continue };
+            let Ok(value) = parse_value(&bytes) else { continue };
+            let text = |key: &str| value.get(key).and_then(Value::as_str).unwrap_or_default();
+            let sandbox = ContainerId::parse("containerId", text("containerId"));
+            let ifname = IfName::parse("ifName", text("ifName"));
+            if let (Ok(sandbox), Ok(ifname), Some(cached)) = (sandbox, ifname, decode(&value)) {
+                all.push((sandbox, ifname, cached));
+            }
+        }
+        Ok(all)
+    }
+
     /// Writes it.
     pub fn write(
         &self,
