@@ -184,7 +184,8 @@ fn a_changed_network_is_put_in_force_for_pods_that_run() {
     define(&node, "default", &open());
     agent.eventually("it is open", || leaves(&node, &pod, POD, INTERNET).then_some(()));
     define(&node, "default", &private());
-    agent.eventually("it is closed", || is_enforced(&node, &pod).then_some(()));
+    agent.eventually("it is closed", || (!leaves(&node, &pod, POD, INTERNET)).then_some(()));
+    assert!(is_enforced(&node, &pod));
     // One that is wrong changes nothing, and is named.
     let changes = agent.value("netpath_zone_changes_total", &[]);
     define(&node, "default", &json!({ "policy": "privat" }));

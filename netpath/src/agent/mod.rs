@@ -7,6 +7,7 @@
 mod drops;
 mod http;
 mod ledger;
+mod listing;
 mod metrics;
 mod notice;
 mod repair;
@@ -122,7 +123,10 @@ impl Shared {
         self.report().watches.insert(what, None);
         if let Some(change) = change {
             change(&mut self.wish());
-            self.wake();
+            // Pods come and go all the time, and nothing that they need waits for the agent.
+            if what != What::Pods {
+                self.wake();
+            }
         }
     }
 

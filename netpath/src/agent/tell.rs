@@ -47,8 +47,6 @@ impl Shared {
             return;
         }
         waiting.0.push_back((subject, object, event));
-        drop(waiting);
-        self.wake();
     }
 
     /// Posts what waits. Whoever calls has time.

@@ -8,9 +8,14 @@ use std::{
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
-use netpath_ebpf::abi::{kind, mode};
+use netpath_ebpf::abi::mode;
 
-use super::{Shared, repair::Repairs, wish::Definition};
+use super::{
+    Shared,
+    listing::{Listing, SandboxListing, Zones, id_of},
+    repair::Repairs,
+    wish::Definition,
+};
 use crate::{
     cluster::{Api, Cluster as _, Subject, Which},
     cri,
@@ -30,7 +35,7 @@ use crate::{
     police::{self, MasterLink, Network, NetworkError, PoliceError},
     root::Root,
     spec::{ContainerId, Event, PodRef, Severity, meta::BIN_DIR},
-    state::{self, Lock, Phase, Record, Records, Sandbox, Sandboxes},
+    state::{self, Lock, Phase, Record, Sandbox, Sandboxes},
     whole,
     zone::{MasterEntry, Masters, Xdp, compile},
 };
@@ -73,8 +78,9 @@ struct Work<'a> {
     /// Masters, by name and index, whose hooks were complete once: what is missing since was taken.
     complete: BTreeSet<(String, u32)>,
     listing: Listing,
+    sandboxes: SandboxListing,
     /// What was found of definitions without attachments, by name: looked at again when they change.
-    checked: BTreeMap<String, (Definition, Option<String>)>,
+    checked: BTreeMap<String, (Definition, Masters, Option<String>)>,
     /// Networks whose owners were told, by UID and generation.
     told: BTreeSet<(String, i64)>,
     /// Pods whose owners were told, by UID.
@@ -92,6 +98,7 @@ impl<'a> Work<'a> {
             repairs: Repairs::default(),
             complete: BTreeSet::new(),
             listing: Listing::default(),
+            sandboxes: SandboxListing::default(),
             checked: BTreeMap::new(),
             told: BTreeSet::new(),
             bare: BTreeSet::new(),
@@ -247,41 +254,38 @@ impl<'a> Work<'a> {
             None => Zones::default(),
         };
         let mut refused = BTreeMap::new();
-        self.checked.retain(|name, _| definitions.contains_key(name));
+        let mut networks = Vec::new();
         for (name, definition) in &definitions {
-            let network = match self.network(name, definition) {
-                Ok(Some(network)) => network,
-                Ok(None) => continue,
-                Err(error) => {
-                    refused.insert(name.clone(), (definition, error));
-                    continue;
-                }
-            };
-            let same = definitions.iter().filter(|(other, it)| {
-                *other != name && conf_name(other, it).as_deref() == Some(network.conf.name.as_str())
-            });
+            match network(name, definition) {
+                Ok(Some(network)) => networks.push((name, definition, network)),
+                Ok(None) => {}
+                Err(error) => drop(refused.insert(name.clone(), (definition, error))),
+            }
+        }
+        let mut names: BTreeMap<&str, usize> = BTreeMap::new();
+        for (_, _, network) in &networks {
+            *names.entry(network.conf.name.as_str()).or_default() += 1;
+        }
+        self.checked.retain(|name, _| definitions.contains_key(name));
+        for (name, definition, network) in &networks {
             // A record that does not say where it comes from is nobody's where two definitions could have made it.
-            let is_alone = same.count() == 0;
-            let own: Vec<&Record> = self
-                .listing
-                .records
-                .iter()
+            let is_alone = names.get(network.conf.name.as_str()) == Some(&1);
+            let records = self.listing.records.iter();
+            let own: Vec<&Record> = records
                 .filter(|record| network.is_of(record) && (record.nad.is_some() || is_alone))
                 .collect();
-            if own.is_empty() {
-                continue;
-            }
-            let result = put(self.root, &masters, &mut node, maps.as_mut(), &zones, &network, &own);
+            let result = match own.is_empty() {
+                true => self.check(name, definition, network, &masters, &mut node),
+                false => put(self.root, &masters, &mut node, maps.as_mut(), &zones, network, &own)
+                    .map_err(|error| (!is_elsewhere(&error)).then(|| full(&error))),
+            };
             match result {
-                Ok(changed) if changed => {
+                Ok(true) => {
                     tracing::info!(network = name, "its zone is in force for the pods that run");
                     self.shared.report().zone_changes += 1;
                 }
-                Ok(_) => {}
-                Err(NetworkError::NoMaster { .. } | NetworkError::NoDefault) => {}
-                Err(error) => {
-                    refused.insert(name.clone(), (definition, full(&error)));
-                }
+                Ok(false) | Err(None) => {}
+                Err(Some(error)) => drop(refused.insert((*name).clone(), (*definition, error))),
             }
         }
         for (name, (definition, error)) in &refused {
@@ -301,15 +305,26 @@ impl<'a> Work<'a> {
         }
     }
 
-    /// What a definition says. One of other plugins is none of ours.
-    fn network(&mut self, name: &str, definition: &Definition) -> Result<Option<Network>, String> {
-        let short = name.split_once('/').map_or(name, |(_, name)| name);
-        match Network::of_definition(short, definition.config.as_deref(), Some(name.to_owned())) {
-            Ok(network) => Ok(Some(network)),
-            // Without one it stands in a file of that name, and is the plugin's to read.
-            Err(NetworkError::NoConfig { .. } | NetworkError::NotPoliced { .. }) => Ok(None),
-            Err(error) => Err(full(&error)),
-        }
+    /// Whether a network could be put in force that has no attachments here. Looked at once for each state of it.
+    fn check(
+        &mut self,
+        name: &str,
+        definition: &Definition,
+        network: &Network,
+        masters: &Masters,
+        node: &mut Netlink,
+    ) -> Result<bool, Option<String>> {
+        let known = self.checked.get(name).filter(|(its, word, _)| its == definition && word == masters);
+        let error = match known {
+            Some((_, _, error)) => error.clone(),
+            None => {
+                let result = network.resolve(masters, node);
+                let error = result.err().filter(|error| !is_elsewhere(error)).map(|error| full(&error));
+                self.checked.insert(name.to_owned(), (definition.clone(), masters.clone(), error.clone()));
+                error
+            }
+        };
+        error.map_or(Ok(false), |error| Err(Some(error)))
     }
 
     /// Says of a network that its last good zone stays, once for each state of its definition.
@@ -332,7 +347,8 @@ impl<'a> Work<'a> {
         let Some(pods) = self.shared.wish().pods.clone() else { return Ok(()) };
         self.listing.read(self.root)?;
         let boot = state::boot_id()?;
-        let sandboxes = Sandboxes::new(self.root).all()?;
+        self.sandboxes.read(self.root)?;
+        let sandboxes = &self.sandboxes.all;
         let zones = match police::maps(self.root)? {
             Some(maps) => Zones::read(&maps)?,
             None => Zones::default(),
@@ -398,7 +414,8 @@ impl<'a> Work<'a> {
     fn sandboxes(&mut self) -> Done {
         let Some(kubeconfig) = &self.shared.options.plugin_kubeconfig else { return Ok(()) };
         let sandboxes = Sandboxes::new(self.root);
-        for sandbox in sandboxes.all()? {
+        self.sandboxes.read(self.root)?;
+        for sandbox in &self.sandboxes.all {
             let waits = sandbox.pending_status.is_some() || !sandbox.pending_events.is_empty();
             if !waits || sandbox.phase != Phase::Ready {
                 continue;
@@ -427,7 +444,7 @@ impl<'a> Work<'a> {
                 report.events_lost += u64::try_from(lost).unwrap_or_default();
             }
             let told = Sandbox { pending_status: status, pending_events: Vec::new(), ..sandbox.clone() };
-            if told != sandbox {
+            if told != *sandbox {
                 sandboxes.update(&told, &id)?;
             }
         }
@@ -480,11 +497,20 @@ fn names(link: &Link) -> Vec<&str> {
     std::iter::once(link.name.as_str()).chain(link.alt_names.iter().map(String::as_str)).collect()
 }
 
-/// Name of the configuration of a definition.
-fn conf_name(name: &str, definition: &Definition) -> Option<String> {
+/// What a definition says. One of other plugins is none of ours.
+fn network(name: &str, definition: &Definition) -> Result<Option<Network>, String> {
     let short = name.split_once('/').map_or(name, |(_, name)| name);
-    let network = Network::of_definition(short, definition.config.as_deref(), None).ok()?;
-    Some(network.conf.name.to_string())
+    match Network::of_definition(short, definition.config.as_deref(), Some(name.to_owned())) {
+        Ok(network) => Ok(Some(network)),
+        // Without one it stands in a file of that name, and is the plugin's to read.
+        Err(NetworkError::NoConfig { .. } | NetworkError::NotPoliced { .. }) => Ok(None),
+        Err(error) => Err(full(&error)),
+    }
+}
+
+/// Whether it is a network of other nodes: their masters are not here.
+fn is_elsewhere(error: &NetworkError) -> bool {
+    matches!(error, NetworkError::NoMaster { .. } | NetworkError::NoDefault)
 }
 
 /// Puts a network in force where it is not; whether anything changed.
@@ -507,55 +533,6 @@ fn put(
     };
     let Some(maps) = maps.filter(|_| own.iter().any(|record| differs(&record))) else { return Ok(false) };
     Ok(network.put_in_force(root, maps, &resolved)?.is_some_and(|applied| applied.endpoints != 0))
-}
-
-/// An attachment's row, as its record names it.
-fn id_of(record: &Record) -> (u32, u32) {
-    record.endpoint.map_or((0, 0), |endpoint| (endpoint.id, endpoint.generation))
-}
-
-/// What is in force for whom.
-#[derive(Default)]
-struct Zones {
-    /// Row of the zone and mode, by id and generation of the attachment.
-    rows: BTreeMap<(u32, u32), (u32, u8)>,
-    digests: BTreeMap<u32, [u8; 16]>,
-}
-
-impl Zones {
-    fn read(maps: &Maps) -> Result<Self, PoliceError> {
-        let rows = maps.endpoints()?.into_iter().filter(|(_, row)| row.kind == kind::ENDPOINT);
-        Ok(Self {
-            rows: rows.map(|(_, row)| ((row.id, row.generation), (row.zone, row.mode))).collect(),
-            digests: maps.zones()?.into_iter().map(|zone| (zone.id, zone.info.digest)).collect(),
-        })
-    }
-}
-
-/// The records of this boot, read again when one was written or removed.
-#[derive(Default)]
-struct Listing {
-    /// When the directory changed last, as far as was read.
-    stamp: Option<SystemTime>,
-    records: Vec<Record>,
-}
-
-impl Listing {
-    /// What changed within the kernel's clock tick before the last look may not have been seen.
-    const TICK: Duration = Duration::from_millis(50);
-
-    fn read(&mut self, root: &Root) -> Result<(), state::StateError> {
-        let stamp = fs::metadata(root.state()).and_then(|meta| meta.modified()).ok();
-        if stamp.is_some() && stamp == self.stamp {
-            return Ok(());
-        }
-        let begun = SystemTime::now();
-        let boot = state::boot_id()?;
-        self.records = Records::new(root).all()?.records;
-        self.records.retain(|record| record.boot_id == boot);
-        self.stamp = stamp.filter(|stamp| begun.duration_since(*stamp).is_ok_and(|age| Self::TICK < age));
-        Ok(())
-    }
 }
 
 fn seconds() -> u64 {
