@@ -150,6 +150,28 @@ fn a_map_that_no_program_uses_is_lost_with_its_pin_and_all_are_made_again_from_t
 }
 
 #[test]
+fn something_else_in_the_place_of_a_pin_is_named_and_goes_by_uninstall() {
+    for (entry, name) in ways().iter().flat_map(|entry| ["endpoints", "meta"].map(|name| (entry, name))) {
+        let node = Node::new(entry);
+        let pod = policed(&node);
+        let pin = pin_of(&node.root.pins(), name);
+        std::fs::remove_file(&pin).expect("removed");
+        std::fs::create_dir(&pin).expect("made");
+        let output = node.try_netpath(&["attach", MASTER]);
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(!output.status.success() && said.contains(pin.to_str().expect("text")), "{said}");
+        node.netpath(&["uninstall", "--yes"]);
+        assert!(!node.root.pins().exists() && hooks(&node).is_empty());
+        for hook in ["ingress", "egress"] {
+            assert_eq!(node.netns.exec(&format!("tc filter show dev {MASTER} {hook}")).trim(), "", "{name}");
+        }
+        node.netpath(&["attach", MASTER]);
+        assert!(is_enforced(&node, &pod), "{name}");
+        is_well(&node);
+    }
+}
+
+#[test]
 fn maps_of_which_some_are_left_and_no_program_is_are_made_anew() {
     for entry in ways() {
         let node = Node::new(&entry);

@@ -97,7 +97,7 @@ pub enum Change {
 /// What is attached to master `id`, whose interface index is now `ifindex`.
 pub fn inspect(pins: &Path, id: u16, ifindex: u32) -> Result<Vec<HookState>, BpfError> {
     let mut found = Vec::new();
-    let maps = pins::map_ids(pins)?;
+    let maps = pins::map_ids(pins);
     for hook in Hook::ALL {
         let path = link_pin(pins, id, hook);
         match sys::pinned_link(&path) {

@@ -66,7 +66,10 @@ pub fn remove_pins(pins: &Path) -> Result<(), BpfError> {
 /// Removes the pins of the maps. While `meta` is there all others are, so whoever is ended here leaves none that
 /// seem to be whole.
 pub fn remove_maps(pins: &Path) -> Result<(), BpfError> {
-    remove_file(&pin_of(pins, "meta"))?;
+    let meta = pin_of(pins, "meta");
+    if !meta.is_dir() {
+        remove_file(&meta)?;
+    }
     remove_directory(&pins.join("maps"))
 }
 
@@ -79,22 +82,15 @@ fn remove_directory(path: &Path) -> Result<(), BpfError> {
     }
 }
 
-/// Ids of the pinned maps by name; one whose pin is missing is left out.
-pub(super) fn map_ids(pins: &Path) -> Result<Vec<(&'static str, u32)>, BpfError> {
+/// Ids of the pinned maps by name; one whose pin is missing, or is something else, is left out.
+pub(super) fn map_ids(pins: &Path) -> Vec<(&'static str, u32)> {
     let mut found = Vec::new();
     for name in NAMES {
-        let path = pin_of(pins, name);
-        if !path.exists() {
-            continue;
+        if let Ok(info) = MapInfo::from_pin(pin_of(pins, name)) {
+            found.push((*name, info.id()));
         }
-        let info = MapInfo::from_pin(&path).map_err(|source| BpfError::Pin {
-            op: "read",
-            path,
-            source: source.into(),
-        })?;
-        found.push((*name, info.id()));
     }
-    Ok(found)
+    found
 }
 
 /// Whether a program works on the maps with these ids: one may have lost its pin, and been made again since.

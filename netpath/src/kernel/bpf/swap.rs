@@ -47,9 +47,9 @@ pub fn hooks(pins: &Path, id: u16, ifindex: u32) -> Result<Vec<HookState>, BpfEr
 
 /// Ids of the maps of a tree and of those that were to take its place.
 pub(super) fn map_ids(pins: &Path) -> Result<Vec<(&'static str, u32)>, BpfError> {
-    let mut found = pins::map_ids(pins)?;
+    let mut found = pins::map_ids(pins);
     for stage in Trees::list(pins)?.staged() {
-        found.extend(pins::map_ids(stage)?);
+        found.extend(pins::map_ids(stage));
     }
     Ok(found)
 }
