@@ -215,3 +215,18 @@ fn what_multus_has_made_is_policed_by_its_networks_zone_from_the_first_attach_on
         assert!(node.maps().endpoint(pod.key).expect("readable").is_none());
     }
 }
+
+#[test]
+fn a_stranger_without_room_for_a_row_keeps_no_zone_from_coming_back() {
+    let node = Node::new(&json!({ "unknownSource": "audit", "tc": "clsact" }));
+    node.write(&node.root.settings(), &json!({ "endpoints": 1 }));
+    let pod = policed(&node);
+    let stranger = NetNs::new("stranger");
+    node.netns.ip(&format!("link add s0 link {MASTER} netns {} type macvlan mode bridge", stranger.name()));
+    stranger.ip("link set s0 up");
+    node.netns.exec(&format!("tc qdisc del dev {MASTER} clsact"));
+    assert!(common::enforce::leaves(&node, &pod, common::enforce::POD, INTERNET), "nothing is enforced now");
+    node.netpath(&["attach", MASTER]);
+    assert!(is_enforced(&node, &pod));
+    assert_eq!(node.maps().fill().expect("readable").endpoints, 1);
+}

@@ -11,7 +11,7 @@ use crate::{
             BpfError, Hook, TcHook,
             attach::{self, Change, Target},
             bpffs,
-            maps::{self, Maps, NAMES, pin_of},
+            maps::{self, Maps, MapsError, NAMES, pin_of},
             object::{self, Settings},
             pins, support,
             trees::Trees,
@@ -361,7 +361,14 @@ fn census(
                 let known = caches.get_or_insert_with(|| inherit::known(root));
                 match inherit::inherit(root, node, masters, master, mac, known) {
                     Some(record) => adopt::adopt(root, maps, id, mac, record)?,
-                    None => drop(maps.add_endpoint(key, foreign())?),
+                    None => match maps.add_endpoint(key, foreign()) {
+                        Ok(_) => {}
+                        // Zones are not to wait for room for a stranger: it is what `unknownSource` says.
+                        Err(error @ MapsError::Full { .. }) => {
+                            tracing::warn!(%mac, error = &error as &dyn std::error::Error, "a device that was there has no row");
+                        }
+                        Err(error) => return Err(error.into()),
+                    },
                 }
             }
         }

@@ -96,6 +96,14 @@ pub enum MapsError {
         /// The setting that sizes it.
         setting: &'static str,
     },
+    /// No room for a master, and no setting for more.
+    #[error(
+        "{most} NICs are under police or have pods that were, and there can be no more: delete those pods"
+    )]
+    Masters {
+        /// How many there can be.
+        most: u32,
+    },
     /// The grace period before a slot is written again could not be waited for.
     #[error("cannot wait for running programs before zone {zone} is rewritten")]
     Grace {
@@ -389,7 +397,7 @@ impl Maps {
                 return Ok(id);
             }
         }
-        Err(MapsError::Full { map: "masters", capacity: self.masters.len(), setting: "masters" })
+        Err(MapsError::Masters { most: self.masters.len() - 1 })
     }
 
     /// Writes the row of a master; a zeroed one frees it.
