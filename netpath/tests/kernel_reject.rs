@@ -452,7 +452,7 @@ fn nobody_on_the_wire_has_a_pod_told_that_it_was_refused() {
         let end = marker();
         far.send(&udp_frame((OUTSIDE_MAC, pod.mac), GATEWAY, A, (9, 9), &end)).expect("sent");
         let heard = own.until(&end);
-        // This wire is a virtual one, which knows the other end's socket; whose that is older kernels cannot tell.
+        // Who sent it older kernels cannot tell.
         let is_told = kernel_release() < (6, 13);
         assert_eq!(heard.iter().any(|frame| carries(frame, &B.octets())), is_told, "{entry}: {heard:02x?}");
         assert_eq!(rejects(&node, &pod).sent - before.sent, if is_told { 2 } else { 0 }, "{entry}");

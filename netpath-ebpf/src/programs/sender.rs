@@ -100,17 +100,14 @@ fn cookie(skb: *mut __sk_buff) -> Option<u64> {
     Some(unsafe { bpf_get_netns_cookie(skb.cast()) })
 }
 
-/// Whether a frame that the master receives was sent by a socket of the pod of `row`, as far as can be told.
+/// Whether a frame that the master receives was sent by a socket of the pod of `row`. An older kernel cannot tell, and then
+/// it is taken for granted.
 ///
 /// What pods of this node send each other still knows its socket; what comes by a real wire knows none, and by a virtual
 /// one that of the other end.
 #[inline(always)]
 pub(crate) fn is_its_own(skb: *mut __sk_buff, row: &Endpoint) -> bool {
-    if globals::have_cookie() {
-        return cookie(skb) == Some(row.cookie);
-    }
-    // SAFETY: The context is valid; the pointer is only compared with null.
-    !unsafe { (*skb).__bindgen_anon_2.sk }.is_null()
+    !globals::have_cookie() || cookie(skb) == Some(row.cookie)
 }
 
 /// The endpoint of this master that `cookie` belongs to.

@@ -210,7 +210,7 @@ async fn client(shared: &Shared) -> Result<Option<Client>, AgentError> {
     }
     // The client of the plugin chooses as well.
     let _ = rustls::crypto::ring::default_provider().install_default();
-    let config = match &options.kubeconfig {
+    let mut config = match &options.kubeconfig {
         Some(path) => {
             let failed = |error| AgentError::Kubeconfig(Box::new(error));
             let file = Kubeconfig::read_from(path).map_err(failed)?;
@@ -218,6 +218,10 @@ async fn client(shared: &Shared) -> Result<Option<Client>, AgentError> {
         }
         None => Config::incluster().map_err(AgentError::InCluster)?,
     };
+    if config.cluster_url.scheme_str() == Some("http") {
+        // Without a word on whom to trust the system's authorities are looked for, which a node need not have.
+        config.root_cert.get_or_insert_default();
+    }
     Client::try_from(config).map(Some).map_err(|error| AgentError::Client(Box::new(error)))
 }
 
