@@ -91,7 +91,13 @@ fn a_connection_is_refused_at_once() {
         for (address, done) in DENIED.into_iter().zip(1..) {
             let error = pod.netns.within(|| TcpStream::connect_timeout(&(address, 80).into(), PATIENCE));
             let error = error.expect_err("outside the zone");
-            assert_eq!(error.kind(), ErrorKind::ConnectionRefused, "{entry}: {address}: {error}");
+            let drops = || node.netpath(&["drops"]);
+            assert_eq!(
+                error.kind(),
+                ErrorKind::ConnectionRefused,
+                "{entry}: {address}: {error}\n{}",
+                drops()
+            );
             // The first SYN was answered: none was sent again.
             let counted = rejects(&node, &pod);
             assert_eq!((counted.sent, counted.limited), (done, 0), "{entry}: {address}");
@@ -455,6 +461,6 @@ fn nobody_on_the_wire_has_a_pod_told_that_it_was_refused() {
         // Who sent it older kernels cannot tell.
         let is_told = kernel_release() < (6, 13);
         assert_eq!(heard.iter().any(|frame| carries(frame, &B.octets())), is_told, "{entry}: {heard:02x?}");
-        assert_eq!(rejects(&node, &pod).sent - before.sent, if is_told { 2 } else { 0 }, "{entry}");
+        assert_eq!(rejects(&node, &pod).sent != before.sent, is_told, "{entry}");
     }
 }
