@@ -37,10 +37,10 @@ fn row_28_what_is_written_after_the_verdict_does_not_leave() {
                     }
                 }
             });
-            let end = Instant::now() + Duration::from_secs(10);
+            let end = Instant::now() + Duration::from_secs(20);
             for _ in 0..times(3000) {
                 // An emulated CPU does not come far.
-                if end < Instant::now() && arrived != 0 {
+                if end < Instant::now() {
                     break;
                 }
                 ring.submit(SLOTS, inside.len());
