@@ -383,7 +383,7 @@ fn watch(stream: &mut dyn Stream, asked: &Asked, state: &Mutex<State>, stop: &At
             write("0\r\n\r\n");
             return;
         }
-        thread::park_timeout(Duration::from_millis(2));
+        thread::park_timeout(Duration::from_millis(5));
     }
 }
 

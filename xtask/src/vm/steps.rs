@@ -81,6 +81,21 @@ const LEFT_OUT: &[LeftOut] = &[
         why: "a race of two CPUs over 100,000 packets; the machine has one CPU, which is emulated",
     },
     LeftOut {
+        test: "networks_follow_the_api_through_all_that_a_watch_meets",
+        on: &Series::ALL,
+        why: "agent, API server and pods would share one emulated CPU; nothing of it depends on the kernel",
+    },
+    LeftOut {
+        test: "owners_are_told_of_drops_and_of_what_is_missing",
+        on: &Series::ALL,
+        why: "agent, API server and pods would share one emulated CPU; nothing of it depends on the kernel",
+    },
+    LeftOut {
+        test: "the_administrators_word_comes_from_the_cluster",
+        on: &Series::ALL,
+        why: "agent, API server and pods would share one emulated CPU; nothing of it depends on the kernel",
+    },
+    LeftOut {
         test: "ours_comes_first_and_others_still_see_what_may_pass",
         on: &[Series::V6_1],
         why: "a chain of programs at one hook is TCX's; a second netpath would replace the filter of the first",
