@@ -51,7 +51,7 @@ const SECONDS: &[(&str, u32)] = &[
     ("kernel_agent", 90),
     ("kernel_attach", 50),
     ("kernel_attach_beside", 60),
-    ("kernel_attach_lost", 60),
+    ("kernel_attach_lost", 150),
     ("kernel_attach_nic", 40),
     ("kernel_attach_others", 40),
     ("kernel_attach_races", 70),
