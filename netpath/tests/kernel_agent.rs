@@ -211,6 +211,17 @@ fn two_networks_of_one_name_are_not_taken_for_each_other() {
     // Called without a meta-plugin, nobody knows which of the two it was.
     assert!(is_enforced(&node, &pod));
     assert_eq!(agent.value("netpath_zone_changes_total", &[]), Some(0));
+    // Of another pod it is known; what becomes of its network is not the first one's affair.
+    let known = node.pod(&["10.12.34.201/24"], Some(&private()));
+    let record = node.root.state().join(format!("{}-net1.json", known.netns.name()));
+    let text = std::fs::read_to_string(&record).expect("its record");
+    let mut value: Value = serde_json::from_str(&text).expect("JSON");
+    value["nad"] = json!("two/privatezone");
+    std::fs::write(record.with_extension("tmp"), value.to_string()).expect("written");
+    std::fs::rename(record.with_extension("tmp"), &record).expect("in place");
+    let other = std::net::Ipv4Addr::new(10, 12, 34, 201);
+    agent.eventually("its own network is in force", || leaves(&node, &known, other, INTERNET).then_some(()));
+    assert!(is_enforced(&node, &pod));
 }
 
 #[test]

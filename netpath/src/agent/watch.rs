@@ -146,7 +146,6 @@ fn reduce(what: What, object: DynamicObject) -> (String, Value) {
     let mut value = json!({
         "metadata": {
             "uid": metadata.uid,
-            "generation": metadata.generation,
             "annotations": metadata.annotations,
             "deletionTimestamp": metadata.deletion_timestamp,
         },

@@ -14,8 +14,6 @@ use crate::{
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Definition {
     pub(super) uid: String,
-    /// `metadata.generation`: counts changes of the spec.
-    pub(super) generation: i64,
     /// `spec.config`
     pub(super) config: Option<String>,
 }
@@ -60,7 +58,6 @@ impl Definition {
         let text = |path: &str| object.pointer(path).and_then(Value::as_str);
         Self {
             uid: text("/metadata/uid").unwrap_or_default().to_owned(),
-            generation: object.pointer("/metadata/generation").and_then(Value::as_i64).unwrap_or_default(),
             config: text("/spec/config").map(str::to_owned),
         }
     }
@@ -111,11 +108,8 @@ mod tests {
         assert!(!Pod::from_json(&host).has_sandbox);
         let ending = json!({"metadata": {"deletionTimestamp": "now"}, "status": {"phase": "Running"}});
         assert!(!Pod::from_json(&ending).has_sandbox && !Pod::from_json(&ending).asks());
-        let nad = json!({"metadata": {"uid": "n", "generation": 3}, "spec": {"config": "{}"}});
-        assert_eq!(
-            Definition::from_json(&nad),
-            Definition { uid: "n".into(), generation: 3, config: Some("{}".into()) }
-        );
+        let nad = json!({"metadata": {"uid": "n"}, "spec": {"config": "{}"}});
+        assert_eq!(Definition::from_json(&nad), Definition { uid: "n".into(), config: Some("{}".into()) });
         assert_eq!(Definition::from_json(&json!({})), Definition::default());
     }
 }

@@ -2,7 +2,6 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs,
     path::PathBuf,
     sync::mpsc::{Receiver, RecvTimeoutError},
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
@@ -48,7 +47,7 @@ const GATHER: Duration = Duration::from_millis(5);
 const SWEEP: Duration = Duration::from_secs(300);
 /// How long the lock is waited for by who has time.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// How long a call of the API may take that nobody waits for.
+/// How long one pass may take for calls of the API that nobody waits for.
 const API: Duration = Duration::from_secs(10);
 
 type Failed = Box<dyn std::error::Error + Send + Sync>;
@@ -81,8 +80,8 @@ struct Work<'a> {
     sandboxes: SandboxListing,
     /// What was found of definitions without attachments, by name: looked at again when they change.
     checked: BTreeMap<String, (Definition, Masters, Option<String>)>,
-    /// Networks whose owners were told, by UID and generation.
-    told: BTreeSet<(String, i64)>,
+    /// What the owners of networks were told, by name.
+    told: BTreeMap<String, String>,
     /// Pods whose owners were told, by UID.
     bare: BTreeSet<String>,
     swept: Option<Instant>,
@@ -100,7 +99,7 @@ impl<'a> Work<'a> {
             listing: Listing::default(),
             sandboxes: SandboxListing::default(),
             checked: BTreeMap::new(),
-            told: BTreeSet::new(),
+            told: BTreeMap::new(),
             bare: BTreeSet::new(),
             swept: None,
         }
@@ -163,7 +162,7 @@ impl<'a> Work<'a> {
     fn render(&mut self) -> Done {
         let Some(Some(wanted)) = self.shared.wish().masters.clone() else { return Ok(()) };
         let path = self.root.masters();
-        if fs::read(&path).is_ok_and(|bytes| bytes == wanted.as_bytes()) {
+        if whole::bytes(&path).is_ok_and(|bytes| bytes == wanted.as_bytes()) {
             return Ok(());
         }
         // One wrong entry would stop every policed ADD: what was good stays.
@@ -288,6 +287,7 @@ impl<'a> Work<'a> {
                 Err(Some(error)) => drop(refused.insert((*name).clone(), (*definition, error))),
             }
         }
+        self.told.retain(|name, _| refused.contains_key(name));
         for (name, (definition, error)) in &refused {
             self.refuse(name, definition, error);
         }
@@ -327,9 +327,9 @@ impl<'a> Work<'a> {
         error.map_or(Ok(false), |error| Err(Some(error)))
     }
 
-    /// Says of a network that its last good zone stays, once for each state of its definition.
+    /// Says of a network that its last good zone stays, once for each mistake.
     fn refuse(&mut self, name: &str, definition: &Definition, error: &str) {
-        if !self.told.insert((definition.uid.clone(), definition.generation)) {
+        if self.told.insert(name.to_owned(), error.to_owned()).as_deref() == Some(error) {
             return;
         }
         tracing::warn!(network = name, error, "cannot be put in force; its last good zone stays");
@@ -415,7 +415,9 @@ impl<'a> Work<'a> {
         let Some(kubeconfig) = &self.shared.options.plugin_kubeconfig else { return Ok(()) };
         let sandboxes = Sandboxes::new(self.root);
         self.sandboxes.read(self.root)?;
-        for sandbox in &self.sandboxes.all {
+        // All together: zones must not wait for a server that is away.
+        let until = Instant::now() + API;
+        for sandbox in self.sandboxes.all.iter().take_while(|_| Instant::now() < until) {
             let waits = sandbox.pending_status.is_some() || !sandbox.pending_events.is_empty();
             if !waits || sandbox.phase != Phase::Ready {
                 continue;
@@ -424,7 +426,6 @@ impl<'a> Work<'a> {
             let id = ContainerId::parse("container_id", &sandbox.container_id)?;
             let object =
                 PodRef { namespace: pod.namespace.clone(), name: pod.name.clone(), uid: pod.uid.clone() };
-            let until = Instant::now() + API;
             let api = Api::new(self.root, kubeconfig.clone(), until);
             let mut status = sandbox.pending_status.clone();
             if let Some(text) = &status {
@@ -532,7 +533,9 @@ fn put(
         row.is_some_and(|(zone, its)| *its != mode || zones.digests.get(zone) != digest.as_ref())
     };
     let Some(maps) = maps.filter(|_| own.iter().any(|record| differs(&record))) else { return Ok(false) };
-    Ok(network.put_in_force(root, maps, &resolved)?.is_some_and(|applied| applied.endpoints != 0))
+    // What a record does not say of itself was decided above, by all definitions.
+    let is_meant = |record: &Record| own.iter().any(|it| it.is_of(&record.container_id, &record.ifname));
+    Ok(network.put_in_force(root, maps, &resolved, is_meant)?.is_some_and(|applied| applied.endpoints != 0))
 }
 
 fn seconds() -> u64 {

@@ -76,7 +76,7 @@ fn resolve(masters: &Masters, node: &mut Netlink, network: &Network) -> Result<R
 
 fn apply(root: &Root, maps: &mut Maps, network: &Network, resolved: &Resolved) -> Result<(), NetworkError> {
     let (name, master) = (network.conf.name.as_str(), resolved.link.name.as_str());
-    match network.put_in_force(root, maps, resolved)? {
+    match network.put_in_force(root, maps, resolved, |_| true)? {
         Some(applied) => say(summary(name, master, resolved.zone.as_ref(), &applied)),
         None => say(format_args!(
             "{name}: valid, and {master} is not under police yet: no pod runs that it applies to"

@@ -198,12 +198,14 @@ impl Network {
         }
     }
 
-    /// Puts it in force for its attachments that run on the master; `None` if the master is not under police.
+    /// Puts it in force for those of its attachments on the master that run, and that `is_meant` picks; `None` if the
+    /// master is not under police.
     pub fn put_in_force(
         &self,
         root: &Root,
         maps: &mut Maps,
         resolved: &Resolved,
+        is_meant: impl Fn(&Record) -> bool,
     ) -> Result<Option<Applied>, NetworkError> {
         let cookie = netns::cookie().unwrap_or(0);
         let masters = maps.masters().map_err(PoliceError::from)?;
@@ -211,7 +213,7 @@ impl Network {
             masters.iter().find(|(_, row)| row.ifindex == resolved.link.index && row.netns_cookie == cookie);
         let Some((id, _)) = found else { return Ok(None) };
         let own = |maps: &Maps| -> Result<Vec<Running>, PoliceError> {
-            running(root, maps, *id, |record| self.is_of(record))
+            running(root, maps, *id, |record| self.is_of(record) && is_meant(record))
         };
         let zones: Vec<u32> =
             own(maps)?.iter().map(|(_, _, row)| row.zone).filter(|zone| *zone != 0).collect();
