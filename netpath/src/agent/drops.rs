@@ -136,14 +136,7 @@ fn tell(shared: &Shared, maps: &Maps, report: &Report, names: &Names, notices: &
     for group in &report.groups {
         let event = &group.first;
         let record = names.of(event);
-        let name = record.map(|record| {
-            let pod = record.pod.as_ref();
-            let pod = pod.map_or_else(
-                || record.container_id.to_string(),
-                |pod| format!("{}/{}", pod.namespace, pod.name),
-            );
-            format!("{pod}/{}", record.ifname)
-        });
+        let name = record.map(|record| format!("{}/{}", record.pod_name(), record.ifname));
         // What a pod sends decides what stands here, and it is quoted as text that it cannot choose freely.
         tracing::info!(
             target: "netpath::drops",

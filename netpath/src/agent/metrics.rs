@@ -22,7 +22,10 @@ use super::{
 };
 use crate::{
     kernel::{
-        bpf::{Hook, attach, maps::Maps},
+        bpf::{
+            Hook, attach,
+            maps::{Maps, text},
+        },
         netns,
     },
     observe::Reason,
@@ -563,10 +566,4 @@ fn count_of(number: usize) -> u64 {
 
 fn seconds() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
-}
-
-/// Zero-padded text of the maps.
-pub(super) fn text(bytes: &[u8]) -> String {
-    let end = bytes.iter().position(|byte| *byte == 0).unwrap_or(bytes.len());
-    String::from_utf8_lossy(&bytes[..end]).into_owned()
 }

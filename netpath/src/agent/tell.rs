@@ -24,9 +24,9 @@ pub(super) struct Waiting(VecDeque<(Subject, PodRef, Event)>);
 impl Shared {
     /// Tells the owner of an attachment's pod.
     pub(super) fn tell_pod(&self, record: &Record, event: Event) {
-        let Some(pod) = &record.pod else { return };
-        let pod = PodRef { namespace: pod.namespace.clone(), name: pod.name.clone(), uid: pod.uid.clone() };
-        self.tell(Subject::Pod, pod, event);
+        if let Some(pod) = &record.pod {
+            self.tell(Subject::Pod, pod.to_ref(), event);
+        }
     }
 
     /// Tells the owner of a network that it cannot be put in force.

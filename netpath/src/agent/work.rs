@@ -184,7 +184,7 @@ impl<'a> Work<'a> {
         let cookie = netns::cookie().unwrap_or(0);
         let mut failed = None;
         for link in links {
-            let entry = entries.find(&names(&link))?.cloned();
+            let entry = entries.find(&link.names())?.cloned();
             let row = rows.iter().find(|(_, row)| row.ifindex == link.index && row.netns_cookie == cookie);
             if entry.is_none() && row.is_none() {
                 continue;
@@ -424,8 +424,7 @@ impl<'a> Work<'a> {
             }
             let Some(pod) = &sandbox.pod else { continue };
             let id = ContainerId::parse("container_id", &sandbox.container_id)?;
-            let object =
-                PodRef { namespace: pod.namespace.clone(), name: pod.name.clone(), uid: pod.uid.clone() };
+            let object = pod.to_ref();
             let api = Api::new(self.root, kubeconfig.clone(), until);
             let mut status = sandbox.pending_status.clone();
             if let Some(text) = &status {
@@ -492,10 +491,6 @@ impl<'a> Work<'a> {
 fn missing(states: &[HookState], wants_xdp: bool) -> Vec<Hook> {
     let works = |hook: Hook| states.iter().any(|state| state.hook == hook && state.live && state.bound);
     Hook::ALL.into_iter().filter(|hook| (*hook != Hook::Xdp || wants_xdp) && !works(*hook)).collect()
-}
-
-fn names(link: &Link) -> Vec<&str> {
-    std::iter::once(link.name.as_str()).chain(link.alt_names.iter().map(String::as_str)).collect()
 }
 
 /// What a definition says. One of other plugins is none of ours.

@@ -6,10 +6,13 @@ use anyhow::Context;
 
 use super::{
     manifest, say,
-    view::{self, NOTHING_LOADED, text},
+    view::{self, NOTHING_LOADED},
 };
 use crate::{
-    kernel::{bpf::maps::Maps, netlink::Netlink},
+    kernel::{
+        bpf::maps::{Maps, text},
+        netlink::Netlink,
+    },
     police::{self, Applied, Network, NetworkError, Resolved},
     root::Root,
     zone::{Masters, Zone},

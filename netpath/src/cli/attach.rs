@@ -47,8 +47,7 @@ pub(super) fn run(root: &Root, args: &Args) -> anyhow::Result<ExitCode> {
             }
             bail!("no link `{name}` on this node");
         };
-        let all: Vec<&str> =
-            std::iter::once(link.name.as_str()).chain(link.alt_names.iter().map(String::as_str)).collect();
+        let all = link.names();
         let entry = masters.find(&all)?.cloned();
         let (index, current) = (link.index, link.name.clone());
         let _lock = Lock::acquire(root)?;

@@ -6,7 +6,7 @@
 
 use std::{collections::HashSet, path::Path};
 
-use super::view::{self, View};
+use super::view::View;
 use crate::{
     kernel::{
         netlink::{Link, MacVlanMode, Netlink},
@@ -94,7 +94,7 @@ fn macvlans<'a>(
 /// What is wrong with a macvlan in the namespace of these attachments.
 fn intruder(link: &Link, master: &Master<'_>, records: &[&Record]) -> Option<String> {
     let (ifname, on) = (&link.name, master.name);
-    let pod = records.first().map(|record| view::pod_of(record))?;
+    let pod = records.first().map(|record| record.pod_name())?;
     let mode = mode_name(link.macvlan_mode);
     let own = records.iter().find(|record| {
         record.ifname.to_string() == *ifname

@@ -63,7 +63,7 @@ pub(super) fn run(root: &Root, args: &Args) -> anyhow::Result<ExitCode> {
                 false => say(table(&rows, args.wide)),
             }
             for record in &view.rowless {
-                let (pod, ifname, network) = (view::pod_of(record), &record.ifname, &record.network);
+                let (pod, ifname, network) = (record.pod_name(), &record.ifname, &record.network);
                 say(format_args!("{pod} {ifname} ({network}) has no row: it is neither policed nor counted"));
             }
         }

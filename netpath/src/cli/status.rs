@@ -11,14 +11,14 @@ use super::{
         Align::{Left, Right},
         Table,
     },
-    view::{self, ATTENTION, Format, Output, View, path_json, text},
+    view::{self, ATTENTION, Format, Output, View, path_json},
 };
 use crate::{
     kernel::{
         bpf::{
             Hook,
             attach::{self, HookState, Via},
-            maps::{Fill, Maps},
+            maps::{Fill, Maps, text},
             object,
             trees::Trees,
         },
@@ -29,6 +29,7 @@ use crate::{
     police,
     root::Root,
     spec::Mac,
+    state::Record,
     zone::{UnknownSource, Xdp},
 };
 
@@ -166,7 +167,7 @@ impl Status {
                     (state, programs.map(|(_, programs)| programs.clone()).unwrap_or_default())
                 })
                 .collect();
-            let names: Vec<&str> = link.iter().flat_map(names).collect();
+            let names: Vec<&str> = link.iter().flat_map(Link::names).collect();
             let entry = match (&entries, &link) {
                 (Some(entries), Some(_)) => match entries.find(&names) {
                     Ok(entry) => Some(entry),
@@ -201,7 +202,7 @@ impl Status {
             let on_both = |address: IpAddr| addresses.iter().find(|own| own.address.ip() == address);
             let here = status.masters.iter().any(|shown| shown.id == row.key.master && shown.link.is_some());
             if here && let Some(own) = police::bound(&row.row).find_map(on_both) {
-                let pod = row.record.as_ref().map_or_else(|| "a pod".to_owned(), view::pod_of);
+                let pod = row.record.as_ref().map_or_else(|| "a pod".to_owned(), Record::pod_name);
                 status.alerts.push(format!(
                     "{pod} on {} has the address {}, which the node has on {}: the node's frames pass; give one of \
                      them another address",
@@ -216,7 +217,7 @@ impl Status {
         let intruders = intruders::look(&view, &here, &mut node)?;
         status.alerts.extend(intruders);
         for record in view.rowless.iter().filter(|record| record.zone.is_some()) {
-            let (pod, ifname) = (view::pod_of(record), &record.ifname);
+            let (pod, ifname) = (record.pod_name(), &record.ifname);
             status.alerts.push(format!(
                 "{pod} ({ifname}) was attached with a zone and has no row in the maps, so it is not policed: delete the pod"
             ));
@@ -521,10 +522,6 @@ fn disabled(root: &Root) -> String {
         "{} exists, so nothing is attached and policed pods cannot start: remove the file to switch netpath on again",
         root.disable().display()
     )
-}
-
-fn names(link: &Link) -> impl Iterator<Item = &str> {
-    std::iter::once(link.name.as_str()).chain(link.alt_names.iter().map(String::as_str))
 }
 
 /// Whose programs they are.

@@ -12,11 +12,14 @@ use anyhow::{Context, bail};
 use super::{
     printable, say,
     sweep::{Witness, sweep},
-    view::{self, text},
+    view,
 };
 use crate::{
     kernel::{
-        bpf::{attach::strays, maps::Maps},
+        bpf::{
+            attach::strays,
+            maps::{Maps, text},
+        },
         netlink::Netlink,
     },
     plugin::sweep::known,
@@ -60,7 +63,7 @@ pub(super) fn run(root: &Root, args: &Args) -> anyhow::Result<ExitCode> {
         )),
     }
     for record in &running {
-        let (pod, ifname) = (view::pod_of(record), &record.ifname);
+        let (pod, ifname) = (record.pod_name(), &record.ifname);
         let policed =
             if record.zone.is_some() { "loses its zone and keeps running" } else { "keeps running" };
         say(format_args!("{pod} ({ifname}) {policed}; its DEL works from {}", root.state().display()));

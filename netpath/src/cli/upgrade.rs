@@ -68,7 +68,7 @@ fn report(done: &Upgraded) -> ExitCode {
     say(summary(done));
     for (key, record) in &done.closed {
         let who = match record {
-            Some(record) => format!("{} ({})", view::pod_of(record), record.ifname),
+            Some(record) => format!("{} ({})", record.pod_name(), record.ifname),
             None => format!("the attachment with MAC {}", Mac::new(key.mac)),
         };
         say(format_args!(

@@ -13,7 +13,13 @@ use serde_json::Value;
 
 use super::say;
 use crate::{
-    kernel::bpf::{Hook, attach::Change, maps::Maps, trees::Trees, zones::ZoneRow},
+    kernel::bpf::{
+        Hook,
+        attach::Change,
+        maps::{Maps, text},
+        trees::Trees,
+        zones::ZoneRow,
+    },
     root::Root,
     spec::Mac,
     state::{self, Record, Records, Torn},
@@ -78,7 +84,7 @@ pub(super) fn unenforced(root: &Root) -> anyhow::Result<Vec<String>> {
     let sentence = |record: &Record| {
         format!(
             "{} ({}) was attached with a zone and nothing is loaded, so it is not policed: run `netpath attach`",
-            pod_of(record),
+            record.pod_name(),
             record.ifname
         )
     };
@@ -184,7 +190,7 @@ impl Row {
 
     /// `namespace/name`, or the container where the runtime named no pod; empty without a record.
     pub(super) fn pod(&self) -> String {
-        self.record.as_ref().map(pod_of).unwrap_or_default()
+        self.record.as_ref().map(Record::pod_name).unwrap_or_default()
     }
 
     pub(super) fn ifname(&self) -> String {
@@ -211,17 +217,6 @@ impl Row {
     }
 }
 
-/// `namespace/name` of a record's pod, or its container.
-pub(super) fn pod_of(record: &Record) -> String {
-    match &record.pod {
-        Some(pod) => format!("{}/{}", pod.namespace, pod.name),
-        None => {
-            let id = record.container_id.to_string();
-            format!("container {}", id.get(..12).unwrap_or(&id))
-        }
-    }
-}
-
 /// The word for a mode in the maps.
 pub(super) fn mode_name(mode: u8) -> &'static str {
     match mode {
@@ -232,12 +227,6 @@ pub(super) fn mode_name(mode: u8) -> &'static str {
     }
 }
 
-/// Zero-padded text of the maps.
-pub(super) fn text(bytes: &[u8]) -> String {
-    let end = bytes.iter().position(|byte| *byte == 0).unwrap_or(bytes.len());
-    String::from_utf8_lossy(&bytes[..end]).into_owned()
-}
-
 /// File path for JSON.
 pub(super) fn path_json(path: &Path) -> Value {
     Value::String(path.display().to_string())
@@ -246,13 +235,6 @@ pub(super) fn path_json(path: &Path) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn names_of_the_maps_end_at_their_padding() {
-        assert_eq!(text(b"enp0s8\0\0"), "enp0s8");
-        assert_eq!(text(b"full"), "full");
-        assert_eq!(text(b"\0"), "");
-    }
 
     #[test]
     fn every_mode_has_a_word() {

@@ -12,10 +12,13 @@ use super::{
         Align::{Left, Right},
         Table,
     },
-    view::{self, Format, Output, View, text},
+    view::{self, Format, Output, View},
 };
 use crate::{
-    kernel::bpf::{maps::Maps, rules::RuleCount},
+    kernel::bpf::{
+        maps::{Maps, text},
+        rules::RuleCount,
+    },
     police,
     root::Root,
     zone::{List, ZoneImage, ZoneRule, range_text},

@@ -33,9 +33,7 @@ impl Rules {
         let ifname = call.attachment()?.1;
         let policed = |error: PoliceError| failed(ifname, error);
         let masters = police::masters(call.root).map_err(policed)?;
-        let names: Vec<&str> = std::iter::once(master.name.as_str())
-            .chain(master.alt_names.iter().map(String::as_str))
-            .collect();
+        let names = master.names();
         let entry = match place {
             Place::Node => masters.find(&names).map_err(|error| policed(error.into()))?.cloned(),
             Place::Sandbox => None,

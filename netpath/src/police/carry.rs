@@ -12,7 +12,7 @@ use crate::{
     kernel::{
         bpf::{
             bases::{Bases, COUNTED, Of},
-            maps::{Maps, without_meta},
+            maps::{Maps, text, without_meta},
             object::{self, Settings},
             tree::{Tree, same_rules},
         },
@@ -107,8 +107,7 @@ impl Zones {
         let (Some(found), Some(content)) = (own.zone(row.zone)?, own.zone_content(row.zone)?) else {
             return Ok(0);
         };
-        let end = found.info.name.iter().position(|byte| *byte == 0).unwrap_or(found.info.name.len());
-        let name = String::from_utf8_lossy(&found.info.name[..end]);
+        let name = text(&found.info.name);
         let new = maps.restore_zone(&name, found.info.digest, &content, content.slot.generation)?;
         self.done.insert(row.zone, new);
         Ok(new)

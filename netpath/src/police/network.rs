@@ -178,8 +178,7 @@ impl Network {
             Some(master) => NetworkError::NoMaster { master: master.clone() },
             None => NetworkError::NoDefault,
         })?;
-        let names: Vec<&str> =
-            std::iter::once(link.name.as_str()).chain(link.alt_names.iter().map(String::as_str)).collect();
+        let names = link.names();
         let entry = masters.find(&names)?;
         if let Some(entry) = entry {
             entry.check_type(&self.conf.kind)?;

@@ -170,8 +170,7 @@ fn in_place(root: &Root, node: &mut Netlink) -> Result<Outcome, PoliceError> {
     for (_, row) in maps.masters()? {
         let here = links.iter().find(|link| link.index == row.ifindex && row.netns_cookie == cookie);
         let Some(link) = here.filter(|_| row.object != object::digest()) else { continue };
-        let names: Vec<&str> =
-            std::iter::once(link.name.as_str()).chain(link.alt_names.iter().map(String::as_str)).collect();
+        let names = link.names();
         let master = MasterLink { link: link.clone(), entry: entries.find(&names)?.cloned() };
         let attached = attach(root, node, &master, true)?;
         changes.extend(attached.changes.into_iter().map(|change| (link.name.clone(), change)));
@@ -218,7 +217,7 @@ impl Old {
                     here.push(Here { id: *id, link: link.clone(), states });
                 }
                 None if row.netns_cookie != cookie && swap::may_be_attached(&pins, *id)? => {
-                    return Err(PoliceError::Elsewhere { master: name(row) });
+                    return Err(PoliceError::Elsewhere { master: maps::text(&row.name) });
                 }
                 None => {}
             }
@@ -239,11 +238,6 @@ impl Old {
         }
         Ok(Self { owners: tree.owners()?, pins, tree, begun, masters, rows, here })
     }
-}
-
-fn name(row: &Master) -> String {
-    let end = row.name.iter().position(|byte| *byte == 0).unwrap_or(row.name.len());
-    String::from_utf8_lossy(&row.name[..end]).into_owned()
 }
 
 fn replace(

@@ -6,7 +6,7 @@ use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::spec::{ContainerId, IfName, Mac, NetworkName};
+use crate::spec::{ContainerId, IfName, Mac, NetworkName, PodRef};
 
 /// One attachment, identified by container id and interface name, never by the pod: the DEL of an old sandbox
 /// may come after the ADD of the new one.
@@ -126,7 +126,25 @@ pub struct Zone {
     pub compiled: Value,
 }
 
+impl Pod {
+    /// As sources of pods take it.
+    pub fn to_ref(&self) -> PodRef {
+        PodRef { namespace: self.namespace.clone(), name: self.name.clone(), uid: self.uid.clone() }
+    }
+}
+
 impl Record {
+    /// `namespace/name` of its pod, or its container.
+    pub fn pod_name(&self) -> String {
+        match &self.pod {
+            Some(pod) => format!("{}/{}", pod.namespace, pod.name),
+            None => {
+                let id = self.container_id.to_string();
+                format!("container {}", id.get(..12).unwrap_or(&id))
+            }
+        }
+    }
+
     /// Whether this is the record of `container_id` and `ifname`.
     pub fn is_of(&self, container_id: &ContainerId, ifname: &IfName) -> bool {
         self.container_id == *container_id && self.ifname == *ifname

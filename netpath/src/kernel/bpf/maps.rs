@@ -220,6 +220,12 @@ pub const NAMES: &[&str] = &[
     "events",
 ];
 
+/// A name in a row of a map, which zeros pad.
+pub fn text(bytes: &[u8]) -> String {
+    let end = bytes.iter().position(|byte| *byte == 0).unwrap_or(bytes.len());
+    String::from_utf8_lossy(&bytes[..end]).into_owned()
+}
+
 /// That the map which says what all others are is not pinned.
 pub fn without_meta(pins: &Path) -> MapsError {
     MapsError::Open { path: pin_of(pins, "meta"), source: MapError::KeyNotFound }
@@ -573,4 +579,16 @@ pub(super) fn set<T: Plain>(
     value: T,
 ) -> Result<(), MapsError> {
     map.set(index, Raw(value), 0).map_err(|source| MapsError::Access { op: "write", map: name, source })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_the_maps_end_at_their_padding() {
+        assert_eq!(text(b"enp0s8\0\0"), "enp0s8");
+        assert_eq!(text(b"full"), "full");
+        assert_eq!(text(b"\0"), "");
+    }
 }

@@ -68,6 +68,11 @@ pub struct Link {
 }
 
 impl Link {
+    /// All its names: that of the interface, then the alternative ones.
+    pub fn names(&self) -> Vec<&str> {
+        std::iter::once(self.name.as_str()).chain(self.alt_names.iter().map(String::as_str)).collect()
+    }
+
     /// Whether it was set up.
     pub fn is_up(&self) -> bool {
         self.has(libc::IFF_UP)

@@ -101,9 +101,7 @@ impl Executed<'_> {
     }
 
     fn refuse_on(&self, is_sharing: bool, masters: &Masters, master: &Link) -> Result<(), PluginError> {
-        let names: Vec<&str> = std::iter::once(master.name.as_str())
-            .chain(master.alt_names.iter().map(String::as_str))
-            .collect();
+        let names = master.names();
         let entry = masters.find(&names).map_err(|error| failed(self.ifname, error.into()))?;
         if let Some(entry) = entry {
             entry.check_type(self.kind)?;
