@@ -2,7 +2,6 @@
 
 use std::{
     collections::HashMap,
-    os::unix::fs::MetadataExt as _,
     thread,
     time::{Duration, Instant},
 };
@@ -11,7 +10,7 @@ use super::{Shared, notice::Notices};
 use crate::{
     kernel::bpf::{
         events::{Consumer, EventsError},
-        maps::{Maps, pin_of},
+        maps::Maps,
     },
     observe::{Direction, Event, Group, Limits, Report, Window, tally},
     plugin::full,
@@ -36,10 +35,6 @@ enum DropsError {
     Police(#[from] PoliceError),
     #[error(transparent)]
     Events(#[from] EventsError),
-    #[error("{count} events are of another ABI")]
-    Foreign { count: u64 },
-    #[error("cannot look at the ring buffer's pin")]
-    Pin(#[source] std::io::Error),
 }
 
 /// Reads for as long as the process lives.
@@ -65,9 +60,6 @@ pub(super) fn run(shared: &Shared) {
 fn read(shared: &Shared, notices: &mut Notices) -> Result<(), DropsError> {
     let root = &shared.root;
     let Some(mut maps) = police::maps(root)? else { return Ok(()) };
-    let pin = pin_of(maps.pins(), "events");
-    let inode = |path| std::fs::metadata(path).map(|meta| meta.ino());
-    let identity = inode(&pin).map_err(DropsError::Pin)?;
     let mut consumer = Consumer::new(maps.pins(), &root.events_lock())?;
     consumer.grant_all(&mut maps)?;
     let mut names = Names::default();
@@ -75,15 +67,7 @@ fn read(shared: &Shared, notices: &mut Notices) -> Result<(), DropsError> {
     let began = Instant::now();
     let (mut granted, mut looked) = (began, began);
     loop {
-        let mut events = Vec::new();
-        let mut foreign = 0_u64;
-        consumer.read(GRANT, |record| match Event::decode(record) {
-            Ok(event) => events.push(event),
-            Err(_) => foreign += 1,
-        })?;
-        if foreign != 0 {
-            return Err(DropsError::Foreign { count: foreign });
-        }
+        let events = consumer.events(GRANT)?;
         let now = Instant::now();
         names.learn(shared, &events)?;
         shared.report().drops_read += u64::try_from(events.len()).unwrap_or(u64::MAX);
@@ -96,7 +80,7 @@ fn read(shared: &Shared, notices: &mut Notices) -> Result<(), DropsError> {
         }
         if LOOK <= now.duration_since(looked) {
             looked = now;
-            if inode(&pin).ok() != Some(identity) || !maps.is_in_force() {
+            if !consumer.is_pinned() || !maps.is_in_force() {
                 return Ok(());
             }
         }

@@ -1,22 +1,18 @@
 //! `netpath drops --follow`: drops as they happen.
 
 use std::{
-    os::unix::fs::MetadataExt,
     process::ExitCode,
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, bail};
+use anyhow::bail;
 
 use super::{
     tell,
     view::{Format, View},
 };
 use crate::{
-    kernel::bpf::{
-        events::Consumer,
-        maps::{Maps, pin_of},
-    },
+    kernel::bpf::{events::Consumer, maps::Maps},
     observe::{Event, Limits, Report, Window, tally},
     root::Root,
 };
@@ -31,23 +27,13 @@ const LIMITS: Limits = Limits { interval: Duration::from_millis(500), lines: 20,
 /// Reads events until the process is ended, its reader goes away, or netpath is uninstalled.
 pub(super) fn run(root: &Root, mut maps: Maps, format: Format) -> anyhow::Result<ExitCode> {
     let mut consumer = Consumer::new(maps.pins(), &root.events_lock())?;
-    let pin = pin_of(maps.pins(), "events");
-    let identity = std::fs::metadata(&pin).with_context(|| format!("cannot read {}", pin.display()))?.ino();
     consumer.grant_all(&mut maps)?;
     let mut names = View::read(root, &maps)?;
     let mut window = Window::default();
     let began = Instant::now();
     let (mut granted, mut looked) = (began, began);
     loop {
-        let mut events = Vec::new();
-        let mut foreign = 0_u64;
-        consumer.read(GRANT, |record| match Event::decode(record) {
-            Ok(event) => events.push(event),
-            Err(_) => foreign += 1,
-        })?;
-        if foreign != 0 {
-            bail!("{foreign} events are of another ABI: use the netpath that the programs belong to");
-        }
+        let events = consumer.events(GRANT)?;
         let now = Instant::now();
         // A pod that started since the names were read.
         let unknown = |event: &Event| {
@@ -68,7 +54,7 @@ pub(super) fn run(root: &Root, mut maps: Maps, format: Format) -> anyhow::Result
         }
         if LOOK <= now.duration_since(looked) {
             looked = now;
-            if std::fs::metadata(&pin).map(|meta| meta.ino()).ok() != Some(identity) {
+            if !consumer.is_pinned() {
                 bail!(
                     "netpath was upgraded or uninstalled meanwhile: start again to follow what is loaded now"
                 );

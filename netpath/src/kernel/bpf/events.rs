@@ -3,7 +3,10 @@
 use std::{
     fs::{File, OpenOptions},
     io,
-    os::fd::{AsFd, AsRawFd},
+    os::{
+        fd::{AsFd, AsRawFd},
+        unix::fs::MetadataExt as _,
+    },
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -15,6 +18,7 @@ use nix::{
 };
 
 use super::maps::{EVENT_BURST, Maps, MapsError, pin_of};
+use crate::observe::Event;
 
 /// Why events cannot be read.
 #[derive(Debug, thiserror::Error)]
@@ -36,6 +40,12 @@ pub enum EventsError {
     /// The ring buffer could not be opened.
     #[error("cannot open the ring buffer")]
     Open(#[source] MapError),
+    /// The programs are of another version.
+    #[error("{count} events are of another ABI: use the netpath that the programs belong to")]
+    Foreign {
+        /// How many there were at once.
+        count: u64,
+    },
     /// Waiting failed.
     #[error("cannot wait for events")]
     Wait(#[source] io::Error),
@@ -47,6 +57,9 @@ pub enum EventsError {
 /// The consumer: holds the lock, and the read position.
 pub struct Consumer {
     ring: RingBuf<MapData>,
+    pin: PathBuf,
+    /// Inode of the pin: another one is another ring buffer.
+    inode: Option<u64>,
     spent: Vec<u32>,
     _lock: Flock<File>,
 }
@@ -55,9 +68,27 @@ impl Consumer {
     /// Becomes the consumer of the ring buffer pinned below `pins`; `lock` is the file that says who is.
     pub fn new(pins: &Path, lock: &Path) -> Result<Self, EventsError> {
         let lock = take(lock)?;
-        let data = MapData::from_pin(pin_of(pins, "events")).map_err(EventsError::Open)?;
+        let pin = pin_of(pins, "events");
+        // Looked at first: one that takes its place before it is opened is found out.
+        let inode = inode(&pin);
+        let data = MapData::from_pin(&pin).map_err(EventsError::Open)?;
         let ring = RingBuf::try_from(Map::RingBuf(data)).map_err(EventsError::Open)?;
-        Ok(Self { ring, spent: Vec::new(), _lock: lock })
+        Ok(Self { ring, pin, inode, spent: Vec::new(), _lock: lock })
+    }
+
+    /// Whether what is read is still what is pinned.
+    pub fn is_pinned(&self) -> bool {
+        self.inode.is_some() && inode(&self.pin) == self.inode
+    }
+
+    /// Waits up to `timeout` for events.
+    pub fn events(&mut self, timeout: Duration) -> Result<Vec<Event>, EventsError> {
+        let (mut events, mut count) = (Vec::new(), 0);
+        self.read(timeout, |record| match Event::decode(record) {
+            Ok(event) => events.push(event),
+            Err(_) => count += 1,
+        })?;
+        if count == 0 { Ok(events) } else { Err(EventsError::Foreign { count }) }
     }
 
     /// Grants every endpoint a fresh budget: whoever starts to read wants to see what happens now.
@@ -103,6 +134,10 @@ impl Consumer {
         }
         Ok(())
     }
+}
+
+fn inode(pin: &Path) -> Option<u64> {
+    std::fs::metadata(pin).map(|meta| meta.ino()).ok()
 }
 
 fn take(path: &Path) -> Result<Flock<File>, EventsError> {
