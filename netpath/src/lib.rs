@@ -13,6 +13,7 @@ pub mod delegate;
 pub mod exec;
 pub mod flock;
 pub mod grpc;
+pub mod install;
 pub mod ipam;
 pub mod kernel;
 pub mod kubelet;

@@ -75,6 +75,21 @@ impl Root {
         self.join("etc/netpath/disable")
     }
 
+    /// Written by whoever uninstalls netpath while an agent could bring it back: it counts as [`Self::disable`].
+    pub fn uninstalled(&self) -> PathBuf {
+        self.join("run/netpath/uninstalled")
+    }
+
+    /// The file, if there is one, that says that nothing is to be attached.
+    pub fn disabled(&self) -> Option<PathBuf> {
+        [self.disable(), self.uninstalled()].into_iter().find(|path| path.exists())
+    }
+
+    /// What was installed on this node, so that it can be taken back.
+    pub fn installed(&self) -> PathBuf {
+        self.join("var/lib/netpath/installed.json")
+    }
+
     /// Sizes of the maps.
     pub fn settings(&self) -> PathBuf {
         self.join("etc/netpath/settings.json")
@@ -114,6 +129,8 @@ mod tests {
             root.agent_lock(),
             root.masters(),
             root.disable(),
+            root.uninstalled(),
+            root.installed(),
             root.settings(),
             root.host_local(),
             root.multus_cache(),

@@ -4,9 +4,9 @@
 //! draft without one is known to be that of a writer that was killed, in whatever container it ran.
 
 use std::ffi::OsStr;
-use std::fs::{self, DirBuilder, File};
+use std::fs::{self, DirBuilder, File, Permissions};
 use std::io::{self, ErrorKind, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, FileTypeExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -60,6 +60,30 @@ pub fn replace(path: &Path, bytes: &[u8]) -> Result<(), WholeError> {
         }
     }
     Ok(())
+}
+
+/// The same for a file of others' directory, with this mode, written by `write`: it is on the disk before it is seen,
+/// since a power failure must not leave half of it.
+pub fn publish(
+    path: &Path,
+    mode: u32,
+    write: impl Fn(&mut File) -> io::Result<()>,
+) -> Result<(), WholeError> {
+    let (draft, mut file) = draft(path)?;
+    let written = write(&mut file)
+        .and_then(|()| file.set_permissions(Permissions::from_mode(mode)))
+        .and_then(|()| file.sync_all())
+        .map_err(WholeError::io("write the draft", &draft));
+    // A program that is open for writing cannot be executed.
+    drop(file);
+    let renamed =
+        written.and_then(|()| fs::rename(&draft, path).map_err(WholeError::io("put into place", path)));
+    if let Err(error) = renamed {
+        let _ = fs::remove_file(&draft);
+        return Err(error);
+    }
+    let dir = path.parent().unwrap_or(Path::new("/"));
+    File::open(dir).and_then(|dir| dir.sync_all()).map_err(WholeError::io("write the directory", dir))
 }
 
 /// The same where there is a file at `path`, and nothing where there is none; whether there was one.

@@ -39,6 +39,7 @@ const MODULES: &[(&str, Layer)] = &[
     ("whole", Layer::Tool),
     ("kernel", Layer::Effect),
     ("cri", Layer::Effect),
+    ("install", Layer::Effect),
     ("kubelet", Layer::Effect),
     ("ipam", Layer::Effect),
     ("state", Layer::Effect),

@@ -82,11 +82,8 @@ fn answer(shared: &Shared, scraper: &Mutex<Scraper>, request: &Request<Incoming>
 fn missing(shared: &Shared) -> Vec<String> {
     let report = shared.report();
     let mut missing = Vec::new();
-    if report.is_disabled {
-        missing.push(format!(
-            "netpath is uninstalled on this node: {} says so",
-            shared.root.disable().display()
-        ));
+    if let Some(path) = &report.disabled {
+        missing.push(format!("netpath is uninstalled on this node: {} says so", path.display()));
     }
     if report.passes == 0 {
         missing.push("the node has not been looked at yet".to_owned());

@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     fmt, fs,
+    path::PathBuf,
     sync::Arc,
     time::{Instant, SystemTime, UNIX_EPOCH},
 };
@@ -46,8 +47,10 @@ pub(super) struct Report {
     pub(super) errors: BTreeMap<&'static str, String>,
     /// How often all was looked at.
     pub(super) passes: u64,
-    /// `netpath uninstall` was here.
-    pub(super) is_disabled: bool,
+    /// The file that says that nothing is to be attached.
+    pub(super) disabled: Option<PathBuf>,
+    /// When the plugin's token ends, in seconds since 1970.
+    pub(super) token_expires: Option<u64>,
     /// What others undid and the agent did again, by master and hook.
     pub(super) repairs: BTreeMap<(String, &'static str), u64>,
     /// Networks that cannot be put in force, and why.
@@ -525,6 +528,13 @@ fn own(shared: &Shared, begun: Instant, families: &mut Vec<Family>) {
             one(report.drops_withheld),
         ),
     ]);
+    if let Some(seconds) = report.token_expires {
+        families.push(gauge(
+            "netpath_agent_token_expiry_timestamp_seconds",
+            "When the token that the plugin was given ends",
+            one(seconds),
+        ));
+    }
     if let Some((resident, cpu)) = process() {
         families.push(gauge("process_resident_memory_bytes", "Resident memory", one(resident)));
         families.push(counter("process_cpu_seconds", "CPU time, in whole seconds", one(cpu)));

@@ -4,8 +4,10 @@
 //! it is down. One thread looks at wish and reality and brings them together, each time anew; watches and timers only
 //! wake it. One thread reads drop events. The rest, which waits for others, is asynchronous.
 
+mod credentials;
 mod drops;
 mod http;
+mod installer;
 mod ledger;
 mod listing;
 mod metrics;
@@ -33,7 +35,7 @@ use kube::{Client, Config, config::Kubeconfig};
 use nix::fcntl::{Flock, FlockArg};
 
 use self::{metrics::Report, watch::What, wish::Wish};
-use crate::{plugin::full, root::Root};
+use crate::{install::Site, plugin::full, root::Root};
 
 /// How an agent runs.
 #[derive(Clone, Debug)]
@@ -50,6 +52,10 @@ pub struct Options {
     pub namespace: String,
     /// The kubeconfig by which events and network-status are written: the plugin's.
     pub plugin_kubeconfig: Option<PathBuf>,
+    /// Where the plugin is installed, if it is the agent that does that.
+    pub install: Option<Site>,
+    /// Name of the service account whose tokens the plugin is given, in [`Self::namespace`].
+    pub account: String,
 }
 
 /// Why the agent ends.
@@ -173,10 +179,11 @@ async fn serve(shared: &Arc<Shared>, kicked: Receiver<()>) -> Result<(), AgentEr
     spawn("drops", Box::new(move || drops::run(&own)))?;
     let watches = async {
         match client {
-            Some(client) => {
+            Some((client, server)) => {
                 let (node, namespace) = (&shared.options.node, &shared.options.namespace);
                 let all = What::ALL.map(|what| watch::follow(client.clone(), what, node, namespace, shared));
-                futures_util::future::join_all(all).await;
+                let watches = futures_util::future::join_all(all);
+                futures_util::future::join(watches, credentials::keep(&client, &server, shared)).await;
             }
             None => std::future::pending().await,
         }
@@ -203,7 +210,7 @@ async fn ended() {
 }
 
 /// The API, unless a directory stands in for it.
-async fn client(shared: &Shared) -> Result<Option<Client>, AgentError> {
+async fn client(shared: &Shared) -> Result<Option<(Client, credentials::Server)>, AgentError> {
     let options = &shared.options;
     if options.networks.is_some() {
         return Ok(None);
@@ -222,7 +229,9 @@ async fn client(shared: &Shared) -> Result<Option<Client>, AgentError> {
         // Without a word on whom to trust the system's authorities are looked for, which a node need not have.
         config.root_cert.get_or_insert_default();
     }
-    Client::try_from(config).map(Some).map_err(|error| AgentError::Client(Box::new(error)))
+    let server = credentials::Server::of(&config);
+    let client = Client::try_from(config).map_err(|error| AgentError::Client(Box::new(error)))?;
+    Ok(Some((client, server)))
 }
 
 /// Waits until no other agent runs on this node: in a rolling update the next one comes before the last is gone.

@@ -11,6 +11,7 @@ use netpath_ebpf::abi::mode;
 
 use super::{
     Shared,
+    installer::Installer,
     listing::{Listing, SandboxListing, Zones, id_of},
     repair::Repairs,
     wish::Definition,
@@ -73,6 +74,7 @@ struct Work<'a> {
     root: &'a Root,
     began: Instant,
     is_upgraded: bool,
+    installer: Installer,
     repairs: Repairs,
     /// Masters, by name and index, whose hooks were complete once: what is missing since was taken.
     complete: BTreeSet<(String, u32)>,
@@ -94,6 +96,7 @@ impl<'a> Work<'a> {
             root: &shared.root,
             began: Instant::now(),
             is_upgraded: false,
+            installer: Installer::default(),
             repairs: Repairs::default(),
             complete: BTreeSet::new(),
             listing: Listing::default(),
@@ -106,8 +109,14 @@ impl<'a> Work<'a> {
     }
 
     fn pass(&mut self) {
-        let is_disabled = self.root.disable().exists();
-        self.shared.report().is_disabled = is_disabled;
+        let disabled = self.root.disabled();
+        let is_disabled = disabled.is_some();
+        if is_disabled {
+            self.shared.report().disabled = disabled;
+            // What is missing afterwards nobody took from the agent.
+            self.complete.clear();
+            self.installer = Installer::default();
+        }
         // Whoever uninstalled netpath must not have it come back.
         if !is_disabled {
             let is_upgraded = self.step("upgrade", Self::upgrade);
@@ -115,13 +124,19 @@ impl<'a> Work<'a> {
             if is_upgraded {
                 self.step("masters", Self::masters);
                 self.step("networks", Self::networks);
+                self.step("install", Self::install);
             }
             self.step("pods", Self::pods);
             self.step("sandboxes", Self::sandboxes);
             self.step("sweep", Self::sweep);
         }
         self.shared.post();
-        self.shared.report().passes += 1;
+        let mut report = self.shared.report();
+        report.passes += 1;
+        if !is_disabled {
+            // It is ready again when all has been done.
+            report.disabled = None;
+        }
     }
 
     /// Does one thing; that it failed is said once, and stops no other.
@@ -238,6 +253,12 @@ impl<'a> Work<'a> {
         }
         self.complete.insert(key);
         Ok(())
+    }
+
+    /// The plugin and its configuration are where the runtime looks, where it is the agent that sees to it.
+    fn install(&mut self) -> Done {
+        let Some(site) = &self.shared.options.install else { return Ok(()) };
+        self.installer.install(self.shared, site, &mut self.repairs, self.began.elapsed())
     }
 
     /// Every network that has attachments is in force for them as it is defined now.

@@ -7,7 +7,9 @@ use anyhow::Context;
 use super::view;
 use crate::{
     agent::{self, Options},
+    install::Site,
     root::Root,
+    spec::{install::Source, meta::BIN_DIR},
 };
 
 /// Arguments of `netpath agent`.
@@ -31,6 +33,21 @@ pub(super) struct Args {
     /// The plugin's kubeconfig, by which events and network-status are written.
     #[arg(long, value_name = "FILE", default_value = "/etc/cni/net.d/netpath.d/netpath.kubeconfig")]
     plugin_kubeconfig: PathBuf,
+    /// Service account whose tokens the plugin is given, in --namespace.
+    #[arg(long, default_value = "netpath", value_name = "NAME")]
+    account: String,
+    /// Install the plugin, its configuration and its credentials on this node, and keep them there.
+    #[arg(long)]
+    install: bool,
+    /// Directory of the runtime's network configurations.
+    #[arg(long, default_value = "/etc/cni/net.d", value_name = "DIR")]
+    cni_conf_dir: PathBuf,
+    /// Directory of its plugins.
+    #[arg(long, default_value = BIN_DIR, value_name = "DIR")]
+    cni_bin_dir: PathBuf,
+    /// Configuration of the cluster network; else that which Multus stood before, or the first in --cni-conf-dir.
+    #[arg(long, value_name = "FILE")]
+    cluster_network: Option<PathBuf>,
 }
 
 pub(super) fn run(root: &Root, args: Args) -> anyhow::Result<ExitCode> {
@@ -40,6 +57,15 @@ pub(super) fn run(root: &Root, args: Args) -> anyhow::Result<ExitCode> {
         name.context("cannot read the host name: name the node by --node")
     };
     let node = args.node.map_or_else(|| host().map(|name| name.trim().to_owned()), Ok)?;
+    let site = Site {
+        conf_dir: args.cni_conf_dir,
+        bin_dir: args.cni_bin_dir,
+        cluster_network: args.cluster_network,
+        source: match &args.networks {
+            Some(directory) => Source::Directory(directory.clone()),
+            None => Source::Api(args.plugin_kubeconfig.clone()),
+        },
+    };
     let plugin_kubeconfig = root.join(&args.plugin_kubeconfig.to_string_lossy());
     let options = Options {
         node,
@@ -48,6 +74,8 @@ pub(super) fn run(root: &Root, args: Args) -> anyhow::Result<ExitCode> {
         networks: args.networks.clone(),
         namespace: args.namespace,
         plugin_kubeconfig: args.networks.is_none().then_some(plugin_kubeconfig),
+        install: args.install.then_some(site),
+        account: args.account,
     };
     agent::run(root, options)?;
     Ok(ExitCode::SUCCESS)

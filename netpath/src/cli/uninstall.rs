@@ -5,9 +5,11 @@ use std::{
     io::{self, IsTerminal, Write},
     path::Path,
     process::ExitCode,
+    time::Duration,
 };
 
 use anyhow::{Context, bail};
+use nix::sys::signal::{SigSet, Signal};
 
 use super::{
     printable, say,
@@ -15,6 +17,7 @@ use super::{
     view,
 };
 use crate::{
+    flock, install,
     kernel::{
         bpf::{
             attach::strays,
@@ -26,7 +29,11 @@ use crate::{
     police,
     root::Root,
     state::{self, Lock, Record, Records},
+    whole,
 };
+
+/// How long it waits for pods that start.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Arguments of `netpath uninstall`.
 #[derive(Debug, clap::Args)]
@@ -37,6 +44,9 @@ pub(super) struct Args {
     /// End what is dead first, as `netpath sweep` does, and refuse while anything lives.
     #[arg(long)]
     drained: bool,
+    /// Stay afterwards until the process is told to end, and have nothing attached meanwhile: for deploy/uninstall.
+    #[arg(long, requires = "yes")]
+    stay: bool,
     #[command(flatten)]
     witness: Witness,
 }
@@ -62,6 +72,12 @@ pub(super) fn run(root: &Root, args: &Args) -> anyhow::Result<ExitCode> {
             pins.display()
         )),
     }
+    let is_installed = root.installed().exists();
+    if is_installed {
+        say(
+            "it takes netpath's CNI configuration and credentials off this node; what stood there before stands there again",
+        );
+    }
     for record in &running {
         let (pod, ifname) = (record.pod_name(), &record.ifname);
         let policed =
@@ -69,13 +85,17 @@ pub(super) fn run(root: &Root, args: &Args) -> anyhow::Result<ExitCode> {
         say(format_args!("{pod} ({ifname}) {policed}; its DEL works from {}", root.state().display()));
     }
     tell_of_addresses(root);
-    if count != 0 && !args.yes && !confirmed()? {
+    if (count != 0 || is_installed) && !args.yes && !confirmed()? {
         say("nothing was changed");
         return Ok(ExitCode::FAILURE);
     }
     let mut node = Netlink::open()?;
-    let _lock = Lock::acquire(root)?;
-    let detached = police::uninstall(root, &mut node)?;
+    // First of all: an agent, or a pod that starts meanwhile, must not bring it back.
+    whole::replace(&root.uninstalled(), b"")?;
+    let detached = {
+        let _lock = Lock::acquire_within(root, PATIENCE)?;
+        police::uninstall(root, &mut node)?
+    };
     // The directory of all versions goes with the last of them; another version's pins keep it.
     if let Some(parent) = pins.parent() {
         match fs::remove_dir(parent) {
@@ -91,6 +111,8 @@ pub(super) fn run(root: &Root, args: &Args) -> anyhow::Result<ExitCode> {
             "detached{from}, {count} pins removed; nothing of netpath is in the kernel any more"
         ));
     }
+    // Programs first: under Multus again, pods would be strangers to them.
+    install::restore(root)?.iter().for_each(say);
     // Nothing tells such a filter from that of a netpath with another root: it is named, not removed.
     let mut left = false;
     for link in node.links()? {
@@ -103,7 +125,28 @@ pub(super) fn run(root: &Root, args: &Args) -> anyhow::Result<ExitCode> {
             );
         }
     }
+    let mark = root.uninstalled();
+    if args.stay {
+        say("done; waiting to be told to end");
+        wait_for_end().context("cannot wait for a signal")?;
+        whole::remove(&mark)?;
+    } else if flock::is_held(&root.agent_lock()).unwrap_or(true) {
+        say(format_args!(
+            "an agent runs on this node: it attaches nothing while {} is there; remove that file to have it install netpath again",
+            mark.display()
+        ));
+    } else {
+        whole::remove(&mark)?;
+    }
     Ok(if left { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+/// Waits for a signal that asks the process to end; the first process of a container gets no other that it does not
+/// wait for.
+fn wait_for_end() -> nix::Result<()> {
+    let signals = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT]);
+    signals.thread_block()?;
+    signals.wait().map(drop)
 }
 
 /// Ends what is dead; names what lives.

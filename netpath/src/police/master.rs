@@ -72,8 +72,8 @@ pub fn attach(
     master: &MasterLink,
     replace: bool,
 ) -> Result<Attached, PoliceError> {
-    if root.disable().exists() {
-        return Err(BpfError::Disabled { path: root.disable() }.into());
+    if let Some(path) = root.disabled() {
+        return Err(BpfError::Disabled { path }.into());
     }
     support::check()?;
     let link = &master.link;

@@ -97,8 +97,8 @@ pub fn upgrade(
     roll_back: bool,
     watch: Watch<'_>,
 ) -> Result<Outcome, PoliceError> {
-    if root.disable().exists() {
-        return Err(BpfError::Disabled { path: root.disable() }.into());
+    if let Some(path) = root.disabled() {
+        return Err(BpfError::Disabled { path }.into());
     }
     support::check()?;
     super::check_bpffs(root)?;

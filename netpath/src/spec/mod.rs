@@ -12,6 +12,7 @@ pub mod device_info;
 pub mod env;
 pub mod error;
 pub mod event;
+pub mod install;
 pub mod ipam;
 pub mod json;
 pub mod meta;

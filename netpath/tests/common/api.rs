@@ -14,6 +14,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use k8s_openapi::jiff::Timestamp;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{setsockopt, sockopt};
 use serde_json::{Value, json};
@@ -84,6 +85,10 @@ struct State {
     changes: Vec<(String, Value)>,
     /// Watches of versions before this one are told that it is gone.
     forgotten: usize,
+    /// Whether tokens can be bound to nodes, as from Kubernetes 1.31 on.
+    binds_to_nodes: bool,
+    /// Tokens that were given.
+    tokens: usize,
 }
 
 impl State {
@@ -203,6 +208,11 @@ impl FakeApi {
 
     pub(crate) fn object(&self, key: &str) -> Option<Value> {
         self.state().objects.get(key).cloned()
+    }
+
+    /// Binds tokens to nodes from now on.
+    pub(crate) fn bind_to_nodes(&self) {
+        self.state().binds_to_nodes = true;
     }
 
     /// Annotation network-status of a pod, as it is there.
@@ -450,6 +460,9 @@ fn answer(asked: &Asked, state: &mut State) -> (u16, Value) {
     let Some([namespace, kind, rest @ ..]) = parts.get(at + 1..) else {
         return (404, failure(404, "NotFound", "the server could not find the requested resource"));
     };
+    if let ("POST", [account, "token"]) = (asked.method.as_str(), rest) {
+        return token(account, asked, state);
+    }
     let kind = kind.replace("network-attachment-definitions", "nads");
     let name = match asked.method.as_str() {
         "POST" => asked.body["metadata"]["name"].as_str().unwrap_or_default().to_owned(),
@@ -483,6 +496,20 @@ fn answer(asked: &Asked, state: &mut State) -> (u16, Value) {
         merge(object, &asked.body);
     }
     (200, object.clone())
+}
+
+/// Gives a token of a service account.
+fn token(account: &str, asked: &Asked, state: &mut State) -> (u16, Value) {
+    let spec = &asked.body["spec"];
+    if spec["boundObjectRef"]["kind"] == "Node" && !state.binds_to_nodes {
+        return (400, failure(400, "BadRequest", "cannot bind token to object of type /v1, Kind=Node"));
+    }
+    state.tokens += 1;
+    let until = Timestamp::now() + Duration::from_secs(spec["expirationSeconds"].as_u64().unwrap());
+    let mut answer = asked.body.clone();
+    answer["status"] =
+        json!({"token": format!("{account}-{}", state.tokens), "expirationTimestamp": until.to_string()});
+    (201, answer)
 }
 
 fn changes_identity(object: &Value, patch: &Value) -> Option<String> {
