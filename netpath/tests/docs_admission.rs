@@ -10,8 +10,13 @@ const NETWORKS: &str = "k8s.v1.cni.cncf.io/networks";
 const DEFAULT_NETWORK: &str = "v1.multus-cni.io/default-network";
 
 fn documents() -> Vec<Value> {
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/admission/net-admin.yaml");
-    serde_saphyr::from_multiple(&fs::read_to_string(path).expect("the policies")).expect("YAML")
+    let files = ["net-admin.yaml", "own-node.yaml"].into_iter().flat_map(|file| {
+        let path = format!("{}/../deploy/admission/{file}", env!("CARGO_MANIFEST_DIR"));
+        let all: Vec<Value> =
+            serde_saphyr::from_multiple(&fs::read_to_string(path).expect("the policies")).expect("YAML");
+        all
+    });
+    files.collect()
 }
 
 #[track_caller]
@@ -26,6 +31,7 @@ struct Request {
     sub_resource: Option<&'static str>,
     object: Value,
     old: Value,
+    user: Value,
 }
 
 /// What a policy says of a request: `None` where it does not match, else the messages of what is not fulfilled.
@@ -34,6 +40,9 @@ fn judge(policy: &Value, request: &Request) -> Option<Vec<String>> {
     let mut asked = json!({ "operation": request.operation });
     if let Some(name) = request.sub_resource {
         asked["subResource"] = json!(name);
+    }
+    if !request.user.is_null() {
+        asked["userInfo"] = request.user.clone();
     }
     for (name, value) in [("request", &asked), ("object", &request.object), ("oldObject", &request.old)] {
         context.add_variable(name, value.clone()).expect("a value");
@@ -76,7 +85,7 @@ fn pod(annotation: Option<(&str, &str)>, spec: Value) -> Value {
 }
 
 fn create(object: Value) -> Request {
-    Request { operation: "CREATE", sub_resource: None, object, old: Value::Null }
+    Request { operation: "CREATE", sub_resource: None, object, old: Value::Null, user: Value::Null }
 }
 
 /// A specification with one container whose security context is this.
@@ -144,8 +153,13 @@ fn who_could_get_past_a_zone_is_refused() {
 fn a_pod_that_is_there_may_be_changed_but_not_asked_for_more() {
     let policy = named("ValidatingAdmissionPolicy", "netpath-net-admin");
     let admin = || adds(&["NET_ADMIN"]);
-    let update =
-        |old: Value, object: Value, sub_resource| Request { operation: "UPDATE", sub_resource, object, old };
+    let update = |old: Value, object: Value, sub_resource| Request {
+        operation: "UPDATE",
+        sub_resource,
+        object,
+        old,
+        user: Value::Null,
+    };
     let on = Some((NETWORKS, "privatezone"));
     let mut labelled = pod(on, admin());
     labelled["metadata"]["labels"] = json!({ "a": "b" });
@@ -218,4 +232,92 @@ fn policies_are_bound_and_fail_as_they_say() {
     for document in documents() {
         assert_eq!(document["apiVersion"], "admissionregistration.k8s.io/v1");
     }
+}
+
+/// Someone with a token of this account of netpath's, bound to this node.
+fn user(account: &str, node: Option<&str>) -> Value {
+    let extra = match node {
+        Some(node) => json!({ "authentication.kubernetes.io/node-name": [node] }),
+        None => json!({}),
+    };
+    json!({ "username": format!("system:serviceaccount:netpath:{account}"), "extra": extra })
+}
+
+#[test]
+fn the_plugin_writes_network_status_of_its_own_nodes_pods_and_nothing_else() {
+    let policy = named("ValidatingAdmissionPolicy", "netpath-own-node");
+    let old = json!({
+        "metadata": { "labels": { "app": "web" }, "annotations": { NETWORKS: "mv" } },
+        "spec": { "nodeName": "worker01" }, "status": { "podIP": "10.244.1.2" },
+    });
+    let with = |path: &str, value: Value| {
+        let mut object = old.clone();
+        object["metadata"]["annotations"]["k8s.v1.cni.cncf.io/network-status"] = json!("[]");
+        *object.pointer_mut(path).unwrap_or(&mut Value::Null) = value;
+        object
+    };
+    let status = with("/none", Value::Null);
+    let mut other = status.clone();
+    other["spec"]["nodeName"] = json!("worker02");
+    let mut added = status.clone();
+    added["metadata"]["annotations"]["example.com/x"] = json!("y");
+    let here = || user("netpath", Some("worker01"));
+    for (what, object, who, expected) in [
+        ("its own annotation", status.clone(), here(), None),
+        ("a pod of another node", other, here(), Some("own node")),
+        ("a token of no node", status.clone(), user("netpath", None), Some("own node")),
+        ("a token of another node", status.clone(), user("netpath", Some("worker02")), Some("own node")),
+        ("another annotation", added, here(), Some("network-status")),
+        (
+            "one changed",
+            with("/metadata/annotations", json!({ NETWORKS: "other" })),
+            here(),
+            Some("network-status"),
+        ),
+        ("one taken away", with("/metadata/annotations", json!({})), here(), Some("network-status")),
+        ("a label", with("/metadata/labels", json!({ "app": "db" })), here(), Some("labels")),
+        ("podIP", with("/status/podIP", json!("10.244.9.9")), here(), Some("status")),
+    ] {
+        let request = Request {
+            operation: "UPDATE",
+            sub_resource: Some("status"),
+            object,
+            old: old.clone(),
+            user: who,
+        };
+        let messages = judge(&policy, &request).expect("it is the plugin");
+        match expected {
+            None => assert_eq!(messages, Vec::<String>::new(), "{what}"),
+            Some(text) => assert!(messages.len() == 1 && messages[0].contains(text), "{what}: {messages:?}"),
+        }
+    }
+    let kubelet = json!({ "username": "system:node:worker02", "extra": {} });
+    let request =
+        Request { operation: "UPDATE", sub_resource: Some("status"), object: status, old, user: kubelet };
+    assert_eq!(judge(&policy, &request), None);
+}
+
+#[test]
+fn the_agent_mints_tokens_of_its_own_node() {
+    let policy = named("ValidatingAdmissionPolicy", "netpath-token");
+    let request = |bound: Value, seconds: u32, user: Value| {
+        let object = json!({ "spec": { "boundObjectRef": bound, "expirationSeconds": seconds } });
+        judge(&policy, &Request { operation: "CREATE", sub_resource: None, object, old: Value::Null, user })
+    };
+    let node = |name: &str| json!({ "kind": "Node", "apiVersion": "v1", "name": name });
+    let here = || user("netpath-agent", Some("worker01"));
+    assert_eq!(request(node("worker01"), 86400, here()), Some(Vec::new()));
+    for (bound, seconds, who) in [
+        (node("worker02"), 86400, here()),
+        (node("worker01"), 86401, here()),
+        (json!({ "kind": "Pod", "apiVersion": "v1", "name": "worker01" }), 3600, here()),
+        (node("worker01"), 3600, user("netpath-agent", None)),
+    ] {
+        assert_eq!(request(bound.clone(), seconds, who).map(|all| all.len()), Some(1), "{bound} {seconds}");
+    }
+    let unbound = json!({ "spec": { "expirationSeconds": 3600 } });
+    let mint =
+        Request { operation: "CREATE", sub_resource: None, object: unbound, old: Value::Null, user: here() };
+    assert_eq!(judge(&policy, &mint).map(|all| all.len()), Some(1));
+    assert_eq!(request(node("worker02"), 3600, user("another", None)), None, "is not the agent's affair");
 }
