@@ -2,13 +2,14 @@
 //!
 //! - `netpath-ebpf/abi.lock`: the ABI's version and a hash of the `abi` module, so that nobody changes one and
 //!   forgets the other. Comments and layout of the text do not count.
+//! - `deploy/netpath.yaml`: the manifests in one file.
 //! - `docs/`: written by the netpath binary from the tables that it works by.
 
 use std::{fs, path::PathBuf};
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::{process, process::say, workspace};
+use crate::{manifests, process, process::say, workspace};
 
 const ABI: &str = "netpath-ebpf/src/abi.rs";
 /// The rest of it.
@@ -26,6 +27,7 @@ struct Lock {
 pub(crate) fn check() -> Result<()> {
     let actual = Lock::of_source(&(read(ABI)? + &read(ABI_ZONE)?))?;
     judge(Lock::parse(&read(LOCK)?)?, actual)?;
+    manifests::check()?;
     docs(&["--check"])
 }
 
@@ -44,6 +46,7 @@ pub(crate) fn write(abi_compatible: bool) -> Result<()> {
         fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
         say(format_args!("wrote {LOCK}"));
     }
+    manifests::write()?;
     docs(&[])
 }
 

@@ -15,6 +15,7 @@ mod elf;
 mod fuzz;
 mod lab;
 mod lint;
+mod manifests;
 mod packages;
 mod process;
 mod setup;
@@ -80,7 +81,7 @@ enum Command {
     },
     /// rustfmt, clippy, the layering test, generated files up to date.
     Lint,
-    /// Rewrite generated files: `netpath-ebpf/abi.lock`, `docs/`.
+    /// Rewrite generated files: `netpath-ebpf/abi.lock`, `docs/`, `deploy/netpath.yaml`.
     Codegen {
         /// Only report; fail when a file is out of date.
         #[arg(long, conflicts_with = "abi_compatible")]
