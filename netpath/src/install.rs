@@ -29,6 +29,8 @@ pub struct Site {
     pub cluster_network: Option<PathBuf>,
     /// Where the plugin finds what networks are.
     pub source: Source,
+    /// What the node is called in the cluster.
+    pub node: String,
 }
 
 /// Why something could not be installed or taken back.
@@ -153,7 +155,7 @@ pub fn configure(root: &Root, site: &Site) -> Result<(), InstallError> {
             let choice = choose(&site.conf_dir, &files, site.cluster_network.as_deref())?;
             Installed {
                 conf: site.conf_dir.join(CONF),
-                text: choice.conflist(&site.source),
+                text: choice.conflist(&site.source, &site.node),
                 saved: Vec::new(),
                 plugin: site.bin_dir.join(PLUGIN),
                 kubeconfig: match &site.source {
@@ -354,6 +356,7 @@ mod tests {
                 bin_dir: "/opt/cni/bin".into(),
                 cluster_network: None,
                 source: Source::Api("/etc/cni/net.d/netpath.d/netpath.kubeconfig".into()),
+                node: "worker01".to_owned(),
             };
             fs::create_dir_all(root.join("/etc/cni/net.d/netpath.d")).unwrap();
             let node = Self { _dir: dir, root, site };

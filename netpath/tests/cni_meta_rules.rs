@@ -206,3 +206,24 @@ fn an_add_waits_until_the_first_network_is_ready() {
     assert_eq!(outcome.exit, 0, "{outcome:?}");
     assert_eq!(meta.said(), ["ADD first eth0"]);
 }
+
+#[test]
+fn each_node_gives_addresses_of_its_own_range() {
+    let meta = MetaSite::new();
+    let range = |start: u8| json!({"rangeStart": format!("10.12.34.{start}"), "rangeEnd": format!("10.12.34.{}", start + 1)});
+    let ipam = json!({"type": "host-local", "dataDir": meta.site.root.join("hl"), "subnet": "10.12.34.0/24",
+        "perNode": {"worker01": range(200), "worker02": range(210)}});
+    let conf = json!({"cniVersion": "1.0.0", "name": "mv", "type": "one", "ipam": ipam});
+    meta.nad("mv", conf.clone());
+    for (node, start) in [("worker01", 200), ("worker02", 210)] {
+        meta.call("ADD", &meta.conf("mv", json!({"nodeName": node}))).ok();
+        let calls = meta.calls();
+        let asked = &calls.iter().rfind(|call| call.text() == "ADD one net1").unwrap().stdin["ipam"];
+        assert_eq!((&asked["rangeStart"], asked.get("perNode")), (&range(start)["rangeStart"], None));
+        meta.call("DEL", &meta.conf("mv", json!({"nodeName": node}))).ok();
+    }
+    // The name of the host is that of a node where none is written.
+    for keys in [json!({"nodeName": "worker03"}), json!({})] {
+        meta.call("ADD", &meta.conf("mv", keys)).fails(7, "has no range");
+    }
+}

@@ -122,8 +122,15 @@ impl<'a> Work<'a> {
             let is_upgraded = self.step("upgrade", Self::upgrade);
             self.step("masters.json", Self::render);
             if is_upgraded {
+                // A change of a network waits for nothing but what has to be there before it.
+                let has_begun = self.shared.report().passes != 0;
+                if has_begun {
+                    self.step("networks", Self::networks);
+                }
                 self.step("masters", Self::masters);
-                self.step("networks", Self::networks);
+                if !has_begun {
+                    self.step("networks", Self::networks);
+                }
                 self.step("install", Self::install);
             }
             self.step("pods", Self::pods);

@@ -65,6 +65,7 @@ pub(super) fn run(root: &Root, args: Args) -> anyhow::Result<ExitCode> {
             Some(directory) => Source::Directory(directory.clone()),
             None => Source::Api(args.plugin_kubeconfig.clone()),
         },
+        node: node.clone(),
     };
     let plugin_kubeconfig = root.join(&args.plugin_kubeconfig.to_string_lossy());
     let options = Options {

@@ -28,7 +28,7 @@ use crate::{
     kernel::{netns, pdeathsig},
     root::Root,
     spec::{
-        CniEnv, CniVersion, Command, ConfError, ContainerId, ErrorObject, IfName, IpamConf, MetaConf,
+        self, CniEnv, CniVersion, Command, ConfError, ContainerId, ErrorObject, IfName, IpamConf, MetaConf,
         NetConf, error::supported_versions_json,
     },
 };
@@ -118,6 +118,9 @@ fn serve(root: &Root, env: CniEnv, stdin: &[u8], origin: &Origin<'_>) -> Result<
         && let Some(meta) = MetaConf::from_conf(&conf)?
     {
         return meta::run(root, &env, &conf, &meta, origin);
+    }
+    if env.command == Command::Add {
+        spec::per_node::refuse(&conf.raw)?;
     }
     let role = match conf.kind.as_str() {
         MACVLAN => Role::Macvlan,

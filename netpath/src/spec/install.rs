@@ -142,7 +142,7 @@ impl Choice {
     /// The text of [`CONF`].
     ///
     /// Version 1.1.0 alone loads under containerd 1.6 and then fails each ADD; with the list each runtime finds its own.
-    pub fn conflist(&self, source: &Source) -> String {
+    pub fn conflist(&self, source: &Source, node: &str) -> String {
         let mut capabilities: Map<String, Value> =
             CAPABILITIES.iter().map(|name| ((*name).to_owned(), true.into())).collect();
         capabilities.insert(POD_ANNOTATIONS.to_owned(), true.into());
@@ -153,6 +153,7 @@ impl Choice {
             Source::Api(kubeconfig) => plugin.insert("kubeconfig".to_owned(), text(kubeconfig)),
             Source::Directory(networks) => plugin.insert("networks".to_owned(), text(networks)),
         };
+        plugin.insert("nodeName".to_owned(), node.into());
         plugin.insert("capabilities".to_owned(), capabilities.into());
         let list = json!({
             "cniVersion": "1.0.0",
@@ -265,7 +266,7 @@ mod tests {
 
     fn conf(files: &[(String, Vec<u8>)], wanted: Option<&str>) -> Value {
         let choice = choose(Path::new(DIR), files, wanted.map(Path::new)).expect("chosen");
-        let text = choice.conflist(&Source::Api("/k".into()));
+        let text = choice.conflist(&Source::Api("/k".into()), "worker01");
         assert!(is_ours(text.as_bytes()) && !is_multus(text.as_bytes()));
         serde_json::from_str::<Value>(&text).expect("JSON")["plugins"][0].clone()
     }

@@ -52,6 +52,8 @@ pub struct MetaConf {
     pub ignore_invalid_annotation: bool,
     /// `readinessindicatorfile`: nothing is attached while it does not exist.
     pub readiness_indicator_file: Option<PathBuf>,
+    /// `nodeName`: what this node is called in the cluster; else its host name is taken.
+    pub node_name: Option<String>,
     /// The pod's annotations, where the runtime passes them.
     pub annotations: Option<Map<String, Value>>,
     /// All of `runtimeConfig`: meant for the first network.
@@ -118,6 +120,7 @@ impl MetaConf {
             strict_capabilities: view.bool("strictCapabilities")?,
             ignore_invalid_annotation: view.bool("ignoreInvalidAnnotation")?,
             readiness_indicator_file: view.parsed("readinessindicatorfile", absolute)?,
+            node_name: view.owned("nodeName")?,
             annotations,
             runtime,
             prev_result: view.get("prevResult").cloned(),

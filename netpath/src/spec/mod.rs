@@ -20,6 +20,7 @@ pub mod nad;
 pub mod names;
 pub mod network_status;
 pub mod outcome;
+pub mod per_node;
 pub mod request;
 pub mod result;
 pub mod version;

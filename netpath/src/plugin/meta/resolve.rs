@@ -306,10 +306,17 @@ fn nad(call: &Call<'_>, selection: &Selection) -> Result<Found, PluginError> {
     }
 }
 
+/// What this node is called in `perNode` of a network.
+fn node_name(call: &Call<'_>) -> String {
+    let host = || fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim().to_owned();
+    call.meta.node_name.clone().unwrap_or_else(host)
+}
+
 fn of_nad(call: &Call<'_>, nad: Nad) -> Result<Found, PluginError> {
     let label = format!("{}/{}", nad.namespace, nad.name);
     let conf = match &nad.config {
         Some(text) => NetworkConf::parse_new(text.as_bytes(), Some(&nad.name))
+            .and_then(|conf| conf.for_node(|| node_name(call)))
             .map_err(|source| MetaError::Conf { network: label.clone(), source })?,
         None => by_name(&conf_dir(call), &nad.name).map_err(|error| match error {
             MetaError::Io { ref source, .. } if source.kind() != ErrorKind::NotFound => error,
