@@ -78,7 +78,15 @@ pub(super) fn inherit(
     };
     let netns = Netns::open(Path::new(&cached.netns)).ok()?;
     let identity = netns.identity().ok().filter(|identity| netns::is_namespace(*identity))?;
-    let link = Netlink::in_netns(&netns).ok()?.find_link(ifname.as_str()).ok()??;
+    let link = match Netlink::in_netns(&netns).and_then(|mut pod| pod.find_link(ifname.as_str())) {
+        Ok(link) => link?,
+        Err(error) => {
+            tracing::warn!(network = %network.conf.name, netns = %netns.path().display(),
+                error = &error as &dyn std::error::Error,
+                "an interface that was made by it is let pass, since its namespace cannot be looked into");
+            return None;
+        }
+    };
     if link.mac != Some(mac) || !link.is_macvlan() {
         return None;
     }
