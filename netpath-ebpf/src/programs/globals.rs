@@ -8,6 +8,12 @@ static CPUS: u32 = 1;
 static HAVE_COOKIE: u32 = 0;
 #[unsafe(no_mangle)]
 static REJECT_MARK: u32 = 0;
+#[unsafe(no_mangle)]
+static SKB_SUMMED: u32 = 0;
+#[unsafe(no_mangle)]
+static SKB_CHECKSUM: u32 = 0;
+#[unsafe(no_mangle)]
+static SKB_HEAD: u32 = 0;
 
 /// Dense id of the master these programs sit on.
 #[inline(always)]
@@ -36,4 +42,26 @@ pub(crate) fn reject_mark() -> u32 {
 pub(crate) fn cpus() -> u32 {
     // SAFETY: As above.
     unsafe { core::ptr::read_volatile(&raw const CPUS) }
+}
+
+/// Where the kernel's record of a frame (`struct sk_buff`) has `ip_summed`, in bits; 0 = not known, and nothing of that
+/// record is read.
+#[inline(always)]
+pub(crate) fn skb_summed() -> u32 {
+    // SAFETY: As above.
+    unsafe { core::ptr::read_volatile(&raw const SKB_SUMMED) }
+}
+
+/// Where that record has `csum_start`, and `csum_offset` behind it, in bytes.
+#[inline(always)]
+pub(crate) fn skb_checksum() -> u32 {
+    // SAFETY: As above.
+    unsafe { core::ptr::read_volatile(&raw const SKB_CHECKSUM) }
+}
+
+/// Where that record has `head`, and `data` behind it, in bytes.
+#[inline(always)]
+pub(crate) fn skb_head() -> u32 {
+    // SAFETY: As above.
+    unsafe { core::ptr::read_volatile(&raw const SKB_HEAD) }
 }

@@ -5,8 +5,8 @@
 //! every program, where the sender says.
 
 use aya_ebpf::{
-    bindings::{__sk_buff, BPF_CSUM_LEVEL_DEC, BPF_CSUM_LEVEL_INC, BPF_CSUM_LEVEL_QUERY},
-    helpers::{bpf_csum_level, bpf_skb_change_tail, bpf_skb_pull_data},
+    bindings::__sk_buff,
+    helpers::{bpf_probe_read_kernel, bpf_skb_pull_data},
 };
 use netpath_ebpf::packet::{
     ETH_ARP, ETH_IPV4, ETH_IPV6, Facts, ICMP, ICMPV6, IPV4_HEAD, IPV6_HEAD, TAG_LEN, l3,
@@ -40,24 +40,43 @@ pub(crate) fn settle(skb: *mut __sk_buff, need: u32) -> bool {
     unsafe { (*skb).gso_size == 0 && bpf_skb_pull_data(skb, want) == 0 }
 }
 
-/// Whether a checksum that is still to be filled in lies behind everything that is judged.
+/// Reads what the kernel has `offset` bytes into its own record of a frame.
+#[inline(always)]
+fn recorded<T>(skb: *mut __sk_buff, offset: u32) -> Option<T> {
+    // SAFETY: The helper reads what can be read and fails for the rest; what is read is plain numbers.
+    unsafe { bpf_probe_read_kernel(skb.cast::<u8>().wrapping_add(offset as usize).cast::<T>()) }.ok()
+}
+
+/// Whether the kernel leaves this frame's checksum to be filled in behind the programs.
+#[inline(always)]
+fn is_checksum_open(skb: *mut __sk_buff, summed: u32) -> bool {
+    const CHECKSUM_PARTIAL: u8 = 3;
+    match recorded::<u8>(skb, summed / 8) {
+        Some(byte) => byte >> (summed % 8) & 3 == CHECKSUM_PARTIAL,
+        // It would not be the record then, and nothing is known of the frame.
+        None => true,
+    }
+}
+
+/// Where that checksum will be written, in bytes behind the beginning of the frame.
+#[inline(always)]
+fn checksum_field(skb: *mut __sk_buff) -> Option<i64> {
+    let [start, offset] = recorded::<[u16; 2]>(skb, globals::skb_checksum())?;
+    let [head, data] = recorded::<[i64; 2]>(skb, globals::skb_head())?;
+    Some(i64::from(start) + i64::from(offset) - data.wrapping_sub(head))
+}
+
+/// Whether a checksum that is still to be filled in lies behind everything that is judged. True where the kernel does not
+/// tell what its record of a frame looks like.
 ///
-/// Asked from Linux 6.13 on: on 6.1 and 6.12 the answer was wrong for connections of the kernel's own, for a reason that is
-/// not known. Nothing says so directly. Of a frame without a checksum the level can be raised and is there then; of one whose
-/// checksum is to be filled in it cannot. And such a frame cannot be cut off before the end of its checksum.
+/// No helper says so, and what can be had from them by asking sideways changes: `bpf_skb_change_tail` refused to cut a frame off
+/// before the end of its checksum until a fix of 2026 ("Fix bpf_skb_change_tail wrt csum partial skbs": Linux 6.1.189, 6.12.112,
+/// 6.18.54), and since then it does cut, and leaves the checksum as it is. So the record itself is read.
 #[inline(always)]
 pub(crate) fn is_checksum_behind(skb: *mut __sk_buff, facts: &Facts, skip: u32) -> bool {
-    const EINVAL: i64 = -22;
-    if !globals::have_cookie() {
+    let summed = globals::skb_summed();
+    if summed == 0 || !is_checksum_open(skb, summed) {
         return true;
-    }
-    // SAFETY: The context is valid.
-    unsafe {
-        bpf_csum_level(skb, BPF_CSUM_LEVEL_INC.into());
-        if bpf_csum_level(skb, BPF_CSUM_LEVEL_QUERY.into()) >= 0 {
-            bpf_csum_level(skb, BPF_CSUM_LEVEL_DEC.into());
-            return true;
-        }
     }
     let is_judged_further = match facts.l3 {
         // Whose type, target and options count, and whose checksum no kernel leaves to others.
@@ -65,11 +84,7 @@ pub(crate) fn is_checksum_behind(skb: *mut __sk_buff, facts: &Facts, skip: u32) 
         l3::V6 => facts.protocol == ICMPV6,
         _ => true,
     };
-    if is_judged_further {
-        return false;
-    }
-    // Behind the ports. What it takes to find out spoils a frame whose checksum is before them, and that one is dropped.
-    let ports = u32::from(facts.transport) + skip + 4;
-    // SAFETY: As above.
-    unsafe { bpf_skb_change_tail(skb, ports + 1, 0) == EINVAL }
+    // Behind the ports.
+    let judged = i64::from(facts.transport) + i64::from(skip) + 4;
+    !is_judged_further && checksum_field(skb).is_some_and(|field| judged <= field)
 }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use netpath_ebpf::drop_reason::DropReason;
 
 use super::arena::{A, A6, Arena, Fate, both_hooks};
-use super::common::node::{GATEWAY, GATEWAY6, INTERNET, MASTER, OUTSIDE_MAC, kernel_release};
+use super::common::node::{GATEWAY, GATEWAY6, INTERNET, MASTER, OUTSIDE_MAC};
 use super::common::ring::Ring;
 use super::common::times;
 use super::common::wire::{
@@ -128,12 +128,6 @@ fn row_29_no_checksum_is_written_over_what_was_judged() {
                 .send(&udp_frame((arena.a.mac, OUTSIDE_MAC), A, GATEWAY, (9, 9), &end))
                 .expect("inside the zone");
             let arrived = far.until(&end).iter().any(|frame| carries(frame, &mark));
-            // An older kernel is not asked where the checksum lies.
-            let expected = if kernel_release() < (6, 13) { &passes } else { expected };
-            if *expected == passes && offset != 6 && offset != 8 {
-                // Where it does not hold the mark may be what is overwritten.
-                continue;
-            }
             assert_eq!(Fate { arrived, grown: arena.grown(&before) }, *expected, "{name}");
         }
     }

@@ -13,6 +13,7 @@ pub mod object;
 pub mod pins;
 pub mod rules;
 pub mod selftest;
+pub mod skb;
 pub mod support;
 pub mod swap;
 pub mod sys;
@@ -196,10 +197,16 @@ pub enum BpfError {
         source: Box<EbpfError>,
     },
     /// The kernel did not say what its programs may do.
-    #[error("cannot find out whether programs may ask for a frame's network namespace")]
+    #[error("cannot find out what programs may ask the kernel of a frame")]
     Probe {
         /// Why.
         source: Box<aya::programs::ProgramError>,
+    },
+    /// The kernel did not say what its records of frames look like.
+    #[error("cannot read the kernel's types (BTF)")]
+    Types {
+        /// Why.
+        source: io::Error,
     },
     /// One program was refused.
     #[error("the kernel refused program `{program}`")]

@@ -18,6 +18,7 @@ use super::{
     BpfError, Hook,
     maps::{self, Maps, NAMES, pin_of},
     pins::{recover_maps, remove_maps, remove_pins},
+    skb::{self, Layout},
     support, tree,
     trees::{self, Trees},
 };
@@ -166,7 +167,7 @@ const PAGE: u32 = 4096;
 /// The programs are parsed, not yet in the kernel.
 pub fn load(pins: &Path, settings: &Settings, master: u16, cpus: u32) -> Result<Ebpf, BpfError> {
     let mut loader = EbpfLoader::new();
-    let have_cookie = u32::from(has_netns_cookie()?);
+    let (have_cookie, layout) = (u32::from(has_netns_cookie()?), skb_layout()?);
     let mark = maps::master(pins, master)?.map_or(0, |row| reject_mark(row.stamp));
     let master = u32::from(master);
     loader.override_global("REJECT_MARK", &mark, true);
@@ -175,6 +176,7 @@ pub fn load(pins: &Path, settings: &Settings, master: u16, cpus: u32) -> Result<
         &have_cookie,
         true,
     );
+    describe(&mut loader, &layout);
     for name in NAMES {
         loader.map_pin_path(name, pin_of(pins, name));
     }
@@ -207,6 +209,21 @@ pub fn has_netns_cookie() -> Result<bool, BpfError> {
         .map_err(|source| BpfError::Probe { source: Box::new(source) })
 }
 
+/// What TC programs are told of the kernel's record of a frame: nothing where they may not read the kernel's memory, as
+/// below lockdown's `confidentiality`.
+fn skb_layout() -> Result<Layout, BpfError> {
+    let may_read = is_helper_supported(ProgramType::SchedClassifier, BpfHelper::BPF_FUNC_probe_read_kernel)
+        .map_err(|source| BpfError::Probe { source: Box::new(source) })?;
+    if may_read { skb::layout() } else { Ok(Layout::default()) }
+}
+
+fn describe<'a>(loader: &mut EbpfLoader<'a>, layout: &'a Layout) {
+    loader
+        .override_global("SKB_SUMMED", &layout.summed, true)
+        .override_global("SKB_CHECKSUM", &layout.checksum, true)
+        .override_global("SKB_HEAD", &layout.head, true);
+}
+
 /// What the kernel's verifier said of a program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Verified {
@@ -221,8 +238,9 @@ pub struct Verified {
 /// Loads every program into maps of this process alone and says what the verifier made of it.
 pub fn verify() -> Result<Vec<Verified>, BpfError> {
     support::check()?;
-    let have_cookie = u32::from(has_netns_cookie()?);
+    let (have_cookie, layout) = (u32::from(has_netns_cookie()?), skb_layout()?);
     let mut loader = EbpfLoader::new();
+    describe(&mut loader, &layout);
     // Any mark: with none the verifier would not look at what answers denied packets.
     loader.override_global("HAVE_COOKIE", &have_cookie, true).override_global("REJECT_MARK", &1u32, true);
     let mut object = loader.load(bytes()?).map_err(|source| BpfError::Load { source: Box::new(source) })?;

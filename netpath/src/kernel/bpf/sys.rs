@@ -19,6 +19,8 @@ mod command {
     pub(super) const OBJ_GET: libc::c_long = 7;
     pub(super) const PROG_GET_FD_BY_ID: libc::c_long = 13;
     pub(super) const OBJ_GET_INFO_BY_FD: libc::c_long = 15;
+    pub(super) const BTF_GET_FD_BY_ID: libc::c_long = 19;
+    pub(super) const BTF_GET_NEXT_ID: libc::c_long = 23;
     pub(super) const LINK_UPDATE: libc::c_long = 29;
     pub(super) const LINK_DETACH: libc::c_long = 34;
 }
@@ -196,6 +198,68 @@ pub fn program_maps(id: u32) -> io::Result<Vec<u32>> {
     // SAFETY: The beginning of `struct bpf_prog_info`; `maps` has room for as many ids as it says.
     unsafe { object_info(&fd, &mut info) }?;
     Ok(maps.into_iter().take(info.map_count as usize).collect())
+}
+
+/// What the kernel says of its own types (BTF); `None` of one that was built without.
+///
+/// Not read from `/sys/kernel/btf`, which a container may not have.
+pub fn kernel_types() -> io::Result<Option<Vec<u8>>> {
+    #[repr(C)]
+    struct Attr {
+        id: u32,
+        next_id: u32,
+        open_flags: u32,
+    }
+    /// `struct bpf_btf_info`.
+    #[repr(C)]
+    #[derive(Default)]
+    struct Info {
+        types: u64,
+        length: u32,
+        id: u32,
+        name: u64,
+        name_length: u32,
+        is_kernels: u32,
+    }
+    let mut id = 0;
+    loop {
+        let mut attr = Attr { id, next_id: 0, open_flags: 0 };
+        let next = std::ptr::from_mut(&mut attr);
+        // SAFETY: The layout of that command's struct, which the kernel writes the next id into.
+        let ret = unsafe { libc::syscall(libc::SYS_bpf, command::BTF_GET_NEXT_ID, next, size_of::<Attr>()) };
+        if ret != 0 {
+            let error = io::Error::last_os_error();
+            return if error.raw_os_error() == Some(libc::ENOENT) { Ok(None) } else { Err(error) };
+        }
+        id = attr.next_id;
+        let attr = Attr { id, next_id: 0, open_flags: 0 };
+        // SAFETY: As above.
+        let types = match unsafe { bpf_open(command::BTF_GET_FD_BY_ID, &attr) } {
+            Ok(types) => types,
+            // Gone in between.
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => continue,
+            Err(error) => return Err(error),
+        };
+        let mut name = [0u8; 16];
+        let room =
+            |name: &mut [u8; 16]| Info { name: name.as_mut_ptr() as u64, name_length: 16, ..Info::default() };
+        let mut info = room(&mut name);
+        // SAFETY: `struct bpf_btf_info`; `name` is as long as it says.
+        match unsafe { object_info(&types, &mut info) } {
+            Ok(()) => {}
+            // That of a module may have a longer name.
+            Err(error) if error.raw_os_error() == Some(libc::ENOSPC) => continue,
+            Err(error) => return Err(error),
+        }
+        if info.is_kernels == 0 || !name.starts_with(b"vmlinux\0") {
+            continue;
+        }
+        let mut data = vec![0u8; info.length as usize];
+        let mut info = Info { types: data.as_mut_ptr() as u64, length: info.length, ..room(&mut name) };
+        // SAFETY: As above; `data` is as long as it says.
+        unsafe { object_info(&types, &mut info) }?;
+        return Ok(Some(data));
+    }
 }
 
 /// Takes the program of the link pinned at `path` off its hook, at once: a link whose pin is removed lets go

@@ -1,0 +1,232 @@
+//! What the kernel's own record of a frame (`struct sk_buff`) looks like, as far as no helper tells what is in it.
+//!
+//! It differs between kernels and how they were built; each describes its own in its types (BTF).
+
+use std::sync::OnceLock;
+
+use super::{BpfError, sys};
+
+/// Where the record has what programs read of it. All 0, where a kernel does not describe its types, and of one that does
+/// not let programs read its memory: then they read nothing of it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Layout {
+    /// `ip_summed`, in bits.
+    pub summed: u32,
+    /// `csum_start`, and `csum_offset` behind it, in bytes.
+    pub checksum: u32,
+    /// `head`, and `data` behind it, in bytes.
+    pub head: u32,
+}
+
+/// That of the kernel that runs.
+pub fn layout() -> Result<Layout, BpfError> {
+    // The types of a kernel are megabytes, and they stay as they are.
+    static FOUND: OnceLock<Layout> = OnceLock::new();
+    if let Some(found) = FOUND.get() {
+        return Ok(*found);
+    }
+    let types = sys::kernel_types().map_err(|source| BpfError::Types { source })?;
+    let found = types.as_deref().and_then(Types::parse).and_then(|types| types.layout()).unwrap_or_default();
+    Ok(*FOUND.get_or_init(|| found))
+}
+
+/// Kinds of types (`BTF_KIND_*`, `include/uapi/linux/btf.h`), and the bytes that follow the head of each.
+mod kind {
+    pub(super) const STRUCT: u32 = 4;
+    pub(super) const UNION: u32 = 5;
+
+    /// `count` is how many members, values or parameters it has; `None` for a kind that is not known.
+    pub(super) fn rest(kind: u32, count: usize) -> Option<usize> {
+        match kind {
+            // Pointers, forward declarations, names, qualifiers, functions, floats, tags of types.
+            2 | 7..=12 | 16 | 18 => Some(0),
+            // Integers, variables, tags of declarations.
+            1 | 14 | 17 => Some(4),
+            // Arrays.
+            3 => Some(12),
+            // Enumerations, parameters.
+            6 | 13 => Some(8 * count),
+            // Sections, enumerations of 64 bits.
+            STRUCT | UNION | 15 | 19 => Some(12 * count),
+            _ => None,
+        }
+    }
+}
+
+/// Structs within structs that are looked through.
+const DEPTH: u32 = 8;
+
+/// The types of a kernel (`struct btf_header` and what it leads to).
+struct Types<'a> {
+    types: &'a [u8],
+    strings: &'a [u8],
+    /// Where each type begins. Number 0 is `void`, and has no place.
+    places: Vec<usize>,
+}
+
+/// A struct or a union.
+#[derive(Clone, Copy)]
+struct Struct<'a> {
+    members: &'a [u8],
+    /// Offsets have the width of a bit field in their highest byte.
+    has_widths: bool,
+}
+
+/// Where a member is within the outermost struct, in bits, and how wide, if it is a bit field.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Member {
+    bits: u32,
+    width: u32,
+}
+
+impl<'a> Types<'a> {
+    fn parse(data: &'a [u8]) -> Option<Self> {
+        const MAGIC: u16 = 0xeb9f;
+        if u16::from_ne_bytes(*data.first_chunk()?) != MAGIC {
+            return None;
+        }
+        let word = |at| Some(word(data, at)? as usize);
+        let (head, types, types_length, strings, strings_length) =
+            (word(4)?, word(8)?, word(12)?, word(16)?, word(20)?);
+        let part = |from: usize, length: usize| data.get(head.checked_add(from)?..)?.get(..length);
+        let (types, strings) = (part(types, types_length)?, part(strings, strings_length)?);
+        let mut places = vec![usize::MAX];
+        let mut at = 0;
+        while at < types.len() {
+            places.push(at);
+            let info = self::word(types, at + 4)?;
+            at += 12 + kind::rest(info >> 24 & 0x1f, (info & 0xffff) as usize)?;
+        }
+        Some(Self { types, strings, places })
+    }
+
+    fn name(&self, at: u32) -> Option<&'a [u8]> {
+        self.strings.get(at as usize..)?.split(|byte| *byte == 0).next()
+    }
+
+    /// The type that begins at `place`, if it has members.
+    fn at(&self, place: usize) -> Option<Struct<'a>> {
+        let info = word(self.types, place.checked_add(4)?)?;
+        if !matches!(info >> 24 & 0x1f, kind::STRUCT | kind::UNION) {
+            return None;
+        }
+        let members = self.types.get(place + 12..)?.get(..12 * (info & 0xffff) as usize)?;
+        Some(Struct { members, has_widths: info >> 31 != 0 })
+    }
+
+    /// Finds a member, also of the nameless structs and unions within.
+    fn member(&self, of: Struct<'a>, name: &[u8], depth: u32) -> Option<Member> {
+        of.members.chunks_exact(12).find_map(|member| {
+            let (its_name, its_type, offset) = (word(member, 0)?, word(member, 4)?, word(member, 8)?);
+            let (bits, width) =
+                if of.has_widths { (offset & 0x00ff_ffff, offset >> 24) } else { (offset, 0) };
+            match self.name(its_name)? {
+                found if found == name => Some(Member { bits, width }),
+                b"" if 0 < depth => {
+                    let within = self.at(*self.places.get(its_type as usize)?)?;
+                    let found = self.member(within, name, depth - 1)?;
+                    Some(Member { bits: bits.checked_add(found.bits)?, ..found })
+                }
+                _ => None,
+            }
+        })
+    }
+
+    /// `None` of what is not as the programs take it.
+    fn layout(&self) -> Option<Layout> {
+        let record = self.places.iter().find_map(|place| {
+            let found = self.at(*place)?;
+            (self.name(word(self.types, *place)?)? == b"sk_buff").then_some(found)
+        })?;
+        let find = |name: &str| self.member(record, name.as_bytes(), DEPTH);
+        let byte = |name: &str| find(name).filter(|found| found.bits % 8 == 0).map(|found| found.bits / 8);
+        let summed = find("ip_summed")?;
+        let (checksum, head) = (byte("csum_start")?, byte("head")?);
+        let is_as_read = summed.width == 2
+            && summed.bits % 8 <= 6
+            && byte("csum_offset")? == checksum + 2
+            && byte("data")? == head + 8;
+        is_as_read.then_some(Layout { summed: summed.bits, checksum, head })
+    }
+}
+
+fn word(data: &[u8], at: usize) -> Option<u32> {
+    Some(u32::from_ne_bytes(*data.get(at..)?.first_chunk()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Types, each a kind, a name and what follows its head, as a kernel would describe them.
+    fn describe(types: &[(u32, &str, Vec<u8>, u32)]) -> Vec<u8> {
+        let (mut body, mut strings) = (Vec::new(), vec![0]);
+        strings.extend(NAMES.join("\0").bytes().chain([0]));
+        for (kind, name, rest, count) in types {
+            body.extend([named(name), kind << 24 | count | 1 << 31, 0].map(u32::to_ne_bytes).concat());
+            body.extend(rest);
+        }
+        let length = |bytes: &[u8]| u32::try_from(bytes.len()).expect("short");
+        let mut data = vec![0x9f, 0xeb, 1, 0];
+        data.extend([24, 0, length(&body), length(&body), length(&strings)].map(u32::to_ne_bytes).concat());
+        [data, body, strings].concat()
+    }
+
+    const NAMES: [&str; 7] = ["sk_buff", "head", "data", "ip_summed", "csum_start", "csum_offset", "int"];
+
+    fn named(name: &str) -> u32 {
+        let before = |index: usize| 1 + NAMES[..index].iter().map(|name| name.len() + 1).sum::<usize>();
+        let place = NAMES.iter().position(|known| *known == name).map_or(0, before);
+        u32::try_from(place).expect("short")
+    }
+
+    fn members(members: &[(&str, u32, u32, u32)]) -> Vec<u8> {
+        let member = |&(name, kind, bits, width): &_| {
+            [named(name), kind, bits | width << 24].map(u32::to_ne_bytes).concat()
+        };
+        members.iter().flat_map(member).collect()
+    }
+
+    /// A record with a union of a struct within a struct, where `ip_summed` is so wide and `data` there.
+    fn record(width: u32, data: u32) -> Vec<u8> {
+        let checksum = members(&[("csum_start", 1, 0, 0), ("csum_offset", 1, 16, 0)]);
+        let whole =
+            [("ip_summed", 1, 1029, width), ("", 3, 1088, 0), ("head", 1, 1600, 0), ("data", 1, data, 0)];
+        describe(&[
+            (1, "int", vec![0; 4], 0),
+            (4, "", checksum, 2),
+            (5, "", members(&[("", 2, 0, 0)]), 1),
+            (6, "", vec![0; 8], 1),
+            (4, "sk_buff", members(&whole), 4),
+        ])
+    }
+
+    #[test]
+    fn members_are_found_in_nameless_structs() {
+        let found = |data: &[u8]| Types::parse(data).expect("well described").layout();
+        let data = record(2, 1664);
+        assert_eq!(found(&data), Some(Layout { summed: 1029, checksum: 136, head: 200 }));
+        let types = Types::parse(&data).expect("well described");
+        let last = types.places.last().and_then(|place| types.at(*place)).expect("a struct");
+        assert_eq!(types.member(last, b"csum_offset", DEPTH), Some(Member { bits: 1104, width: 0 }));
+        assert_eq!(types.member(last, b"csum_offset", 1), None, "two structs down");
+        assert_eq!(types.member(last, b"int", DEPTH), None);
+    }
+
+    #[test]
+    fn a_record_that_is_not_as_it_is_read_is_not_read() {
+        let found = |data: &[u8]| Types::parse(data).and_then(|types| types.layout());
+        assert_eq!(found(&record(3, 1664)), None, "another width");
+        assert_eq!(found(&record(2, 1728)), None, "`data` elsewhere");
+        let whole = record(2, 1664);
+        assert_eq!(
+            found(&[&whole[..2], &[0], &whole[3..]].concat()),
+            found(&whole),
+            "a version is not looked at"
+        );
+        assert_eq!(found(&[&[0], &whole[1..]].concat()), None, "no types");
+        (0..whole.len()).for_each(|length| assert_eq!(found(&whole[..length]), None, "{length}"));
+        let unknown = describe(&[(31, "int", Vec::new(), 0)]);
+        assert_eq!(found(&unknown), None, "a kind that nobody knows");
+    }
+}
