@@ -5,6 +5,7 @@
 
 use std::{
     fs::{self, File},
+    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     process::{Command, Stdio},
 };
@@ -78,6 +79,7 @@ pub(crate) fn archive(netpath: &Path, name: &str) -> Result<Image> {
     storage.buildah(&["from", "--isolation", "chroot", "--name", "netpath", "scratch"])?;
     let (binary, entry) = (netpath.to_string_lossy(), "/netpath");
     storage.buildah(&["copy", "--quiet", "--chmod", "0755", "--chown", "0:0", "netpath", &binary, entry])?;
+    storage.buildah(&["copy", "--quiet", "--chown", "0:0", "netpath", Storage::LINKS, "/"])?;
     let mut labels = vec![
         "title=netpath".to_owned(),
         concat!("version=", env!("CARGO_PKG_VERSION")).to_owned(),
@@ -147,6 +149,9 @@ struct Storage {
 }
 
 impl Storage {
+    /// A directory with what the image has besides the binary.
+    const LINKS: &str = "links";
+
     fn new(dir: &Path) -> Result<Self> {
         let buildah = find_program("buildah").context("buildah is missing: `cargo xtask setup`")?;
         let storage = Self { buildah, dir: dir.to_owned() };
@@ -154,6 +159,12 @@ impl Storage {
         storage.remove()?;
         let temporary = dir.join("tmp");
         fs::create_dir_all(&temporary).with_context(|| format!("cannot create {}", temporary.display()))?;
+        let var = dir.join(Self::LINKS).join("var");
+        fs::create_dir_all(&var).with_context(|| format!("cannot create {}", var.display()))?;
+        // Runtimes hand out namespaces as /var/run/netns/..., which on a node is the same as /run/netns/...
+        std::os::unix::fs::symlink("/run", var.join("run")).context("cannot link var/run")?;
+        // Whatever the umask of who builds.
+        fs::set_permissions(&var, PermissionsExt::from_mode(0o755)).context("cannot open var to all")?;
         let write = |name: &str, text: String| {
             let path = dir.join(name);
             fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))
