@@ -14,8 +14,8 @@ use std::time::Duration;
 use common::{PATIENCE, eventually, run};
 use cri::{
     Capability, ContainerConfig, HOST_TO_CONTAINER, KeyValue, LinuxContainerConfig,
-    LinuxContainerSecurityContext, LinuxSandboxSecurityContext, Mount, NamespaceOption, OF_NODE,
-    RUNTIME_DEFAULT, SecurityProfile,
+    LinuxContainerSecurityContext, LinuxSandboxSecurityContext, Mount, NamespaceOption, OF_CONTAINER,
+    OF_NODE, RUNTIME_DEFAULT, SecurityProfile,
 };
 use serde_json::json;
 use site::{IMAGE, OURS, Site, private};
@@ -90,7 +90,13 @@ struct Agent<'a> {
 impl<'a> Agent<'a> {
     #[track_caller]
     fn start(site: &'a Site, capabilities: &[&str]) -> Self {
-        let options = NamespaceOption { network: OF_NODE, pid: OF_NODE };
+        Self::start_with_processes(site, capabilities, OF_NODE)
+    }
+
+    /// With the node's processes, or its own.
+    #[track_caller]
+    fn start_with_processes(site: &'a Site, capabilities: &[&str], pid: i32) -> Self {
+        let options = NamespaceOption { network: OF_NODE, pid };
         let mut pod = site.pod("agent", "");
         pod.hostname.clear();
         pod.log_directory = LOGS.to_owned();
@@ -100,7 +106,7 @@ impl<'a> Agent<'a> {
         let mount = |path: &str| Mount {
             container_path: path.to_owned(),
             host_path: path.to_owned(),
-            readonly: false,
+            readonly: path == "/run/containerd",
             propagation: HOST_TO_CONTAINER,
         };
         let networks = "/etc/netpath/networks";
@@ -271,4 +277,27 @@ fn each_right_of_the_agent_is_needed() {
         });
         site.end(&agent.sandbox);
     }
+}
+
+#[test]
+fn an_agent_that_could_mount_a_file_system_of_its_own_does_not() {
+    let site = site();
+    site.node.sh("umount /sys/fs/bpf");
+    let capabilities = [&CAPABILITIES[..], &["SYS_ADMIN"]].concat();
+    for pid in [OF_CONTAINER, OF_NODE] {
+        let agent = Agent::start_with_processes(&site, &capabilities, pid);
+        agent.eventually("it says so", || {
+            let (_, why) = agent.get("/readyz")?;
+            why.contains("no BPF file system is mounted at /sys/fs/bpf").then_some(())
+        });
+        // The node would not see it, and neither would the plugin.
+        let line = "cut -d' ' -f2,3 /proc/$(pidof netpath)/mounts | grep -x '/sys/fs/bpf bpf' || :";
+        assert_eq!(site.node.sh(line), "");
+        site.end(&agent.sandbox);
+    }
+    // What the node mounts is there for the agent at once.
+    let agent = Agent::start(&site, &CAPABILITIES);
+    site.node.sh("mount -t bpf bpf /sys/fs/bpf");
+    agent.eventually("it is ready", || agent.get("/readyz").filter(|(status, _)| *status == 200));
+    site.end(&agent.sandbox);
 }
