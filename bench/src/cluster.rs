@@ -179,7 +179,7 @@ impl Cluster {
             hostname: name.to_owned(),
             log_directory: String::new(),
             annotations: networks.map(|name| (NETWORKS.to_owned(), name.to_owned())).into_iter().collect(),
-            linux: Some(LinuxPodSandboxConfig { cgroup_parent: self.cgroup.clone() }),
+            linux: Some(LinuxPodSandboxConfig { cgroup_parent: self.cgroup.clone(), security_context: None }),
         }
     }
 }

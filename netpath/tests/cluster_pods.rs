@@ -256,3 +256,30 @@ fn a_hundred_pods_come_and_go() {
         nodes.iter().all(|node| crowd.rows(node) == 0 && addresses(node).is_empty()).then_some(())
     });
 }
+
+#[test]
+fn every_node_has_the_image_and_it_runs() {
+    let kube = Kube::new();
+    let image = std::env::var("NETPATH_IMAGE").expect("start these tests by `cargo xtask test cluster`");
+    let shipped = Namespace::new(&kube, "shipped");
+    let pods = ["worker01", "worker02"];
+    for node in pods {
+        shipped.apply(
+            &json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": node},
+                "spec": {"nodeName": node, "restartPolicy": "Never", "containers": [{"name": "main", "image": image,
+                         "imagePullPolicy": "IfNotPresent", "args": ["--version"],
+                         "securityContext": {"readOnlyRootFilesystem": true, "capabilities": {"drop": ["ALL"]}}}]}})
+            .to_string(),
+        );
+    }
+    for node in pods {
+        eventually(PATIENCE, "it has run", || {
+            let pod = shipped.try_get("pod", node)?;
+            (pod["status"]["phase"] == "Succeeded").then_some(())
+        });
+        assert_eq!(
+            shipped.kubectl(&["logs", node], ""),
+            concat!("netpath ", env!("CARGO_PKG_VERSION"), "\n")
+        );
+    }
+}

@@ -18,6 +18,7 @@ use std::{
     collections::BTreeMap,
     fs,
     hash::{DefaultHasher, Hash as _, Hasher as _},
+    iter,
     path::{Path, PathBuf},
 };
 
@@ -33,6 +34,7 @@ use self::{
 };
 use crate::{
     build::{self, Profile},
+    image,
     process::{self, say},
     setup, workspace,
 };
@@ -99,9 +101,31 @@ pub(crate) struct Up {
     /// This netpath, and no set-up; otherwise the release binary is built.
     #[arg(long)]
     netpath: Option<PathBuf>,
+    /// An archive of an image that every node gets, as `cargo xtask image` makes; of the release binary that is built here
+    /// it is made anyway.
+    #[arg(long)]
+    image: Option<PathBuf>,
     /// Directory of another containerd than the distribution's.
     #[arg(long)]
     containerd: Option<PathBuf>,
+}
+
+/// What a cluster is stood up of.
+pub(crate) struct Parts<'a> {
+    pub(crate) netpath: &'a Path,
+    /// Archive of its image.
+    pub(crate) image: Option<&'a Path>,
+    /// Kubernetes' programs; without them there are nodes alone.
+    pub(crate) kubernetes: Option<&'a Path>,
+    /// Directory of another containerd than the distribution's.
+    pub(crate) containerd: Option<&'a Path>,
+}
+
+impl<'a> Parts<'a> {
+    /// Nothing but a binary.
+    pub(crate) fn of(netpath: &'a Path) -> Self {
+        Self { netpath, image: None, kubernetes: None, containerd: None }
+    }
 }
 
 /// A cluster, as `environment.json` in its directory says.
@@ -112,7 +136,8 @@ struct Cluster {
     cgroup: String,
     netpath: PathBuf,
     containerd: Option<PathBuf>,
-    image: PathBuf,
+    /// Archives of images that every node gets.
+    images: Vec<PathBuf>,
     /// Kubernetes' programs, where there is more than a runtime.
     kubernetes: Option<PathBuf>,
     /// Command that is `kubectl`.
@@ -141,34 +166,40 @@ pub(crate) fn run(action: Action) -> Result<()> {
 }
 
 fn up(options: Up) -> Result<()> {
+    let found = |path: PathBuf| fs::canonicalize(&path).with_context(|| format!("no {}", path.display()));
+    let mut image = options.image.map(found).transpose()?;
     let netpath = match options.netpath {
-        Some(netpath) => fs::canonicalize(&netpath).with_context(|| format!("no {}", netpath.display()))?,
+        Some(netpath) => found(netpath)?,
         None => {
             setup::run(setup::Mode::Install)?;
-            build::run(Profile::Release)?
+            let netpath = build::run(Profile::Release)?;
+            if image.is_none() {
+                image = Some(image::archive(&netpath, image::NAME)?.archive);
+            }
+            netpath
         }
     };
     let programs = if options.runtime_only { None } else { Some(kubernetes::get()?) };
-    let dir = options.place.dir()?;
-    stand_up(&dir, &netpath, programs.as_deref(), options.containerd.as_deref())
+    let parts = Parts {
+        netpath: &netpath,
+        image: image.as_deref(),
+        kubernetes: programs.as_deref(),
+        containerd: options.containerd.as_deref(),
+    };
+    stand_up(&options.place.dir()?, &parts)
 }
 
-/// Stands up nodes and, with `kubernetes`, a cluster; removes all of it again where that fails.
-pub(crate) fn stand_up(
-    dir: &Path,
-    netpath: &Path,
-    kubernetes: Option<&Path>,
-    containerd: Option<&Path>,
-) -> Result<()> {
+/// Stands up nodes and, where there is one, a cluster; removes all of it again where that fails.
+pub(crate) fn stand_up(dir: &Path, parts: &Parts<'_>) -> Result<()> {
     down(dir)?;
     fs::create_dir_all(dir).with_context(|| format!("cannot create {}", dir.display()))?;
     let mut cluster = Cluster {
         dir: dir.to_owned(),
         cgroup: group(dir),
-        netpath: netpath.to_owned(),
-        containerd: containerd.map(Path::to_owned),
-        image: runtime::image(dir)?,
-        kubernetes: kubernetes.map(Path::to_owned),
+        netpath: parts.netpath.to_owned(),
+        containerd: parts.containerd.map(Path::to_owned),
+        images: iter::once(runtime::image(dir)?).chain(parts.image.map(Path::to_owned)).collect(),
+        kubernetes: parts.kubernetes.map(Path::to_owned),
         kubectl: None,
         machines: BTreeMap::new(),
     };
@@ -318,7 +349,7 @@ impl Cluster {
         cni::install(&node, number, &self.netpath, source)?;
         let containerd = Containerd::of(self.containerd.as_deref())?;
         containerd.start(&node)?;
-        containerd.import(&node, &self.image)
+        self.images.iter().try_for_each(|image| containerd.import(&node, image))
     }
 
     fn boot_again(&mut self, name: &str) -> Result<()> {

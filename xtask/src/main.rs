@@ -1,7 +1,7 @@
 //! `cargo xtask`: everything that is done to this repository besides writing it.
 //!
-//! Commands in the order they build on each other: `setup` makes the machine able, `build-ebpf` and `build`
-//! make the product, `test`, `fuzz`, `bench`, `lint` and `lab` judge it, `codegen` writes the files that are made from code.
+//! Commands in the order they build on each other: `setup` makes the machine able, `build-ebpf`, `build` and
+//! `image` make the product, `test`, `fuzz`, `bench`, `lint` and `lab` judge it, `codegen` writes the files that are made from code.
 //! xtask depends on no member of the workspace: the netpath library is built around the object that xtask
 //! makes, so the arrow must not point back.
 
@@ -13,6 +13,7 @@ mod codegen;
 mod ebpf;
 mod elf;
 mod fuzz;
+mod image;
 mod lab;
 mod lint;
 mod manifests;
@@ -52,6 +53,9 @@ enum Command {
         #[arg(long)]
         release: bool,
     },
+    /// Build the release binary, then an image with nothing but it: `<target>/image/netpath.tar`, for `ctr images import`,
+    /// `podman load` and `docker load`.
+    Image(image::Options),
     /// Set up, lint, build and test; or one tier of tests alone.
     Test {
         #[arg(value_enum, default_value = "all")]
@@ -125,6 +129,7 @@ fn run() -> anyhow::Result<()> {
         Command::Build { release } => {
             build::run(if release { build::Profile::Release } else { build::Profile::Debug }).map(drop)
         }
+        Command::Image(options) => image::run(&options),
         Command::Test { tier, skip_setup } => test::run(tier, skip_setup),
         Command::VmTest { kernel, test, keep } => {
             let kernels = if kernel.is_empty() { &vm::Series::ALL[..] } else { &kernel };

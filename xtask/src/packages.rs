@@ -83,6 +83,11 @@ const TOOLS: &[Tool] = &[
         why: "the container runtime that pods are made by",
     },
     Tool { package: "runc", found_by: FoundBy::Program("runc"), why: "starts what containerd is told to" },
+    Tool {
+        package: "buildah",
+        found_by: FoundBy::Program("buildah"),
+        why: "makes the image, without a daemon or a registry",
+    },
     Tool { package: "openssl", found_by: FoundBy::Program("openssl"), why: "keys of the test cluster" },
     Tool {
         package: "etcd-server",

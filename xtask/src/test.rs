@@ -5,9 +5,10 @@
 
 use std::{
     collections::BTreeMap,
+    ffi::OsString,
     fmt, fs,
     io::{BufRead as _, BufReader},
-    path::{Path, PathBuf},
+    path::Path,
     process::{Command, Stdio},
     time::{Duration, Instant},
 };
@@ -304,7 +305,7 @@ fn cluster_stage(tier: Tier, targets: &[String]) -> Result<Stage> {
 /// Runs one `cargo test` to its end, whatever fails in it; returns its command line if it failed.
 fn cargo_test(
     args: &[String],
-    environment: &[(&'static str, PathBuf)],
+    environment: &[(&'static str, OsString)],
     tally: &mut Tally,
 ) -> Result<Option<String>> {
     let mut command: Command = workspace::cargo()?;

@@ -44,7 +44,27 @@ pub(crate) struct PodSandboxConfig {
 pub(crate) struct LinuxPodSandboxConfig {
     #[prost(string, tag = "1")]
     pub(crate) cgroup_parent: String,
+    #[prost(message, optional, tag = "2")]
+    pub(crate) security_context: Option<LinuxSandboxSecurityContext>,
 }
+
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct LinuxSandboxSecurityContext {
+    #[prost(message, optional, tag = "1")]
+    pub(crate) namespace_options: Option<NamespaceOption>,
+}
+
+/// Whose namespaces a sandbox and its containers have: the pod's, [`OF_CONTAINER`], or [`OF_NODE`].
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct NamespaceOption {
+    #[prost(int32, tag = "1")]
+    pub(crate) network: i32,
+    #[prost(int32, tag = "2")]
+    pub(crate) pid: i32,
+}
+
+pub(crate) const OF_CONTAINER: i32 = 1;
+pub(crate) const OF_NODE: i32 = 2;
 
 #[derive(Clone, PartialEq, Message)]
 struct RunPodSandboxRequest {
@@ -96,29 +116,112 @@ struct ListPodSandboxResponse {
 }
 
 #[derive(Clone, PartialEq, Message)]
-struct ImageSpec {
+pub(crate) struct ImageSpec {
     #[prost(string, tag = "1")]
-    image: String,
+    pub(crate) image: String,
 }
 
 #[derive(Clone, PartialEq, Message)]
-struct ContainerMetadata {
+pub(crate) struct ContainerMetadata {
     #[prost(string, tag = "1")]
-    name: String,
+    pub(crate) name: String,
 }
 
 #[derive(Clone, PartialEq, Message)]
-struct ContainerConfig {
+pub(crate) struct KeyValue {
+    #[prost(string, tag = "1")]
+    pub(crate) key: String,
+    #[prost(string, tag = "2")]
+    pub(crate) value: String,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct Mount {
+    #[prost(string, tag = "1")]
+    pub(crate) container_path: String,
+    #[prost(string, tag = "2")]
+    pub(crate) host_path: String,
+    #[prost(bool, tag = "3")]
+    pub(crate) readonly: bool,
+    /// Nothing that comes later is told, or [`HOST_TO_CONTAINER`].
+    #[prost(int32, tag = "5")]
+    pub(crate) propagation: i32,
+}
+
+pub(crate) const HOST_TO_CONTAINER: i32 = 1;
+
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct ContainerConfig {
     #[prost(message, optional, tag = "1")]
-    metadata: Option<ContainerMetadata>,
+    pub(crate) metadata: Option<ContainerMetadata>,
     #[prost(message, optional, tag = "2")]
-    image: Option<ImageSpec>,
+    pub(crate) image: Option<ImageSpec>,
+    #[prost(string, repeated, tag = "4")]
+    pub(crate) args: Vec<String>,
+    #[prost(message, repeated, tag = "6")]
+    pub(crate) envs: Vec<KeyValue>,
+    #[prost(message, repeated, tag = "7")]
+    pub(crate) mounts: Vec<Mount>,
+    /// Below the sandbox's.
+    #[prost(string, tag = "11")]
+    pub(crate) log_path: String,
     #[prost(message, optional, tag = "15")]
-    linux: Option<LinuxContainerConfig>,
+    pub(crate) linux: Option<LinuxContainerConfig>,
+}
+
+impl ContainerConfig {
+    /// A container that does what its image does.
+    pub(crate) fn of(name: &str, image: &str) -> Self {
+        Self {
+            metadata: Some(ContainerMetadata { name: name.to_owned() }),
+            image: Some(ImageSpec { image: image.to_owned() }),
+            linux: Some(LinuxContainerConfig::default()),
+            ..Self::default()
+        }
+    }
 }
 
 #[derive(Clone, PartialEq, Message)]
-struct LinuxContainerConfig {}
+pub(crate) struct LinuxContainerConfig {
+    #[prost(message, optional, tag = "2")]
+    pub(crate) security_context: Option<LinuxContainerSecurityContext>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct LinuxContainerSecurityContext {
+    #[prost(message, optional, tag = "1")]
+    pub(crate) capabilities: Option<Capability>,
+    #[prost(message, optional, tag = "3")]
+    pub(crate) namespace_options: Option<NamespaceOption>,
+    #[prost(bool, tag = "7")]
+    pub(crate) readonly_rootfs: bool,
+    #[prost(bool, tag = "11")]
+    pub(crate) no_new_privs: bool,
+    #[prost(string, repeated, tag = "13")]
+    pub(crate) masked_paths: Vec<String>,
+    #[prost(string, repeated, tag = "14")]
+    pub(crate) readonly_paths: Vec<String>,
+    #[prost(message, optional, tag = "15")]
+    pub(crate) seccomp: Option<SecurityProfile>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct Capability {
+    #[prost(string, repeated, tag = "1")]
+    pub(crate) add: Vec<String>,
+    #[prost(string, repeated, tag = "2")]
+    pub(crate) drop: Vec<String>,
+}
+
+/// The runtime's own, or [`UNCONFINED`].
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct SecurityProfile {
+    #[prost(int32, tag = "1")]
+    pub(crate) kind: i32,
+}
+
+pub(crate) const RUNTIME_DEFAULT: i32 = 0;
+pub(crate) const UNCONFINED: i32 = 1;
 
 #[derive(Clone, PartialEq, Message)]
 struct CreateContainerRequest {
@@ -276,22 +379,27 @@ impl Cri {
         (ip.unwrap_or_default(), network["path"].as_str().unwrap().to_owned())
     }
 
-    /// Starts a container of a sandbox; returns its id.
+    /// Starts a container of a sandbox that does nothing; returns its id.
     #[track_caller]
     pub(crate) fn container(&self, sandbox: &str, config: &PodSandboxConfig, image: &str) -> String {
+        self.start(sandbox, config, ContainerConfig::of("main", image)).unwrap()
+    }
+
+    /// Starts a container of a sandbox; returns its id.
+    pub(crate) fn start(
+        &self,
+        sandbox: &str,
+        config: &PodSandboxConfig,
+        container: ContainerConfig,
+    ) -> Result<String, Status> {
         let request = CreateContainerRequest {
             pod_sandbox_id: sandbox.to_owned(),
-            config: Some(ContainerConfig {
-                metadata: Some(ContainerMetadata { name: "main".to_owned() }),
-                image: Some(ImageSpec { image: image.to_owned() }),
-                linux: Some(LinuxContainerConfig {}),
-            }),
+            config: Some(container),
             sandbox_config: Some(config.clone()),
         };
-        let created: Id = self.call("CreateContainer", request, PATIENCE).unwrap();
-        let started: Result<Nothing, _> = self.call("StartContainer", created.clone(), PATIENCE);
-        started.unwrap();
-        created.id
+        let created: Id = self.call("CreateContainer", request, PATIENCE)?;
+        let _: Nothing = self.call("StartContainer", created.clone(), PATIENCE)?;
+        Ok(created.id)
     }
 
     /// Runs a program in a container to its end.

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{self, Command};
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use netpath::kernel::netns;
 use serde_json::{Value, json};
 
 use crate::common::run;
@@ -24,10 +25,15 @@ const NODE: &str = "worker01";
 
 /// Files that only say how far something has come.
 const MEMORY: [&str; 2] = ["lock", "last_reserved_ip."];
-/// What outlives pods: how the master was before them, where the pins are, and how often something has happened on
-/// the node.
-const LASTING: [&str; 3] =
-    ["/var/lib/netpath/promisc", "/run/netpath/bpffs", "/var/lib/netpath/v1/counters/"];
+/// What outlives pods: how the master was before them, where the pins are, what an agent held and knew, and how often
+/// something has happened on the node.
+const LASTING: [&str; 5] = [
+    "/var/lib/netpath/promisc",
+    "/run/netpath/bpffs",
+    "/run/netpath/agent",
+    "/run/netpath/events.lock",
+    "/var/lib/netpath/v1/counters/",
+];
 
 /// The program of `cargo xtask`, which `cargo xtask test` names.
 #[track_caller]
@@ -64,6 +70,11 @@ impl Machine {
     pub(crate) fn sh(&self, line: &str) -> String {
         let target = format!("--target={}", self.init);
         run(&["nsenter", &target, "--mount", "--net", "--pid", "--uts", "--", "sh", "-euc", line])
+    }
+
+    /// Runs `f` in its network namespace.
+    pub(crate) fn within<T: Send>(&self, f: impl FnOnce() -> T + Send) -> T {
+        netns::within(&PathBuf::from(format!("/proc/{}/ns/net", self.init)), f).unwrap()
     }
 
     /// The tool, on the machine; it must succeed.
@@ -189,7 +200,7 @@ impl Site {
             hostname: name.to_owned(),
             log_directory: String::new(),
             annotations: annotations.into_iter().collect(),
-            linux: Some(LinuxPodSandboxConfig { cgroup_parent: self.cgroup.clone() }),
+            linux: Some(LinuxPodSandboxConfig { cgroup_parent: self.cgroup.clone(), security_context: None }),
         }
     }
 

@@ -1,15 +1,17 @@
 //! What tests run on: a cluster for all tests of a tier, or what they need to make nodes of their own.
 
 use std::{
+    ffi::OsString,
     fs,
     path::{Path, PathBuf},
 };
 
 use anyhow::{Context as _, Result};
 
-use super::{down, kubernetes, place, runtime, stand_up, stop};
+use super::{Parts, down, kubernetes, place, runtime, stand_up, stop};
 use crate::{
     build::{self, Profile},
+    image,
     process::say,
 };
 
@@ -20,6 +22,10 @@ const CLUSTER: &str = "NETPATH_CLUSTER";
 /// Names the directory of a containerd that speaks CNI 1.1.
 const NEWER: &str = "NETPATH_NEWER_CONTAINERD";
 
+/// Names netpath's image, and the archive that it is in.
+const IMAGE: &str = "NETPATH_IMAGE";
+const ARCHIVE: &str = "NETPATH_IMAGE_ARCHIVE";
+
 /// The one file of tests for a containerd that Debian's release of this machine may not have.
 const NEEDS_NEWER: &str = "runtime_newer";
 
@@ -27,7 +33,7 @@ const NEEDS_NEWER: &str = "runtime_newer";
 pub(crate) struct Stage {
     /// The files of tests that can run.
     pub(crate) targets: Vec<String>,
-    pub(crate) environment: Vec<(&'static str, PathBuf)>,
+    pub(crate) environment: Vec<(&'static str, OsString)>,
     /// What could not be tried.
     pub(crate) note: Option<String>,
     /// A cluster, or a directory of clusters.
@@ -48,9 +54,10 @@ impl Stage {
     /// What tests need to make nodes with a container runtime.
     pub(crate) fn of_runtimes(targets: &[String]) -> Result<Self> {
         let mut stage = Self::bare(targets);
-        stage.environment.push((XTASK, xtask()?));
+        stage.environment.push((XTASK, xtask()?.into()));
+        stage.image()?;
         match runtime::newer() {
-            Ok(dir) => stage.environment.push((NEWER, dir)),
+            Ok(dir) => stage.environment.push((NEWER, dir.into())),
             Err(error) => {
                 let note =
                     format!("SKIPPED: CNI 1.1 and STATUS: a newer containerd cannot be had here: {error:#}");
@@ -68,7 +75,8 @@ impl Stage {
     /// A cluster for all tests.
     pub(crate) fn of_kubernetes(targets: &[String]) -> Result<Self> {
         let mut stage = Self::bare(targets);
-        stage.stand_up("kubernetes", Profile::Debug)?;
+        let image = stage.image()?;
+        stage.stand_up("kubernetes", Profile::Debug, Some(&image))?;
         Ok(stage)
     }
 
@@ -76,16 +84,24 @@ impl Stage {
     /// know.
     pub(crate) fn of_benchmark() -> Result<Self> {
         let mut stage = Self::bare(&[]);
-        let dir = stage.stand_up("bench", Profile::Release)?;
+        let dir = stage.stand_up("bench", Profile::Release, None)?;
         stop(&dir, "worker01", "kubelet")?;
         Ok(stage)
     }
 
-    fn stand_up(&mut self, name: &str, profile: Profile) -> Result<PathBuf> {
+    /// Makes the image of what is shipped, around the object that is there.
+    fn image(&mut self) -> Result<PathBuf> {
+        let image = image::archive(&build::binary(Profile::Release)?, image::NAME)?;
+        self.environment.extend([(IMAGE, image::NAME.into()), (ARCHIVE, image.archive.clone().into())]);
+        Ok(image.archive)
+    }
+
+    fn stand_up(&mut self, name: &str, profile: Profile, image: Option<&Path>) -> Result<PathBuf> {
         let netpath = build::run(profile)?;
         let dir = place(name)?;
-        stand_up(&dir, &netpath, Some(&kubernetes::get()?), None)?;
-        self.environment.extend([(XTASK, xtask()?), (CLUSTER, dir.clone())]);
+        let parts = Parts { kubernetes: Some(&kubernetes::get()?), image, ..Parts::of(&netpath) };
+        stand_up(&dir, &parts)?;
+        self.environment.extend([(XTASK, xtask()?.into()), (CLUSTER, dir.clone().into())]);
         self.stands = Some(Stands::Cluster(dir.clone()));
         Ok(dir)
     }

@@ -10,6 +10,7 @@ use std::{
     fs, io,
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
+    process,
 };
 
 use nix::sys::stat::{major, minor};
@@ -41,7 +42,8 @@ pub fn ensure(path: &Path) -> Result<(), BpfError> {
         let what = if is_mounted { "another file system is mounted there" } else { "there are files in it" };
         return Err(BpfError::NotBpffs { path: path.to_owned(), what });
     }
-    if !is_namespace_of_init().map_err(failed)? {
+    // Process 1 is the node's, or none of ours: where it is we, this is a container with processes of its own.
+    if process::id() == 1 || !is_namespace_of_init().map_err(failed)? {
         return Err(BpfError::ElsewhereMounted { path: path.to_owned() });
     }
     sys::mount_bpffs(path).map_err(failed)
