@@ -65,7 +65,9 @@ impl Cluster<'_> {
     }
 
     fn get(&self, node: &str, path: &str) -> String {
-        let line = format!("wget -q -O - http://127.0.0.1:9639/{path} 2>&1 || curl -s http://127.0.0.1:9639/{path} || :");
+        let line = format!(
+            "wget -q -O - http://127.0.0.1:9639/{path} 2>&1 || curl -s http://127.0.0.1:9639/{path} || :"
+        );
         self.kube.node(node).sh(&line)
     }
 
@@ -80,7 +82,8 @@ impl Cluster<'_> {
 
     fn agent_of(&self, node: &str) -> String {
         let field = format!("spec.nodeName={node}");
-        let words = ["get", "pods", "--selector", "app.kubernetes.io/component=agent", "--field-selector", &field];
+        let words =
+            ["get", "pods", "--selector", "app.kubernetes.io/component=agent", "--field-selector", &field];
         self.netpath(&[&words[..], &["--output", "jsonpath={.items[0].metadata.name}"]].concat(), "")
     }
 }
@@ -105,9 +108,10 @@ fn from_nothing_to_nothing() {
     let nodes = NODES.map(|name| kube.node(name));
     // As nodes are that nobody has prepared.
     for node in &nodes {
-        node.sh(&format!("{OURS} uninstall --yes; rm -rf /etc/cni/net.d/00-netpath.conflist /etc/cni/net.d/netpath.d {OURS}"));
+        node.sh(&format!("{OURS} uninstall --yes; cd /etc/cni/net.d; rm -rf 00-netpath.conflist netpath.d /opt/cni/bin/netpath"));
     }
-    let masters = json!({"enp0s8": {"zone": {"local": ["10.12.34.0/24"], "allow": ["8.8.8.8"]}, "promisc": "on"}});
+    let masters =
+        json!({"enp0s8": {"zone": {"local": ["10.12.34.0/24"], "allow": ["8.8.8.8"]}, "promisc": "on"}});
     let masters = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "masters", "namespace": "netpath"},
         "data": {"masters.json": masters.to_string()}});
     cluster.netpath(&["apply", "--filename", "-"], &masters.to_string());
@@ -151,7 +155,8 @@ fn from_nothing_to_nothing() {
     web.nad("mv", &wrong);
     let field = "involvedObject.name=mv,reason=NetworkRefused";
     eventually(PATIENCE, "the mistake is told", || {
-        let words = ["--namespace", "installed", "get", "events", "--field-selector", field, "--output", "json"];
+        let words =
+            ["--namespace", "installed", "get", "events", "--field-selector", field, "--output", "json"];
         let events: Value = serde_json::from_str(&kube.kubectl(&words, "")).unwrap();
         let message = events["items"][0]["message"].as_str()?.to_owned();
         message.contains("zone.alow").then_some(())
@@ -172,16 +177,21 @@ fn from_nothing_to_nothing() {
     let before: Vec<_> = NODES.iter().map(|node| cluster.agent_of(node)).collect();
     cluster.netpath(&["apply", "--filename", "-"], &manifest("uninstall/uninstall.yaml"));
     cluster.rolled_out("netpath-uninstall");
-    let words = ["logs", "--selector", "app.kubernetes.io/component=uninstall", "--container", "uninstall", "--tail=-1"];
+    let words = [
+        "logs",
+        "--selector",
+        "app.kubernetes.io/component=uninstall",
+        "--container",
+        "uninstall",
+        "--tail=-1",
+    ];
     let said = cluster.netpath(&words, "");
     assert!(said.contains("installed/p (net1) loses its zone and keeps running"), "{said}");
     assert!(reaches("8.8.8.8"), "nobody holds it any more");
     for (name, node) in NODES.iter().zip(&nodes) {
         assert_eq!(files(node), ".:\n10-cbr0.conflist\nnetpath.d\n\nnetpath.d:\nmasters.json\n", "{name}");
-        assert_eq!(node.sh("ls /sys/fs/bpf"), "");
-        eventually(PATIENCE, "its agent says so", || {
-            cluster.readiness(name).contains("503").then_some(())
-        });
+        assert_eq!(node.sh("ls -d /sys/fs/bpf/netpath 2>/dev/null || :"), "");
+        eventually(PATIENCE, "its agent says so", || cluster.readiness(name).contains("503").then_some(()));
     }
     let after: Vec<_> = NODES.iter().map(|node| cluster.agent_of(node)).collect();
     assert_eq!(before, after, "the agents were there all the time");

@@ -6,6 +6,7 @@
 
 mod credentials;
 mod drops;
+mod guards;
 mod http;
 mod installer;
 mod ledger;

@@ -11,6 +11,7 @@ use netpath_ebpf::abi::mode;
 
 use super::{
     Shared,
+    guards::Guards,
     installer::Installer,
     listing::{Listing, SandboxListing, Zones, id_of},
     repair::Repairs,
@@ -84,6 +85,7 @@ struct Work<'a> {
     checked: BTreeMap<String, (Definition, Masters, Option<String>)>,
     /// What the owners of networks were told, by name.
     told: BTreeMap<String, String>,
+    guards: Guards,
     /// Pods whose owners were told, by UID.
     bare: BTreeSet<String>,
     swept: Option<Instant>,
@@ -103,6 +105,7 @@ impl<'a> Work<'a> {
             sandboxes: SandboxListing::default(),
             checked: BTreeMap::new(),
             told: BTreeMap::new(),
+            guards: Guards::default(),
             bare: BTreeSet::new(),
             swept: None,
         }
@@ -131,6 +134,7 @@ impl<'a> Work<'a> {
                 if !has_begun {
                     self.step("networks", Self::networks);
                 }
+                self.step("guards", Self::guards);
                 self.step("install", Self::install);
             }
             self.step("pods", Self::pods);
@@ -260,6 +264,12 @@ impl<'a> Work<'a> {
         }
         self.complete.insert(key);
         Ok(())
+    }
+
+    /// What a zone takes is set in the namespaces of all that have one.
+    fn guards(&mut self) -> Done {
+        self.listing.read(self.root)?;
+        self.guards.keep(&self.listing.records)
     }
 
     /// The plugin and its configuration are where the runtime looks, where it is the agent that sees to it.

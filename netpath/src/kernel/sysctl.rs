@@ -8,6 +8,8 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 const ROOT: &str = "/proc/sys";
+/// Where a container has the node's, since runtimes make its own one that is for reading only.
+const OF_NODE: &str = "/host/proc/sys";
 
 /// Why a sysctl could not be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -43,7 +45,16 @@ pub fn read(key: &str) -> Result<String, SysctlError> {
 /// Writes `value` to `key`.
 pub fn write(key: &str, value: &str) -> Result<(), SysctlError> {
     // Not `fs::write`, which would create a file where a setting is missing and fail with a misleading error.
-    let written = File::options().write(true).open(path(key)).and_then(|mut f| f.write_all(value.as_bytes()));
+    let open = |path: PathBuf| File::options().write(true).open(path);
+    let file = match open(path(key)) {
+        Err(error) if error.kind() == io::ErrorKind::ReadOnlyFilesystem => {
+            let of_node = open(Path::new(OF_NODE).join(key));
+            // Without the node's, why the first one failed says more.
+            of_node.map_err(|_| error)
+        }
+        file => file,
+    };
+    let written = file.and_then(|mut file| file.write_all(value.as_bytes()));
     written.map_err(|source| SysctlError::Write { key: key.to_owned(), value: value.to_owned(), source })
 }
 

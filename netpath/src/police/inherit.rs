@@ -76,7 +76,15 @@ pub(super) fn inherit(
             return None;
         }
     };
-    let netns = Netns::open(Path::new(&cached.netns)).ok()?;
+    // libcni before 1.1 (containerd 1.6) writes no path of the namespace; the result has it.
+    let path = match cached.netns.as_str() {
+        "" => {
+            let mut own = result.interfaces.iter().filter(|it| it.name == ifname.as_str());
+            own.find_map(|it| it.sandbox.clone())?
+        }
+        path => path.to_owned(),
+    };
+    let netns = Netns::open(Path::new(&path)).ok()?;
     let identity = netns.identity().ok().filter(|identity| netns::is_namespace(*identity))?;
     let link = match Netlink::in_netns(&netns).and_then(|mut pod| pod.find_link(ifname.as_str())) {
         Ok(link) => link?,

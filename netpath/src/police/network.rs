@@ -245,7 +245,7 @@ impl Network {
 }
 
 /// Sets what a policed interface needs set in its own namespace, as ADD does from the beginning.
-fn guard(record: &Record) -> Result<(), GuardError> {
+pub fn guard(record: &Record) -> Result<(), GuardError> {
     let netns = Netns::open(&record.netns.path)?;
     let identity = netns.identity()?;
     if (identity.dev, identity.ino) != (record.netns.dev, record.netns.inode) {
