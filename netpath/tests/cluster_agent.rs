@@ -4,6 +4,8 @@
 mod common;
 #[path = "common/cri.rs"]
 mod cri;
+#[path = "common/http.rs"]
+mod http;
 #[path = "common/kube.rs"]
 mod kube;
 #[path = "common/site.rs"]
@@ -61,19 +63,17 @@ impl Cluster<'_> {
 
     /// What the agent of a node says of its readiness.
     fn readiness(&self, node: &str) -> String {
-        self.get(node, "readyz")
+        self.get(node, "/readyz")
     }
 
     fn get(&self, node: &str, path: &str) -> String {
-        let line = format!(
-            "wget -q -O - http://127.0.0.1:9639/{path} 2>&1 || curl -s http://127.0.0.1:9639/{path} || :"
-        );
-        self.kube.node(node).sh(&line)
+        let answer = self.kube.node(node).within(|| http::get(path));
+        answer.map(|(status, text)| format!("{status} {text}")).unwrap_or_default()
     }
 
     /// The sum of all series of a metric whose labels hold these.
     fn value(&self, node: &str, name: &str, labels: &[&str]) -> u64 {
-        let text = self.get(node, "metrics");
+        let text = self.get(node, "/metrics");
         let own = text.lines().filter(|line| {
             line.split(['{', ' ']).next() == Some(name) && labels.iter().all(|label| line.contains(label))
         });
@@ -191,7 +191,9 @@ fn from_nothing_to_nothing() {
     for (name, node) in NODES.iter().zip(&nodes) {
         assert_eq!(files(node), ".:\n10-cbr0.conflist\nnetpath.d\n\nnetpath.d:\nmasters.json\n", "{name}");
         assert_eq!(node.sh("ls -d /sys/fs/bpf/netpath 2>/dev/null || :"), "");
-        eventually(PATIENCE, "its agent says so", || cluster.readiness(name).contains("503").then_some(()));
+        eventually(PATIENCE, "its agent says so", || {
+            cluster.readiness(name).contains("/run/netpath/uninstalled says so").then_some(())
+        });
     }
     let after: Vec<_> = NODES.iter().map(|node| cluster.agent_of(node)).collect();
     assert_eq!(before, after, "the agents were there all the time");

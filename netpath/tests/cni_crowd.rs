@@ -6,6 +6,8 @@ mod agent;
 #[path = "common/api.rs"]
 mod api;
 mod common;
+#[path = "common/http.rs"]
+mod http;
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};

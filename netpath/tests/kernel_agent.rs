@@ -5,6 +5,8 @@ mod agent;
 #[path = "common/api.rs"]
 mod api;
 mod common;
+#[path = "common/http.rs"]
+mod http;
 
 use agent::{Agent, directory};
 use api::{FakeApi, Fault, Times};

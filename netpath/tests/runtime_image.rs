@@ -3,13 +3,12 @@
 mod common;
 #[path = "common/cri.rs"]
 mod cri;
+#[path = "common/http.rs"]
+mod http;
 #[path = "common/site.rs"]
 mod site;
 
 use std::fs;
-use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpStream};
-use std::time::Duration;
 
 use common::{PATIENCE, eventually, run};
 use cri::{
@@ -22,7 +21,6 @@ use site::{IMAGE, OURS, Site, private};
 
 const NOTHING: [&str; 0] = [];
 
-const LISTEN: &str = "127.0.0.1:9639";
 const LOGS: &str = "/run/logs-of-agent";
 
 /// All that the agent may do, and what it does with each: reads and writes maps; switches a NIC promiscuous and attaches
@@ -120,7 +118,7 @@ impl<'a> Agent<'a> {
             seccomp: Some(SecurityProfile { kind: RUNTIME_DEFAULT }),
         };
         let container = ContainerConfig {
-            args: words(&["agent", "--networks", networks, "--node", "worker01", "--listen", LISTEN]),
+            args: words(&["agent", "--networks", networks, "--node", "worker01", "--listen", http::ADDRESS]),
             envs: vec![KeyValue { key: "NETPATH_LOG".to_owned(), value: "info".to_owned() }],
             mounts: MOUNTS.map(mount).to_vec(),
             log_path: "agent.log".to_owned(),
@@ -143,28 +141,13 @@ impl<'a> Agent<'a> {
 
     /// An answer: status and text.
     fn get(&self, path: &str) -> Option<(u16, String)> {
-        self.site.node.within(|| {
-            let address: SocketAddr = LISTEN.parse().unwrap();
-            let mut stream = TcpStream::connect(address).ok()?;
-            stream.set_read_timeout(Some(Duration::from_secs(10))).ok()?;
-            write!(stream, "GET {path} HTTP/1.1\r\nHost: node\r\nConnection: close\r\n\r\n").ok()?;
-            let mut answer = String::new();
-            stream.read_to_string(&mut answer).ok()?;
-            let (head, body) = answer.split_once("\r\n\r\n")?;
-            Some((head.split(' ').nth(1)?.parse().ok()?, body.to_owned()))
-        })
+        self.site.node.within(|| http::get(path))
     }
 
     /// The value of the one series of this name whose labels hold all of these.
     #[track_caller]
     fn value(&self, name: &str, labels: &[&str]) -> Option<u64> {
-        let (_, text) = self.get("/metrics")?;
-        let is_it = |line: &&str| {
-            line.split(['{', ' ']).next() == Some(name) && labels.iter().all(|label| line.contains(label))
-        };
-        let found: Vec<&str> = text.lines().filter(is_it).collect();
-        assert!(found.len() <= 1, "{name} {labels:?}: {found:?}");
-        found.first().map(|line| line.rsplit(' ').next().unwrap().parse().unwrap())
+        http::value(&self.get("/metrics")?.1, name, labels)
     }
 
     /// What a pod has sent by its second interface.

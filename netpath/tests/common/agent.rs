@@ -2,18 +2,15 @@
 
 #![allow(dead_code, reason = "each test binary uses a part of it")]
 
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
 use std::process::{Child, Stdio};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
 
 use crate::api::FakeApi;
 use crate::common::node::Node;
 use crate::common::{PATIENCE, eventually};
-
-const ADDRESS: &str = "127.0.0.1:9639";
+use crate::http::{self, ADDRESS};
 
 /// An agent, ended with the test.
 pub(crate) struct Agent<'a> {
@@ -93,16 +90,7 @@ impl<'a> Agent<'a> {
 
     /// An answer: status and text.
     pub(crate) fn get(&self, path: &str) -> Option<(u16, String)> {
-        self.node.netns.within(|| {
-            let address: SocketAddr = ADDRESS.parse().expect("an address");
-            let mut stream = TcpStream::connect(address).ok()?;
-            stream.set_read_timeout(Some(Duration::from_secs(10))).ok()?;
-            write!(stream, "GET {path} HTTP/1.1\r\nHost: node\r\nConnection: close\r\n\r\n").ok()?;
-            let mut answer = String::new();
-            stream.read_to_string(&mut answer).ok()?;
-            let (head, body) = answer.split_once("\r\n\r\n")?;
-            Some((head.split(' ').nth(1)?.parse().ok()?, body.to_owned()))
-        })
+        self.node.netns.within(|| http::get(path))
     }
 
     #[track_caller]
@@ -116,13 +104,7 @@ impl<'a> Agent<'a> {
     /// The value of the one series of this name whose labels hold all of these.
     #[track_caller]
     pub(crate) fn value(&self, name: &str, labels: &[&str]) -> Option<u64> {
-        let text = self.metrics();
-        let lines = text.lines().filter(|line| {
-            line.split(['{', ' ']).next() == Some(name) && labels.iter().all(|label| line.contains(label))
-        });
-        let found: Vec<&str> = lines.collect();
-        assert!(found.len() <= 1, "{name} {labels:?}: {found:?}");
-        found.first().map(|line| line.rsplit(' ').next().expect("a value").parse().expect("a number"))
+        http::value(&self.metrics(), name, labels)
     }
 
     /// As an administrator with `kill -9`.

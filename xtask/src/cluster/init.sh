@@ -14,7 +14,7 @@ umount -R -l /run/cgroup
 mount -t bpf bpf /sys/fs/bpf
 
 # Mount points are made in layers of memory, so that nothing is made on the host; what stays is the machine's disk.
-for dir in etc opt var/lib; do
+for dir in etc opt var/lib var/log; do
     mkdir -p "/run/over/$dir/upper" "/run/over/$dir/work"
     mount -t overlay overlay -o "lowerdir=/$dir,upperdir=/run/over/$dir/upper,workdir=/run/over/$dir/work" "/$dir"
 done
