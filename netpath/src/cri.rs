@@ -86,8 +86,12 @@ pub struct Cni {
 
 /// What a runtime says of its configuration; `None` from one that does not say it, as CRI-O.
 pub fn cni(socket: &Path) -> Result<Option<Cni>, CriError> {
-    let answer: About = ask(socket, [STATUS, OLD_STATUS], Verbose { verbose: true })?;
-    Ok(read(&answer.info))
+    match ask::<_, About>(socket, [STATUS, OLD_STATUS], Verbose { verbose: true }) {
+        Ok(answer) => Ok(read(&answer.info)),
+        // A containerd that serves docker alone.
+        Err(CriError::Refused { source, .. }) if source.code() == Code::Unimplemented => Ok(None),
+        Err(error) => Err(error),
+    }
 }
 
 /// Reads what containerd (1.3 or newer) says: the text of its `cniconfig`.

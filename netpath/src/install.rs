@@ -60,17 +60,6 @@ pub enum InstallError {
     /// No network to stand before.
     #[error(transparent)]
     Choice(#[from] ChoiceError),
-    /// Two files of one name.
-    #[error(
-        "{} and {} are both there: remove the one that is not to be used, and try again",
-        file.display(), saved.display()
-    )]
-    Both {
-        /// What is there now.
-        file: PathBuf,
-        /// What was set aside.
-        saved: PathBuf,
-    },
 }
 
 fn io_error(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> InstallError {
@@ -81,8 +70,8 @@ fn io_error(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Instal
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Installed {
     conf: PathBuf,
-    /// Its text: what is put back is what was there.
-    text: String,
+    /// Its text, once it was chosen: what is put back is what was there.
+    text: Option<String>,
     /// Files of Multus, by the names that they had.
     saved: Vec<PathBuf>,
     plugin: PathBuf,
@@ -102,6 +91,32 @@ pub enum State {
     Preceded(PathBuf),
     /// The cluster network's file is gone, so that no pod can start.
     Without(PathBuf),
+    /// It names another cluster network than the administrator does now.
+    Other(PathBuf),
+}
+
+/// Notes what is to be taken back one day, before anything is done; of a site that was another one everything is
+/// taken back first. Says what that was.
+pub fn begin(root: &Root, site: &Site) -> Result<Vec<String>, InstallError> {
+    let conf = site.conf_dir.join(CONF);
+    let known = record(root)?;
+    let (text, saved, done) = match known {
+        Some(known) if known.conf == conf => (known.text, known.saved, Vec::new()),
+        Some(_) => (None, Vec::new(), restore(root)?),
+        None => (None, Vec::new(), Vec::new()),
+    };
+    let installed = Installed {
+        conf,
+        text,
+        saved,
+        plugin: site.bin_dir.join(PLUGIN),
+        kubeconfig: match &site.source {
+            Source::Api(kubeconfig) => Some(kubeconfig.clone()),
+            Source::Directory(_) => None,
+        },
+    };
+    remember(root, &installed)?;
+    Ok(done)
 }
 
 /// Copies this program to the directory of plugins, where it is not there already; whether it did.
@@ -127,7 +142,7 @@ pub fn look(root: &Root, site: &Site) -> Result<State, InstallError> {
     let files = files(&below(root, &site.conf_dir))?;
     let ours = files.iter().find(|(name, text)| name == CONF && is_ours(text));
     let Some((_, text)) = ours else {
-        return Ok(match record(root)? {
+        return Ok(match record(root)?.and_then(|installed| installed.text) {
             None => State::Absent,
             Some(_) => State::Displaced(traces(root, site)?),
         });
@@ -139,7 +154,13 @@ pub fn look(root: &Root, site: &Site) -> Result<State, InstallError> {
             false => State::Preceded(path),
         });
     }
-    let gone = cluster_network(text).filter(|path| !below(root, path).exists());
+    let network = cluster_network(text);
+    if let (Some(network), Some(wanted)) = (&network, &site.cluster_network)
+        && network != wanted
+    {
+        return Ok(State::Other(network.clone()));
+    }
+    let gone = network.filter(|path| !below(root, path).exists());
     Ok(gone.map_or(State::Stands, State::Without))
 }
 
@@ -149,22 +170,14 @@ pub fn configure(root: &Root, site: &Site) -> Result<(), InstallError> {
     let dir = below(root, &site.conf_dir);
     make(&dir)?;
     let files = files(&dir)?;
-    let mut installed = match record(root)? {
-        Some(installed) => installed,
-        None => {
-            let choice = choose(&site.conf_dir, &files, site.cluster_network.as_deref())?;
-            Installed {
-                conf: site.conf_dir.join(CONF),
-                text: choice.conflist(&site.source, &site.node),
-                saved: Vec::new(),
-                plugin: site.bin_dir.join(PLUGIN),
-                kubeconfig: match &site.source {
-                    Source::Api(kubeconfig) => Some(kubeconfig.clone()),
-                    Source::Directory(_) => None,
-                },
-            }
-        }
+    begin(root, site)?;
+    let Some(mut installed) = record(root)? else { return Ok(()) };
+    let text = match installed.text.take() {
+        Some(text) => text,
+        None => choose(&site.conf_dir, &files, site.cluster_network.as_deref())?
+            .conflist(&site.source, &site.node),
     };
+    installed.text = Some(text.clone());
     for (name, text) in &files {
         let path = site.conf_dir.join(name);
         if is_multus(text) && !installed.saved.contains(&path) {
@@ -174,14 +187,18 @@ pub fn configure(root: &Root, site: &Site) -> Result<(), InstallError> {
     remember(root, &installed)?;
     let conf = below(root, &installed.conf);
     if !whole::read(&conf)?.is_some_and(|text| is_ours(&text)) {
-        whole::publish(&conf, 0o600, |file| file.write_all(installed.text.as_bytes()))?;
+        whole::publish(&conf, 0o600, |file| file.write_all(text.as_bytes()))?;
     }
     for path in &installed.saved {
         let path = below(root, path);
-        if path.exists() {
-            // What Multus wrote again is what it wrote before.
-            fs::rename(&path, saved(&path)).map_err(io_error("set aside", &path))?;
-        }
+        let aside = saved(&path);
+        // Beside ours Multus takes ours for the cluster's, so what it wrote first is what is kept.
+        let done = match (path.exists(), aside.exists()) {
+            (false, _) => Ok(()),
+            (true, false) => fs::rename(&path, &aside),
+            (true, true) => fs::remove_file(&path),
+        };
+        done.map_err(io_error("set aside", &path))?;
     }
     Ok(())
 }
@@ -195,7 +212,12 @@ pub fn restore(root: &Root) -> Result<Vec<String>, InstallError> {
         let (path, aside) = (below(root, path), saved(&below(root, path)));
         match (path.exists(), aside.exists()) {
             (_, false) => {}
-            (true, true) => return Err(InstallError::Both { file: path, saved: aside }),
+            // Somebody has written it anew; two of one name cannot be told apart by us.
+            (true, true) => done.push(format!(
+                "{} is there, and {} is from before: one of them is to be removed",
+                path.display(),
+                aside.display()
+            )),
             (false, true) => {
                 fs::rename(&aside, &path).map_err(io_error("put back", &path))?;
                 done.push(format!("{} is back", path.display()));
@@ -423,10 +445,52 @@ mod tests {
         configure(&node.root, &node.site).unwrap();
         assert_eq!(node.state(), State::Stands);
         node.multus();
-        assert!(matches!(restore(&node.root), Err(InstallError::Both { .. })));
-        fs::remove_file(node.path("00-multus.conf")).unwrap();
+        let text = fs::read_to_string(node.path(aside)).unwrap();
+        node.write(
+            "00-multus.conf",
+            &json!({"name": "m", "type": "multus", "clusterNetwork": "/etc/cni/net.d/00-netpath.conflist"}),
+        );
+        configure(&node.root, &node.site).unwrap();
+        assert_eq!(
+            fs::read_to_string(node.path(aside)).unwrap(),
+            text,
+            "what it wrote beside ours is not kept"
+        );
         restore(&node.root).unwrap();
         assert_eq!(node.names(), ["00-multus.conf", "10-calico.conflist", "netpath.d"]);
+        // Written anew after ours: both stay, and it is said.
+        configure(&node.root, &node.site).unwrap();
+        node.multus();
+        let done = restore(&node.root).unwrap();
+        assert!(done[0].ends_with("one of them is to be removed"), "{done:?}");
+        assert_eq!(node.names(), ["00-multus.conf", aside, "10-calico.conflist", "netpath.d"]);
+    }
+
+    #[test]
+    fn what_was_there_and_where_is_known_before_it_is() {
+        let mut node = Node::new();
+        // Written by hand, it is taken back all the same.
+        let ours = json!({"name": "n", "plugins": [{"type": "netpath", "clusterNetwork": "/etc/cni/net.d/10-calico.conflist"}]});
+        node.write(CONF, &ours);
+        begin(&node.root, &node.site).unwrap();
+        assert_eq!(node.state(), State::Stands);
+        node.site.cluster_network = Some("/etc/cni/net.d/11-other.conf".into());
+        assert_eq!(node.state(), State::Other("/etc/cni/net.d/10-calico.conflist".into()));
+        node.site.cluster_network = None;
+        // In another directory nothing of the first one stays.
+        let dir = node.root.join("/var/cni");
+        fs::create_dir_all(&dir).unwrap();
+        fs::copy(node.path("10-calico.conflist"), dir.join("10-calico.conflist")).unwrap();
+        node.site.conf_dir = "/var/cni".into();
+        assert_eq!(begin(&node.root, &node.site).unwrap().len(), 1);
+        assert_eq!(
+            (node.names(), node.state()),
+            (vec!["10-calico.conflist".into(), "netpath.d".into()], State::Absent)
+        );
+        configure(&node.root, &node.site).unwrap();
+        assert_eq!(node.state(), State::Stands);
+        restore(&node.root).unwrap();
+        assert_eq!(names(&dir).unwrap(), ["10-calico.conflist"]);
     }
 
     #[test]

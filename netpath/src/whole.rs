@@ -69,6 +69,10 @@ pub fn publish(
     mode: u32,
     write: impl Fn(&mut File) -> io::Result<()>,
 ) -> Result<(), WholeError> {
+    if let (Some(dir), Some(name)) = (path.parent(), path.file_name()) {
+        let prefix = prefix(name);
+        sweep_those(dir, |draft| draft.as_encoded_bytes().starts_with(prefix.as_bytes()))?;
+    }
     let (draft, mut file) = draft(path)?;
     let written = write(&mut file)
         .and_then(|()| file.set_permissions(Permissions::from_mode(mode)))

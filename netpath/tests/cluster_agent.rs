@@ -24,6 +24,8 @@ const NODES: [&str; 2] = ["worker01", "worker02"];
 /// The API server, as nodes reach it. There is no kube-proxy here, by whose rules they would reach the service's address.
 const SERVER: (&str, &str) = ("10.0.2.10", "6443");
 
+const AGENTS: &str = "app.kubernetes.io/component=agent";
+
 /// A manifest of deploy/.
 fn manifest(path: &str) -> String {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy").join(path);
@@ -37,9 +39,21 @@ fn agent() -> String {
         "          env:\n            - {{ name: KUBERNETES_SERVICE_HOST, value: \"{host}\" }}\n            - {{ name: \
          KUBERNETES_SERVICE_PORT, value: \"{port}\" }}\n"
     );
-    let text = manifest("agent/agent.yaml");
+    let text = before_1_30(&manifest("agent/agent.yaml"));
     assert_eq!(text.matches("          env:\n").count(), 1);
     text.replace("          env:\n", &told)
+}
+
+/// A manifest as this Kubernetes can read it, which has annotations in the place of a key.
+fn before_1_30(text: &str) -> String {
+    let key = "        appArmorProfile: { type: Unconfined }\n";
+    assert_eq!(text.matches(key).count(), 1);
+    text.replace(key, "")
+}
+
+/// The manifest that takes netpath off.
+fn uninstall() -> String {
+    before_1_30(&uninstall())
 }
 
 struct Cluster<'a> {
@@ -108,7 +122,10 @@ fn from_nothing_to_nothing() {
     let nodes = NODES.map(|name| kube.node(name));
     // As nodes are that nobody has prepared.
     for node in &nodes {
-        node.sh(&format!("{OURS} uninstall --yes; cd /etc/cni/net.d; rm -rf 00-netpath.conflist netpath.d /opt/cni/bin/netpath"));
+        node.sh("mkdir /run/saved; cp -a /etc/cni/net.d /opt/cni/bin/netpath /run/saved");
+        node.sh(&format!(
+            "{OURS} uninstall --yes; cd /etc/cni/net.d; rm -rf 00-netpath.conflist netpath.d {OURS}"
+        ));
     }
     let masters =
         json!({"enp0s8": {"zone": {"local": ["10.12.34.0/24"], "allow": ["8.8.8.8"]}, "promisc": "on"}});
@@ -175,7 +192,7 @@ fn from_nothing_to_nothing() {
 
     // Uninstalled: nothing is left in force, and an agent that is still there does not bring it back.
     let before: Vec<_> = NODES.iter().map(|node| cluster.agent_of(node)).collect();
-    cluster.netpath(&["apply", "--filename", "-"], &manifest("uninstall/uninstall.yaml"));
+    cluster.netpath(&["apply", "--filename", "-"], &uninstall());
     cluster.rolled_out("netpath-uninstall");
     let words = [
         "logs",
@@ -200,13 +217,42 @@ fn from_nothing_to_nothing() {
     web.pod("plain", NODES[0], "");
     web.ready("plain");
 
-    // With the uninstaller's end the agents go on, and the pods that run come back under their zones.
-    cluster.netpath(&["delete", "--filename", "-"], &manifest("uninstall/uninstall.yaml"));
+    // Also when the uninstaller ends before the agents do.
+    cluster.netpath(&["delete", "--filename", "-"], &uninstall());
+    for (name, node) in NODES.iter().zip(&nodes) {
+        assert!(cluster.readiness(name).contains("/run/netpath/uninstalled says so"), "{name}");
+        assert_eq!(node.sh("ls -d /sys/fs/bpf/netpath 2>/dev/null || :"), "");
+    }
+    cluster.netpath(&["delete", "--filename", "-"], &agent());
+    cluster.netpath(&["wait", "--for=delete", "pod", "--selector", AGENTS, "--timeout=60s"], "");
+
+    // Installed anew, the pods that run come back under their zones.
+    for node in &nodes {
+        node.sh("rm /run/netpath/uninstalled");
+    }
+    cluster.netpath(&["apply", "--filename", "-"], &agent());
     cluster.rolled_out("netpath-agent");
     eventually(PATIENCE, "the zone is back", || (!reaches("8.8.8.8")).then_some(()));
     assert!(reaches("10.12.34.254"));
     for pod in ["p", "plain"] {
         web.delete(pod);
     }
-    // They stay, with the cluster, beside all the other tests.
+
+    // In the order of docs/install.md, and back to what the other tests stand on.
+    cluster.netpath(&["apply", "--filename", "-"], &uninstall());
+    cluster.rolled_out("netpath-uninstall");
+    cluster.netpath(&["delete", "--filename", "-"], &agent());
+    cluster.netpath(&["wait", "--for=delete", "pod", "--selector", AGENTS, "--timeout=60s"], "");
+    cluster.netpath(&["delete", "--filename", "-"], &uninstall());
+    let words = ["wait", "--for=delete", "pod", "--selector", "app.kubernetes.io/component=uninstall"];
+    cluster.netpath(&[&words[..], &["--timeout=60s"]].concat(), "");
+    cluster.netpath(&["delete", "configmap", "masters"], "");
+    for node in &nodes {
+        assert_eq!(
+            node.sh("ls /run/netpath/uninstalled /var/lib/netpath/installed.json 2>/dev/null || :"),
+            ""
+        );
+        node.sh("rm -r /etc/cni/net.d/*; cp -a /run/saved/netpath /opt/cni/bin/; cp -a /run/saved/net.d /etc/cni/");
+        node.sh("rm -r /run/saved /run/netpath/agent*");
+    }
 }

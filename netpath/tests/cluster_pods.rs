@@ -188,13 +188,14 @@ fn an_annotation_that_cannot_be_read_starts_no_pod() {
 #[test]
 fn netpath_may_do_what_it_needs_and_nothing_else() {
     let kube = Kube::new();
-    let who = "--as=system:serviceaccount:netpath:netpath";
-    let may = |verb: &str, what: &str| {
+    let may_as = |account: &str, verb: &str, what: &str| {
+        let who = format!("--as=system:serviceaccount:netpath:{account}");
         let (what, part) = what.split_once('/').unwrap_or((what, ""));
         let part = format!("--subresource={part}");
         // Says `no` by its exit code as well.
-        kube.try_kubectl(&["auth", "can-i", verb, what, &part, "--all-namespaces", who], "").is_ok()
+        kube.try_kubectl(&["auth", "can-i", verb, what, &part, "--all-namespaces", &who], "").is_ok()
     };
+    let may = |verb: &str, what: &str| may_as("netpath", verb, what);
     let nads = "network-attachment-definitions.k8s.cni.cncf.io";
     for (verb, what) in
         [("get", nads), ("get", "pods"), ("patch", "pods/status"), ("create", "events"), ("patch", "events")]
@@ -217,6 +218,29 @@ fn netpath_may_do_what_it_needs_and_nothing_else() {
     ] {
         assert!(!may(verb, what), "{verb} {what}");
     }
+    // The agent reads what the plugin may not list, and writes nothing itself.
+    for (verb, what) in [("list", nads), ("watch", nads), ("list", "pods"), ("watch", "pods")] {
+        assert!(may_as("netpath-agent", verb, what), "{verb} {what}");
+    }
+    for (verb, what) in [
+        ("patch", nads),
+        ("get", "pods"),
+        ("patch", "pods/status"),
+        ("create", "events"),
+        ("list", "configmaps"),
+        ("get", "secrets"),
+        ("create", "serviceaccounts/token"),
+    ] {
+        assert!(!may_as("netpath-agent", verb, what), "{verb} {what}");
+    }
+    let who = "--as=system:serviceaccount:netpath:netpath-agent";
+    let in_own = |words: &[&str]| {
+        let words = [&["--namespace", "netpath", "auth", "can-i"][..], words, &[who]].concat();
+        kube.try_kubectl(&words, "").is_ok()
+    };
+    assert!(in_own(&["create", "serviceaccounts/netpath", "--subresource=token"]));
+    assert!(!in_own(&["create", "serviceaccounts/netpath-agent", "--subresource=token"]));
+    assert!(in_own(&["watch", "configmaps/masters"]) && !in_own(&["watch", "configmaps/others"]));
 }
 
 #[test]

@@ -32,7 +32,7 @@ fn node() -> Node {
 fn begin<'a>(node: &'a Node, api: &FakeApi) -> Agent<'a> {
     let path = node.root.join("etc/kubeconfig");
     fs::write(&path, api.kubeconfig()).expect("written");
-    Agent::begin_with(node, &["--install", "--kubeconfig", path.to_str().expect("text")])
+    Agent::begin_with(node, &["--install", "--no-runtime", "--kubeconfig", path.to_str().expect("text")])
 }
 
 fn read(node: &Node, path: &str) -> Option<String> {
@@ -195,7 +195,7 @@ fn an_older_server_binds_no_token_to_a_node() {
 fn where_no_cluster_network_is_it_waits() {
     let node = Node::new(&json!({ "unknownSource": "drop" }));
     fs::create_dir_all(node.root.join("etc/networks")).expect("made");
-    let agent = Agent::begin_with(&node, &["--install", "--networks", "/etc/networks"]);
+    let agent = Agent::begin_with(&node, &["--install", "--no-runtime", "--networks", "/etc/networks"]);
     let why = unready(&agent, "there is no configuration of a cluster network");
     assert!(why.contains("/etc/cni/net.d"), "{why}");
     let conf = json!({"cniVersion": "1.0.0", "name": "cbr0", "plugins": [{"type": "bridge"}]});
@@ -204,4 +204,28 @@ fn where_no_cluster_network_is_it_waits() {
     let conf: Value = serde_json::from_str(&read(&node, CONF).expect("written")).expect("JSON");
     assert_eq!(conf["plugins"][0]["networks"], "/etc/networks");
     assert!(conf["plugins"][0].get("kubeconfig").is_none() && !node.root.join(TOKEN).exists());
+}
+
+#[test]
+fn what_bounds_the_nics_is_there_before_the_configuration() {
+    let node = node();
+    let api = FakeApi::new(&node.netns);
+    api.configmap("netpath", "masters", &json!({"masters.json": "{"}));
+    let agent = begin(&node, &api);
+    unready(&agent, "the ConfigMap `masters` cannot be put in force");
+    assert!(!node.root.join(CONF).exists());
+    api.configmap("netpath", "masters", &json!({"masters.json": r#"{"enp0s8": {"types": ["macvlan"]}}"#}));
+    agent.ready();
+    assert!(read(&node, "etc/cni/net.d/netpath.d/masters.json").expect("written").contains("types"));
+}
+
+#[test]
+fn a_runtime_is_asked_where_there_is_one() {
+    let node = node();
+    let api = FakeApi::new(&node.netns);
+    let path = node.root.join("etc/kubeconfig");
+    fs::write(&path, api.kubeconfig()).expect("written");
+    let agent = Agent::begin_with(&node, &["--install", "--kubeconfig", path.to_str().expect("text")]);
+    unready(&agent, "no runtime's socket is there to ask");
+    assert!(node.root.join(CONF).exists(), "it is written all the same");
 }

@@ -261,6 +261,8 @@ fn the_plugin_writes_network_status_of_its_own_nodes_pods_and_nothing_else() {
     other["spec"]["nodeName"] = json!("worker02");
     let mut added = status.clone();
     added["metadata"]["annotations"]["example.com/x"] = json!("y");
+    let mut finalized = status.clone();
+    finalized["metadata"]["finalizers"] = json!(["example.com/x"]);
     let here = || user("netpath", Some("worker01"));
     for (what, object, who, expected) in [
         ("its own annotation", status.clone(), here(), None),
@@ -275,6 +277,7 @@ fn the_plugin_writes_network_status_of_its_own_nodes_pods_and_nothing_else() {
             Some("network-status"),
         ),
         ("one taken away", with("/metadata/annotations", json!({})), here(), Some("network-status")),
+        ("a finalizer", finalized, here(), Some("finalizers")),
         ("a label", with("/metadata/labels", json!({ "app": "db" })), here(), Some("labels")),
         ("podIP", with("/status/podIP", json!("10.244.9.9")), here(), Some("status")),
     ] {

@@ -3,16 +3,13 @@
 //! The token is bound to the Node object (Kubernetes 1.31): it says which node it is of, which the admission policies of
 //! deploy/identity hold its holder to, and ends with the node.
 
-use std::{
-    io::Write as _,
-    time::{Duration, SystemTime},
-};
+use std::time::{Duration, Instant, SystemTime};
 
 use k8s_openapi::jiff::Timestamp;
 use kube::{Client, Config};
 use serde_json::{Value, json};
 
-use super::Shared;
+use super::{Shared, installer::held};
 use crate::{
     install,
     plugin::full,
@@ -78,18 +75,11 @@ fn pem(authorities: &[Vec<u8>]) -> String {
     text
 }
 
-/// When a token was given, and when it ends.
+/// When a token was given, for how long, and when it ends by the server's clock. The node's may be wrong.
 struct Life {
-    from: SystemTime,
+    from: Instant,
+    length: Duration,
     until: SystemTime,
-}
-
-impl Life {
-    fn is_half_over(&self, now: SystemTime) -> bool {
-        let life = self.until.duration_since(self.from).unwrap_or_default();
-        // A clock that was set back must not keep it for ever.
-        now.duration_since(self.from).is_ok_and(|age| life / 2 <= age) || now < self.from
-    }
 }
 
 /// Keeps the credentials good for as long as the process lives, where the agent installs the plugin.
@@ -99,8 +89,10 @@ pub(super) async fn keep(client: &Client, server: &Server, shared: &Shared) {
     }
     let mut life: Option<Life> = None;
     loop {
-        let is_due = life.as_ref().is_none_or(|life| life.is_half_over(SystemTime::now()));
-        if shared.root.disabled().is_none() && (is_due || !is_there(shared)) {
+        let is_due = life.as_ref().is_none_or(|life| life.length / 2 <= life.from.elapsed());
+        // What is to be taken back is noted first.
+        let may = !shared.root.uninstalled().exists() && shared.root.installed().exists();
+        if may && (is_due || !is_there(shared)) {
             match renew(client, server, shared).await {
                 Ok(given) => {
                     shared.report().errors.remove("credentials");
@@ -131,7 +123,7 @@ type Failed = Box<dyn std::error::Error + Send + Sync>;
 
 async fn renew(client: &Client, server: &Server, shared: &Shared) -> Result<Life, Failed> {
     let Some(path) = &shared.options.plugin_kubeconfig else { return Err("nowhere to write them".into()) };
-    let from = SystemTime::now();
+    let from = Instant::now();
     let bound = json!({"apiVersion": "v1", "kind": "Node", "name": shared.options.node});
     let answer = match request(client, shared, Some(bound), BOUND).await {
         // Before Kubernetes 1.31: tokens cannot be bound to nodes.
@@ -152,17 +144,23 @@ async fn renew(client: &Client, server: &Server, shared: &Shared) -> Result<Life
         return Err("the server answers a TokenRequest without a token".into());
     };
     let until = SystemTime::from(until.parse::<Timestamp>()?);
+    let granted = answer.pointer("/spec/expirationSeconds").and_then(Value::as_u64);
+    let length = Duration::from_secs(granted.ok_or("the server does not say how long a token holds")?);
     let file = install::token(path);
-    if let Some(dir) = path.parent() {
-        std::fs::create_dir_all(dir)?;
-    }
-    whole::publish(&file, 0o600, |file| file.write_all(token.as_bytes()))?;
-    let name = file.file_name().unwrap_or_default().to_string_lossy();
+    let name = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let (root, path, token) = (shared.root.clone(), path.clone(), token.to_owned());
     let kubeconfig = server.kubeconfig(&name);
-    if whole::read(path)?.as_deref() != Some(kubeconfig.as_bytes()) {
-        whole::publish(path, 0o600, |file| file.write_all(kubeconfig.as_bytes()))?;
-    }
-    Ok(Life { from, until })
+    let write = move || -> Result<(), Failed> {
+        // Whoever uninstalls removes them, and must not find them there again.
+        let _lock = held(&root)?;
+        whole::replace(&file, token.as_bytes())?;
+        if whole::read(&path)?.as_deref() != Some(kubeconfig.as_bytes()) {
+            whole::replace(&path, kubeconfig.as_bytes())?;
+        }
+        Ok(())
+    };
+    tokio::task::spawn_blocking(write).await??;
+    Ok(Life { from, length, until })
 }
 
 async fn request(
@@ -185,16 +183,6 @@ async fn request(
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn half_of_a_life_is_told_by_any_clock() {
-        let from = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000);
-        let life = Life { from, until: from + Duration::from_secs(100) };
-        let at = |seconds: u64| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
-        assert!(!life.is_half_over(at(1_000_000)) && !life.is_half_over(at(1_000_049)));
-        assert!(life.is_half_over(at(1_000_050)) && life.is_half_over(at(2_000_000)));
-        assert!(life.is_half_over(at(999_999)), "the clock was set back");
-    }
 
     #[test]
     fn a_kubeconfig_names_the_server_and_whom_to_trust() {

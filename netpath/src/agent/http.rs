@@ -83,7 +83,10 @@ fn missing(shared: &Shared) -> Vec<String> {
     let report = shared.report();
     let mut missing = Vec::new();
     if let Some(path) = &report.disabled {
-        missing.push(format!("netpath is uninstalled on this node: {} says so", path.display()));
+        missing.push(format!(
+            "netpath is uninstalled on this node: {} says so; remove it to have it back",
+            path.display()
+        ));
     }
     if report.passes == 0 {
         missing.push("the node has not been looked at yet".to_owned());

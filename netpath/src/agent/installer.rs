@@ -9,6 +9,7 @@ use crate::{
     kernel::bpf::object,
     root::Root,
     spec::install::{NETWORK, Source},
+    state::Lock,
 };
 
 /// How often the runtime is asked by which configuration it makes networks.
@@ -23,6 +24,8 @@ type Done = Result<(), Box<dyn std::error::Error + Send + Sync>>;
 pub(super) struct Installer {
     /// The data path was tried on this kernel.
     is_tried: bool,
+    /// What is to be taken back one day is noted.
+    has_begun: bool,
     /// The file was compared since this process began.
     has_plugin: bool,
     /// When a runtime was last asked.
@@ -46,6 +49,13 @@ impl Installer {
             object::verify()?;
             self.is_tried = true;
         }
+        if !self.has_begun {
+            let _lock = held(root)?;
+            for done in install::begin(root, site)? {
+                tracing::info!(done, "the site of the installation was another one");
+            }
+            self.has_begun = true;
+        }
         let path = root.join(&site.bin_dir.join(install::PLUGIN).to_string_lossy());
         if !self.has_plugin || !path.exists() {
             if install::plugin(root, site)? {
@@ -57,7 +67,7 @@ impl Installer {
             State::Stands => {}
             State::Absent => {
                 ready(shared, site)?;
-                install::configure(root, site)?;
+                configure(root, site)?;
                 self.asked = None;
                 tracing::info!(directory = %site.conf_dir.display(), "pods get their networks by netpath from now on");
             }
@@ -69,16 +79,25 @@ impl Installer {
                     )
                     .into());
                 }
-                install::configure(root, site)?;
+                configure(root, site)?;
                 self.asked = None;
                 tracing::warn!(what, "netpath's configuration did not stand first, and does again");
                 *shared.report().repairs.entry((String::new(), "cni-configuration")).or_default() += 1;
             }
             State::Preceded(file) => {
                 return Err(format!(
-                    "{} comes before {}: pods that start now get no secondary networks: remove or rename it",
+                    "{} comes before {}: pods that start now get no secondary networks: remove or rename it, or, if it is the \
+                     cluster network's, give it a later name and install again",
                     file.display(),
                     crate::spec::install::CONF
+                )
+                .into());
+            }
+            State::Other(network) => {
+                return Err(format!(
+                    "--cluster-network names another file than the configuration that is in force, {}: `netpath uninstall` on \
+                     this node, then install again",
+                    network.display()
                 )
                 .into());
             }
@@ -91,18 +110,34 @@ impl Installer {
                 .into());
             }
         }
-        self.confirm(root, site)
+        self.confirm(shared, site)
     }
 
     /// Has the runtime say that pods get their networks by this configuration.
-    fn confirm(&mut self, root: &Root, site: &Site) -> Done {
+    fn confirm(&mut self, shared: &Shared, site: &Site) -> Done {
         let pause = if self.doubt.is_some() { ASK_SOON } else { ASK };
         if self.asked.is_none_or(|then| pause <= then.elapsed()) {
-            self.doubt = doubt(root, site)?;
             self.asked = Some(Instant::now());
+            // One that does not answer is asked as seldom as one that is well.
+            self.doubt = None;
+            self.doubt = doubt(shared, site)?;
         }
         self.doubt.clone().map_or(Ok(()), |doubt| Err(doubt.into()))
     }
+}
+
+/// The lock, unless netpath is being uninstalled.
+pub(super) fn held(root: &Root) -> Result<Lock, Box<dyn std::error::Error + Send + Sync>> {
+    let lock = Lock::acquire(root)?;
+    match root.uninstalled().exists() {
+        true => Err(format!("{} says that netpath is uninstalled", root.uninstalled().display()).into()),
+        false => Ok(lock),
+    }
+}
+
+fn configure(root: &Root, site: &Site) -> Done {
+    let _lock = held(root)?;
+    Ok(install::configure(root, site)?)
 }
 
 /// Whether pods can be given networks: without these the configuration would only make them fail.
@@ -110,6 +145,15 @@ fn ready(shared: &Shared, site: &Site) -> Done {
     if let Source::Api(kubeconfig) = &site.source {
         if shared.wish().definitions.is_none() {
             return Err("waits for the API server before the runtime is given netpath's configuration".into());
+        }
+        // Without the administrator's word a network without a zone would be let through.
+        if shared.wish().masters.is_none() {
+            return Err("waits for the ConfigMap `masters`, or for the word that there is none".into());
+        }
+        if shared.report().errors.contains_key("masters.json") && !shared.root.masters().exists() {
+            return Err(
+                "the ConfigMap `masters` cannot be put in force, and nothing older bounds the NICs".into()
+            );
         }
         let kubeconfig = shared.root.join(&kubeconfig.to_string_lossy());
         if !kubeconfig.exists() {
@@ -120,8 +164,19 @@ fn ready(shared: &Shared, site: &Site) -> Done {
 }
 
 /// What speaks against the configuration being the one in force, as runtimes say. One that does not say is believed.
-fn doubt(root: &Root, site: &Site) -> Result<Option<String>, cri::CriError> {
-    for socket in cri::sockets(root) {
+fn doubt(shared: &Shared, site: &Site) -> Result<Option<String>, cri::CriError> {
+    if !shared.options.asks_runtimes {
+        return Ok(None);
+    }
+    let sockets = cri::sockets(&shared.root);
+    if sockets.is_empty() {
+        return Ok(Some(
+            "no runtime's socket is there to ask by which configuration it makes networks: mount its directory below /run, \
+             or give --no-runtime"
+                .to_owned(),
+        ));
+    }
+    for socket in sockets {
         let Some(cni) = cri::cni(&socket)? else { continue };
         let socket = socket.display();
         if cni.conf_dir != site.conf_dir {

@@ -55,6 +55,8 @@ pub struct Options {
     pub plugin_kubeconfig: Option<PathBuf>,
     /// Where the plugin is installed, if it is the agent that does that.
     pub install: Option<Site>,
+    /// Whether runtimes are asked by which configuration they make networks.
+    pub asks_runtimes: bool,
     /// Name of the service account whose tokens the plugin is given, in [`Self::namespace`].
     pub account: String,
 }

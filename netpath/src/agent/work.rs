@@ -113,16 +113,16 @@ impl<'a> Work<'a> {
 
     fn pass(&mut self) {
         let disabled = self.root.disabled();
-        let is_disabled = disabled.is_some();
+        let (is_disabled, is_uninstalled) = (disabled.is_some(), self.root.uninstalled().exists());
         if is_disabled {
             self.shared.report().disabled = disabled;
             // What is missing afterwards nobody took from the agent.
             self.complete.clear();
             self.installer = Installer::default();
         }
-        // Whoever uninstalled netpath must not have it come back.
-        if !is_disabled {
-            let is_upgraded = self.step("upgrade", Self::upgrade);
+        // Whoever uninstalled netpath must not have it come back; who only has nothing attached keeps the rest.
+        if !is_uninstalled {
+            let is_upgraded = !is_disabled && self.step("upgrade", Self::upgrade);
             self.step("masters.json", Self::render);
             if is_upgraded {
                 // A change of a network waits for nothing but what has to be there before it.
@@ -172,12 +172,13 @@ impl<'a> Work<'a> {
         }
     }
 
-    /// What is in force is brought to this version, before a plugin of this version meets it.
+    /// What is in force is brought to this version, before a plugin of this version meets it: forth, and back where the newer
+    /// one left word that this one can.
     fn upgrade(&mut self) -> Done {
         if !self.is_upgraded {
             let mut node = Netlink::open()?;
             let _lock = Lock::acquire_within(self.root, PATIENCE)?;
-            let outcome = police::upgrade(self.root, &mut node, false, &mut |_| Ok(()))?;
+            let outcome = police::upgrade(self.root, &mut node, true, &mut |_| Ok(()))?;
             tracing::info!(?outcome, "what is in force is of this version");
             self.is_upgraded = true;
         }

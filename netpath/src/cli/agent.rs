@@ -45,6 +45,9 @@ pub(super) struct Args {
     /// Directory of its plugins.
     #[arg(long, default_value = BIN_DIR, value_name = "DIR")]
     cni_bin_dir: PathBuf,
+    /// Do not ask the runtime whether it makes networks by what was installed: there is none with CRI.
+    #[arg(long, requires = "install")]
+    no_runtime: bool,
     /// Configuration of the cluster network; else that which Multus stood before, or the first in --cni-conf-dir.
     #[arg(long, value_name = "FILE")]
     cluster_network: Option<PathBuf>,
@@ -76,6 +79,7 @@ pub(super) fn run(root: &Root, args: Args) -> anyhow::Result<ExitCode> {
         namespace: args.namespace,
         plugin_kubeconfig: args.networks.is_none().then_some(plugin_kubeconfig),
         install: args.install.then_some(site),
+        asks_runtimes: !args.no_runtime,
         account: args.account,
     };
     agent::run(root, options)?;

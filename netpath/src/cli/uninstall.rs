@@ -112,7 +112,11 @@ pub(super) fn run(root: &Root, args: &Args) -> anyhow::Result<ExitCode> {
         ));
     }
     // Programs first: under Multus again, pods would be strangers to them.
-    install::restore(root)?.iter().for_each(say);
+    let restored = {
+        let _lock = Lock::acquire_within(root, PATIENCE)?;
+        install::restore(root)?
+    };
+    restored.iter().for_each(say);
     // Nothing tells such a filter from that of a netpath with another root: it is named, not removed.
     let mut left = false;
     for link in node.links()? {
@@ -125,14 +129,16 @@ pub(super) fn run(root: &Root, args: &Args) -> anyhow::Result<ExitCode> {
             );
         }
     }
-    let mark = root.uninstalled();
     if args.stay {
         say("done; waiting to be told to end");
         wait_for_end().context("cannot wait for a signal")?;
-        whole::remove(&mark)?;
-    } else if flock::is_held(&root.agent_lock()).unwrap_or(true) {
+    }
+    let mark = root.uninstalled();
+    // One that cannot be looked at may be held.
+    if flock::is_held(&root.agent_lock()).unwrap_or(true) {
         say(format_args!(
-            "an agent runs on this node: it attaches nothing while {} is there; remove that file to have it install netpath again",
+            "an agent runs on this node: it attaches and installs nothing while {} is there; remove that file to have it \
+             install netpath again",
             mark.display()
         ));
     } else {

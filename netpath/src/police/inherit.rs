@@ -84,7 +84,14 @@ pub(super) fn inherit(
         }
         path => path.to_owned(),
     };
-    let netns = Netns::open(Path::new(&path)).ok()?;
+    let netns = match Netns::open(Path::new(&path)) {
+        Ok(netns) => netns,
+        Err(error) => {
+            tracing::warn!(network = %network.conf.name, error = &error as &dyn std::error::Error,
+                "an interface that was made by it is let pass, since its namespace cannot be opened");
+            return None;
+        }
+    };
     let identity = netns.identity().ok().filter(|identity| netns::is_namespace(*identity))?;
     let link = match Netlink::in_netns(&netns).and_then(|mut pod| pod.find_link(ifname.as_str())) {
         Ok(link) => link?,

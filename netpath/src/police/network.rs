@@ -253,7 +253,11 @@ pub fn guard(record: &Record) -> Result<(), GuardError> {
         return Ok(());
     }
     let mut effects = Effects::open(netns)?;
-    let link = effects.link(record.ifname.as_str())?;
+    let link = match effects.link(record.ifname.as_str()) {
+        // Its owner may rename and remove it, and has no setting to be protected by then.
+        Err(error) if error.is_absent() => return Ok(()),
+        link => link?,
+    };
     let mut steps = plan::prepare(&record.ifname, link.mtu, &[], Guard::Policed)?;
     steps.retain(|step| matches!(step, Step::SetSysctl { .. }));
     Ok(exec::run(&mut effects, &steps, &mut UndoStack::default())?)

@@ -125,7 +125,14 @@ pub fn choose(
     }
     let found = match wanted {
         Some(file) => Some(named(directory, files, file)?),
-        None => multus.first().and_then(|(_, theirs)| of_multus(theirs, &clusters)),
+        None => multus.first().and_then(|(_, theirs)| of_multus(theirs, &clusters)).filter(|(_, network)| {
+            // Beside us it takes ours for the cluster's.
+            let name =
+                network.as_str().and_then(|path| Path::new(path).strip_prefix(directory).ok()?.to_str());
+            !files
+                .iter()
+                .any(|(file, text)| Some(file.as_str()) == name && (is_ours(text) || is_multus(text)))
+        }),
     };
     let (key, value) = match (found, clusters.first()) {
         (Some(found), _) => found,
@@ -304,6 +311,13 @@ mod tests {
         let copy =
             multus(json!({"delegates": [{"name": "k8s-pod-network", "plugins": [{"type": "calico"}]}]}));
         assert_eq!(conf(&[copy, calico()], None)["clusterNetwork"], "/etc/cni/net.d/10-calico.conflist");
+        let ours =
+            file(CONF, json!({"name": "netpath", "plugins": [{"type": "netpath", "clusterNetwork": "x"}]}));
+        let looped = multus(json!({"clusterNetwork": "/host/etc/cni/net.d/00-netpath.conflist"}));
+        assert_eq!(
+            conf(&[looped, ours, calico()], None)["clusterNetwork"],
+            "/etc/cni/net.d/10-calico.conflist"
+        );
         let only = multus(json!({"delegates": [{"name": "own", "type": "bridge"}]}));
         let plugin = conf(&[only, calico()], None);
         assert_eq!((&plugin["delegates"][0]["name"], plugin.get("clusterNetwork")), (&json!("own"), None));

@@ -26,7 +26,13 @@ pub fn layout() -> Result<Layout, BpfError> {
         return Ok(*found);
     }
     let types = sys::kernel_types().map_err(|source| BpfError::Types { source })?;
-    let found = types.as_deref().and_then(Types::parse).and_then(|types| types.layout()).unwrap_or_default();
+    let found = types.as_deref().and_then(Types::parse).and_then(|types| types.layout()).unwrap_or_else(|| {
+        tracing::warn!(
+            "this kernel does not say what its record of a frame looks like: where a pod has a checksum written is not \
+             checked (docs/threat-model.md, 29)"
+        );
+        Layout::default()
+    });
     Ok(*FOUND.get_or_init(|| found))
 }
 

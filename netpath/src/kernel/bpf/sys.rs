@@ -202,8 +202,13 @@ pub fn program_maps(id: u32) -> io::Result<Vec<u32>> {
 
 /// What the kernel says of its own types (BTF); `None` of one that was built without.
 ///
-/// Not read from `/sys/kernel/btf`, which a container may not have.
+/// From the file, where there is one: the system calls take CAP_SYS_ADMIN.
 pub fn kernel_types() -> io::Result<Option<Vec<u8>>> {
+    match std::fs::read("/sys/kernel/btf/vmlinux") {
+        Ok(types) if !types.is_empty() => return Ok(Some(types)),
+        // A container need not have it.
+        _ => {}
+    }
     #[repr(C)]
     struct Attr {
         id: u32,

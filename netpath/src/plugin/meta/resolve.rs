@@ -314,10 +314,9 @@ fn node_name(call: &Call<'_>) -> String {
 
 fn of_nad(call: &Call<'_>, nad: Nad) -> Result<Found, PluginError> {
     let label = format!("{}/{}", nad.namespace, nad.name);
+    let wrong = |source| MetaError::Conf { network: label.clone(), source };
     let conf = match &nad.config {
-        Some(text) => NetworkConf::parse_new(text.as_bytes(), Some(&nad.name))
-            .and_then(|conf| conf.for_node(|| node_name(call)))
-            .map_err(|source| MetaError::Conf { network: label.clone(), source })?,
+        Some(text) => NetworkConf::parse_new(text.as_bytes(), Some(&nad.name)).map_err(wrong)?,
         None => by_name(&conf_dir(call), &nad.name).map_err(|error| match error {
             MetaError::Io { ref source, .. } if source.kind() != ErrorKind::NotFound => error,
             _ => {
@@ -326,6 +325,7 @@ fn of_nad(call: &Call<'_>, nad: Nad) -> Result<Found, PluginError> {
             }
         })?,
     };
+    let conf = conf.for_node(|| node_name(call)).map_err(wrong)?;
     Ok(Found { label, nad_namespace: Some(nad.namespace), resource: nad.resource_name, conf })
 }
 
