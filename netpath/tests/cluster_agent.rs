@@ -53,7 +53,7 @@ fn before_1_30(text: &str) -> String {
 
 /// The manifest that takes netpath off.
 fn uninstall() -> String {
-    before_1_30(&uninstall())
+    before_1_30(&manifest("uninstall/uninstall.yaml"))
 }
 
 struct Cluster<'a> {

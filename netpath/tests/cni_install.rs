@@ -209,6 +209,7 @@ fn where_no_cluster_network_is_it_waits() {
 #[test]
 fn what_bounds_the_nics_is_there_before_the_configuration() {
     let node = node();
+    fs::remove_file(node.root.masters()).expect("removed");
     let api = FakeApi::new(&node.netns);
     api.configmap("netpath", "masters", &json!({"masters.json": "{"}));
     let agent = begin(&node, &api);

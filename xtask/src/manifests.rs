@@ -11,6 +11,7 @@ use serde::Deserialize;
 use crate::{process::say, workspace};
 
 const FILE: &str = "deploy/netpath.yaml";
+const NAME: &str = "kustomization.yaml";
 const HEAD: &str = "# Written by `cargo xtask codegen`: all of `kubectl apply -k deploy`, for who has no kustomize. The definition of
 # NetworkAttachmentDefinitions is not in it, since all networks go with it when it is deleted: deploy/crd.
 ";
@@ -27,6 +28,9 @@ struct Kustomization {
     /// Says again what stands in the files, for overlays to change.
     #[serde(default)]
     images: Vec<Image>,
+    /// What changes or makes objects, as `deploy/monitoring` does.
+    namespace: Option<String>,
+    config_map_generator: Option<serde_json::Value>,
 }
 
 #[derive(Deserialize)]
@@ -41,6 +45,29 @@ pub(crate) fn check() -> Result<()> {
     let path = workspace::root()?.join(FILE);
     let found = fs::read_to_string(&path).unwrap_or_default();
     ensure!(found == text()?, "{FILE} is out of date: run `cargo xtask codegen`");
+    walk("deploy")
+}
+
+/// Looks at every kustomization below a directory: what it names is there, and can be named.
+fn walk(dir: &str) -> Result<()> {
+    let root = workspace::root()?;
+    let here = root.join(dir);
+    if here.join(NAME).exists() {
+        let path = format!("{dir}/{NAME}");
+        for resource in Kustomization::read(&path)?.resources {
+            let named = here.join(&resource);
+            let named = fs::canonicalize(&named).with_context(|| format!("{path} names {resource}"))?;
+            ensure!(named.is_file() || named.join(NAME).exists(), "{path}: {resource} has no {NAME}");
+            let above = fs::canonicalize(&here).context("it is there")?.starts_with(&named);
+            ensure!(!above, "{path}: {resource} is above it, which kustomize takes for a cycle");
+        }
+    }
+    for entry in fs::read_dir(&here).with_context(|| format!("cannot list {}", here.display()))? {
+        let entry = entry.with_context(|| format!("cannot list {}", here.display()))?;
+        if entry.path().is_dir() {
+            walk(&format!("{dir}/{}", entry.file_name().to_string_lossy()))?;
+        }
+    }
     Ok(())
 }
 
@@ -61,15 +88,24 @@ fn text() -> Result<String> {
     Ok(text)
 }
 
+impl Kustomization {
+    fn read(path: &str) -> Result<Self> {
+        serde_saphyr::from_str(&read(path)?)
+            .with_context(|| format!("{path} uses what `cargo xtask codegen` does not know"))
+    }
+}
+
+fn read(path: &str) -> Result<String> {
+    let path = workspace::root()?.join(path);
+    fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))
+}
+
 /// Adds what the kustomization of a directory names.
 fn gather(dir: &str, text: &mut String) -> Result<()> {
-    let read = |path: &str| -> Result<String> {
-        let path = workspace::root()?.join(path);
-        fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))
-    };
-    let path = format!("{dir}/kustomization.yaml");
-    let kustomization: Kustomization = serde_saphyr::from_str(&read(&path)?)
-        .with_context(|| format!("{path} uses what {FILE} cannot be made of"))?;
+    let path = format!("{dir}/{NAME}");
+    let kustomization = Kustomization::read(&path)?;
+    let is_plain = kustomization.namespace.is_none() && kustomization.config_map_generator.is_none();
+    ensure!(is_plain, "{path} changes or makes objects, which {FILE} cannot show");
     let before = text.len();
     for resource in &kustomization.resources {
         let path = format!("{dir}/{resource}");
