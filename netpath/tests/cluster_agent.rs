@@ -123,9 +123,8 @@ fn from_nothing_to_nothing() {
     // As nodes are that nobody has prepared.
     for node in &nodes {
         node.sh("mkdir /run/saved; cp -a /etc/cni/net.d /opt/cni/bin/netpath /run/saved");
-        node.sh(&format!(
-            "{OURS} uninstall --yes; cd /etc/cni/net.d; rm -rf 00-netpath.conflist netpath.d {OURS}"
-        ));
+        node.sh(&format!("{OURS} uninstall --yes"));
+        node.sh("cd /etc/cni/net.d; rm -r 00-netpath.conflist netpath.d /opt/cni/bin/netpath");
     }
     let masters =
         json!({"enp0s8": {"zone": {"local": ["10.12.34.0/24"], "allow": ["8.8.8.8"]}, "promisc": "on"}});
