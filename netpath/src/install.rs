@@ -1,17 +1,20 @@
 //! netpath's files in the directories of a node's runtime: the plugin, its configuration, and what stood there before.
 
 use std::{
-    fs::{self, DirBuilder, File},
+    fs::{self, File, Permissions},
     io::{self, BufReader, Read, Write as _},
-    os::unix::fs::DirBuilderExt as _,
+    os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
 };
 
+use nix::fcntl::OFlag;
 use serde::{Deserialize, Serialize};
 
 use crate::{
     root::Root,
-    spec::install::{CONF, ChoiceError, SAVED, Source, choose, cluster_network, is_conf, is_multus, is_ours},
+    spec::install::{
+        CONF, ChoiceError, SAVED, Source, check, choose, cluster_network, is_conf, is_multus, is_ours, source,
+    },
     whole::{self, WholeError},
 };
 
@@ -101,7 +104,15 @@ pub fn begin(root: &Root, site: &Site) -> Result<Vec<String>, InstallError> {
     let conf = site.conf_dir.join(CONF);
     let known = record(root)?;
     let (text, saved, done) = match known {
-        Some(known) if known.conf == conf => (known.text, known.saved, Vec::new()),
+        Some(known)
+            if known.conf == conf
+                && known
+                    .text
+                    .as_ref()
+                    .is_none_or(|text| source(text.as_bytes()).as_ref() == Some(&site.source)) =>
+        {
+            (known.text, known.saved, Vec::new())
+        }
         Some(_) => (None, Vec::new(), restore(root)?),
         None => (None, Vec::new(), Vec::new()),
     };
@@ -174,10 +185,17 @@ pub fn configure(root: &Root, site: &Site) -> Result<(), InstallError> {
     let Some(mut installed) = record(root)? else { return Ok(()) };
     let text = match installed.text.take() {
         Some(text) => text,
-        None => choose(&site.conf_dir, &files, site.cluster_network.as_deref())?
-            .conflist(&site.source, &site.node),
+        None => {
+            let choice = choose(&site.conf_dir, &files, site.cluster_network.as_deref())?;
+            let text = choice.conflist(&site.source, &site.node);
+            if let Some(network) = cluster_network(text.as_bytes()) {
+                check(&network, whole::read(&below(root, &network))?.as_deref())?;
+            }
+            text
+        }
     };
     installed.text = Some(text.clone());
+    let before = installed.saved.clone();
     for (name, text) in &files {
         let path = site.conf_dir.join(name);
         if is_multus(text) && !installed.saved.contains(&path) {
@@ -192,8 +210,9 @@ pub fn configure(root: &Root, site: &Site) -> Result<(), InstallError> {
     for path in &installed.saved {
         let path = below(root, path);
         let aside = saved(&path);
-        // Beside ours Multus takes ours for the cluster's, so what it wrote first is what is kept.
-        let done = match (path.exists(), aside.exists()) {
+        // Beside ours Multus takes ours for the cluster's, so what it wrote first is what is kept, if it is of this time.
+        let is_again = before.iter().any(|known| below(root, known) == path) && aside.exists();
+        let done = match (path.exists(), is_again) {
             (false, _) => Ok(()),
             (true, false) => fs::rename(&path, &aside),
             (true, true) => fs::remove_file(&path),
@@ -226,7 +245,7 @@ pub fn restore(root: &Root) -> Result<Vec<String>, InstallError> {
     }
     let conf = below(root, &installed.conf);
     if whole::read(&conf)?.is_some_and(|text| is_ours(&text)) {
-        fs::remove_file(&conf).map_err(io_error("remove", &conf))?;
+        whole::remove(&conf)?;
         done.push(format!("{} is removed: pods get the cluster network alone", conf.display()));
     }
     if let Some(kubeconfig) = &installed.kubeconfig {
@@ -245,6 +264,14 @@ pub fn restore(root: &Root) -> Result<Vec<String>, InstallError> {
         ));
     }
     whole::remove(&root.installed())?;
+    // What writers left that were killed: the largest is the plugin's.
+    for file in
+        [Some(&installed.plugin), Some(&installed.conf), installed.kubeconfig.as_ref()].into_iter().flatten()
+    {
+        if let Some(dir) = below(root, file).parent() {
+            whole::sweep(dir)?;
+        }
+    }
     Ok(done)
 }
 
@@ -279,6 +306,8 @@ fn files(dir: &Path) -> Result<Vec<(String, Vec<u8>)>, InstallError> {
         match whole::bytes(&path) {
             Ok(text) => files.push((name, text)),
             Err(error) if error.kind() == io::ErrorKind::NotFound || path.is_dir() => {}
+            // No configuration, as one that is not JSON.
+            Err(error) if whole::Unfit::of(&error).is_some() => files.push((name, Vec::new())),
             Err(error) => return Err(io_error("read", &path)(error)),
         }
     }
@@ -329,19 +358,28 @@ fn below(root: &Root, path: &Path) -> PathBuf {
 
 /// Directories of the runtime are for everybody to read.
 fn make(dir: &Path) -> Result<(), InstallError> {
-    DirBuilder::new().recursive(true).mode(0o755).create(dir).map_err(io_error("create", dir))
+    if dir.exists() {
+        return Ok(());
+    }
+    // Whatever this process's mask is.
+    let made = fs::create_dir_all(dir).and_then(|()| fs::set_permissions(dir, Permissions::from_mode(0o755)));
+    made.map_err(io_error("create", dir))
 }
 
-/// Whether two files have the same bytes; one that is not there has none.
-fn is_same(one: &Path, other: &Path) -> io::Result<bool> {
-    let open =
-        |path: &Path| File::open(path).map(|file| (file.metadata().map(|it| it.len()), BufReader::new(file)));
-    let mut other = match open(other) {
+/// Whether there is a program at `path` with the bytes of `one`.
+fn is_same(one: &Path, path: &Path) -> io::Result<bool> {
+    let open = |path: &Path| {
+        // A pipe would be waited for.
+        let file = File::options().read(true).custom_flags(OFlag::O_NONBLOCK.bits()).open(path);
+        file.map(|file| (file.metadata().map(|it| (it.len(), it.is_file())), BufReader::new(file)))
+    };
+    let mut other = match open(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
         other => other?,
     };
     let mut one = open(one)?;
-    if one.0? != other.0? {
+    let mode = fs::metadata(path)?.permissions().mode();
+    if one.0? != other.0? || mode & 0o111 != 0o111 {
         return Ok(false);
     }
     let (mut a, mut b) = ([0; 8192], [0; 8192]);

@@ -136,7 +136,8 @@ fn pods_come_and_go_while_networks_change() {
     let mut rows: Vec<_> =
         told["pods"].as_array().unwrap().iter().map(|row| row["name"].as_str().unwrap().to_owned()).collect();
     let mut names: Vec<_> = members.iter().map(|member| format!("pod{}", member.number)).collect();
-    (rows.sort(), names.sort());
+    rows.sort();
+    names.sort();
     assert_eq!(rows, names);
     assert_eq!(told["unpoliced"], json!([]));
     // Series end with their pods.
@@ -155,6 +156,9 @@ fn pods_come_and_go_while_networks_change() {
         cpu(),
         agent.value("netpath_scrape_microseconds", &[]).unwrap()
     );
+    if std::env::var_os("NETPATH_LOG").is_some() {
+        eprintln!("{}", agent.log.lock().unwrap());
+    }
     // It is an allocator's business how much; what leaks with each pod or edit would be more.
     assert!(after < full + full / 4, "{full} KiB, then {after} KiB");
 }

@@ -230,3 +230,35 @@ fn a_runtime_is_asked_where_there_is_one() {
     unready(&agent, "no runtime's socket is there to ask");
     assert!(node.root.join(CONF).exists(), "it is written all the same");
 }
+
+#[test]
+fn what_is_noted_is_noted_again_and_a_wrong_cluster_network_changes_nothing() {
+    let node = node();
+    let api = FakeApi::new(&node.netns);
+    let path = node.root.join("etc/kubeconfig");
+    fs::write(&path, api.kubeconfig()).expect("written");
+    let kubeconfig = path.to_str().expect("text");
+    let with = |network: &str| {
+        let words = ["--install", "--no-runtime", "--kubeconfig", kubeconfig, "--cluster-network", network];
+        Agent::begin_with(&node, &words)
+    };
+    for network in
+        ["10-cbr0.conflist", "/etc/cni/net.d", "/etc/cni/net.d/../net.d/00-netpath.conflist", "/none"]
+    {
+        let agent = with(network);
+        unready(&agent, "install: ");
+        assert!(!node.root.join(CONF).exists(), "{network}");
+        agent.kill();
+    }
+    let agent = with("/etc/cni/net.d/10-cbr0.conflist").ready();
+    // What says what is to be taken back is there again, and credentials are renewed.
+    for path in [node.root.installed(), node.root.join(TOKEN)] {
+        fs::remove_file(&path).expect("removed");
+        agent.eventually("it is there again", || path.exists().then_some(()));
+    }
+    // Installed again within the pass in which it was uninstalled.
+    node.netpath(&["uninstall", "--yes"]);
+    fs::remove_file(node.root.uninstalled()).expect("removed");
+    agent.eventually("it is installed again", || node.root.join(CONF).exists().then_some(()));
+    agent.ready();
+}

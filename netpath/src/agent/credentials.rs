@@ -21,6 +21,10 @@ use crate::{
 const BOUND: u64 = 24 * 3600;
 /// The same of a token that nothing ends before its time. Half of it is how long an agent may be away.
 const UNBOUND: u64 = 3600;
+/// More is no token, whose longest are some thousand characters.
+const LONGEST: usize = 64 << 10;
+/// No token is renewed earlier, however short the server makes its life.
+const SHORTEST: Duration = Duration::from_secs(30);
 /// How often it is looked whether half of a life is over, or what failed is tried again.
 const LOOK: Duration = Duration::from_secs(5);
 
@@ -89,7 +93,7 @@ pub(super) async fn keep(client: &Client, server: &Server, shared: &Shared) {
     }
     let mut life: Option<Life> = None;
     loop {
-        let is_due = life.as_ref().is_none_or(|life| life.length / 2 <= life.from.elapsed());
+        let is_due = life.as_ref().is_none_or(|life| (life.length / 2).max(SHORTEST) <= life.from.elapsed());
         // What is to be taken back is noted first.
         let may = !shared.root.uninstalled().exists() && shared.root.installed().exists();
         if may && (is_due || !is_there(shared)) {
@@ -143,6 +147,9 @@ async fn renew(client: &Client, server: &Server, shared: &Shared) -> Result<Life
     let (Some(token), Some(until)) = (text("/status/token"), text("/status/expirationTimestamp")) else {
         return Err("the server answers a TokenRequest without a token".into());
     };
+    if token.is_empty() || LONGEST < token.len() || !token.bytes().all(|byte| byte.is_ascii_graphic()) {
+        return Err("the server answers a TokenRequest with what is no token".into());
+    }
     let until = SystemTime::from(until.parse::<Timestamp>()?);
     let granted = answer.pointer("/spec/expirationSeconds").and_then(Value::as_u64);
     let length = Duration::from_secs(granted.ok_or("the server does not say how long a token holds")?);
@@ -153,6 +160,9 @@ async fn renew(client: &Client, server: &Server, shared: &Shared) -> Result<Life
     let write = move || -> Result<(), Failed> {
         // Whoever uninstalls removes them, and must not find them there again.
         let _lock = held(&root)?;
+        if let Some(dir) = path.parent() {
+            whole::sweep(dir)?;
+        }
         whole::replace(&file, token.as_bytes())?;
         if whole::read(&path)?.as_deref() != Some(kubeconfig.as_bytes()) {
             whole::replace(&path, kubeconfig.as_bytes())?;

@@ -1,7 +1,7 @@
 //! What a zone takes in the pod's own namespace, also where the zone came after the interface: by a change of its network,
 //! or because Multus had made it.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, sync::Arc};
 
 use crate::{
     plugin::full,
@@ -17,11 +17,12 @@ impl Guards {
     /// Does it where it was not done; tried again until it works.
     pub(super) fn keep(
         &mut self,
-        records: &[Record],
+        records: &[Arc<Record>],
     ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
         let mut failed = None;
         let mut done = BTreeSet::new();
-        let is_policed = |it: &&Record| it.phase == Phase::Ready && it.zone.is_some() && it.mac.is_some();
+        let is_policed =
+            |it: &&Arc<Record>| it.phase == Phase::Ready && it.zone.is_some() && it.mac.is_some();
         for record in records.iter().filter(is_policed) {
             let key = (record.container_id.to_string(), record.ifname.to_string());
             if self.0.contains(&key) {

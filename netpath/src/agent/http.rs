@@ -101,7 +101,12 @@ fn missing(shared: &Shared) -> Vec<String> {
         }
     }
     missing.extend(report.errors.iter().map(|(what, error)| format!("{what}: {error}")));
-    missing
+    // A line each, whatever names and messages of others are in it.
+    let shown = |text: &String| -> String {
+        let text = text.chars().take(2000);
+        text.flat_map(|it| if it.is_control() { it.escape_default().collect() } else { vec![it] }).collect()
+    };
+    missing.iter().map(shown).collect()
 }
 
 fn say(status: StatusCode, content_type: &'static str, text: String) -> Response<Full<Bytes>> {

@@ -49,7 +49,8 @@ impl Installer {
             object::verify()?;
             self.is_tried = true;
         }
-        if !self.has_begun {
+        // Also where somebody removed what was noted, or uninstalled meanwhile.
+        if !self.has_begun || !root.installed().exists() {
             let _lock = held(root)?;
             for done in install::begin(root, site)? {
                 tracing::info!(done, "the site of the installation was another one");

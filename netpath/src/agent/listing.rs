@@ -4,6 +4,7 @@ use std::{
     collections::BTreeMap,
     fs,
     path::Path,
+    sync::Arc,
     time::{Duration, SystemTime},
 };
 
@@ -63,14 +64,15 @@ impl Stamp {
 #[derive(Default)]
 pub(super) struct Listing {
     stamp: Stamp,
-    pub(super) records: Vec<Record>,
+    known: state::Known,
+    pub(super) records: Vec<Arc<Record>>,
 }
 
 impl Listing {
     pub(super) fn read(&mut self, root: &Root) -> Result<(), state::StateError> {
         if self.stamp.is_stale(&root.state()) {
             let boot = state::boot_id()?;
-            self.records = Records::new(root).all()?.records;
+            self.records = Records::new(root).refresh(&mut self.known)?;
             self.records.retain(|record| record.boot_id == boot);
         }
         Ok(())

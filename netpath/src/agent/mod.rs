@@ -12,6 +12,7 @@ mod installer;
 mod ledger;
 mod listing;
 mod metrics;
+mod networks;
 mod notice;
 mod repair;
 mod tell;
@@ -20,9 +21,10 @@ mod wish;
 mod work;
 
 use std::{
-    fs::{self, File},
+    fs::{self, DirBuilder, File},
     io,
     net::SocketAddr,
+    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
     path::PathBuf,
     sync::{
         Arc, Mutex, MutexGuard,
@@ -242,10 +244,11 @@ fn lock(root: &Root) -> Result<Flock<File>, AgentError> {
     let path = root.agent_lock();
     let failed = |source: io::Error| AgentError::Lock { path: path.clone(), source };
     if let Some(parent) = path.parent() {
-        fs::create_dir_all(parent).map_err(failed)?;
+        DirBuilder::new().recursive(true).mode(0o700).create(parent).map_err(failed)?;
     }
-    let mut file =
-        File::options().read(true).write(true).create(true).truncate(false).open(&path).map_err(failed)?;
+    let mut options = File::options();
+    options.read(true).write(true).create(true).truncate(false).mode(0o600);
+    let mut file = options.open(&path).map_err(failed)?;
     let mut known = None;
     loop {
         file = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {

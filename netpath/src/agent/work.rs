@@ -7,13 +7,12 @@ use std::{
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
-use netpath_ebpf::abi::mode;
-
 use super::{
     Shared,
     guards::Guards,
     installer::Installer,
     listing::{Listing, SandboxListing, Zones, id_of},
+    networks::{Networks, is_elsewhere},
     repair::Repairs,
     wish::Definition,
 };
@@ -24,7 +23,6 @@ use crate::{
         bpf::{
             Hook,
             attach::{self, Change, HookState},
-            maps::Maps,
         },
         netlink::{Link, Netlink},
         netns,
@@ -33,12 +31,12 @@ use crate::{
         full,
         sweep::{self, Life},
     },
-    police::{self, MasterLink, Network, NetworkError, PoliceError},
+    police::{self, MasterLink, Network},
     root::Root,
     spec::{ContainerId, Event, PodRef, Severity, meta::BIN_DIR},
     state::{self, Lock, Phase, Record, Sandbox, Sandboxes},
     whole,
-    zone::{MasterEntry, Masters, Xdp, compile},
+    zone::{MasterEntry, Masters, Xdp},
 };
 
 /// How often all is looked at where nobody tells of a change.
@@ -86,6 +84,7 @@ struct Work<'a> {
     /// What the owners of networks were told, by name.
     told: BTreeMap<String, String>,
     guards: Guards,
+    networks: Networks,
     /// Pods whose owners were told, by UID.
     bare: BTreeSet<String>,
     swept: Option<Instant>,
@@ -106,6 +105,7 @@ impl<'a> Work<'a> {
             checked: BTreeMap::new(),
             told: BTreeMap::new(),
             guards: Guards::default(),
+            networks: Networks::default(),
             bare: BTreeSet::new(),
             swept: None,
         }
@@ -152,7 +152,9 @@ impl<'a> Work<'a> {
 
     /// Does one thing; that it failed is said once, and stops no other.
     fn step(&mut self, what: &'static str, does: fn(&mut Self) -> Done) -> bool {
+        let begun = Instant::now();
         let result = does(self);
+        tracing::debug!(what, took = ?begun.elapsed(), "done");
         let mut report = self.shared.report();
         match result {
             Ok(()) => {
@@ -293,8 +295,9 @@ impl<'a> Work<'a> {
         };
         let mut refused = BTreeMap::new();
         let mut networks = Vec::new();
+        self.networks.begin(&definitions, &masters, &node.links()?);
         for (name, definition) in &definitions {
-            match network(name, definition) {
+            match self.networks.read(name, definition) {
                 Ok(Some(network)) => networks.push((name, definition, network)),
                 Ok(None) => {}
                 Err(error) => drop(refused.insert(name.clone(), (definition, error))),
@@ -308,13 +311,24 @@ impl<'a> Work<'a> {
         for (name, definition, network) in &networks {
             // A record that does not say where it comes from is nobody's where two definitions could have made it.
             let is_alone = names.get(network.conf.name.as_str()) == Some(&1);
-            let records = self.listing.records.iter();
+            let records = self.listing.records.iter().map(AsRef::as_ref);
             let own: Vec<&Record> = records
                 .filter(|record| network.is_of(record) && (record.nad.is_some() || is_alone))
                 .collect();
             let result = match own.is_empty() {
                 true => self.check(name, definition, network, &masters, &mut node),
-                false => put(self.root, &masters, &mut node, maps.as_mut(), &zones, network, &own)
+                false => self
+                    .networks
+                    .put(
+                        self.root,
+                        &masters,
+                        &mut node,
+                        maps.as_mut(),
+                        &zones,
+                        (name, definition),
+                        network,
+                        &own,
+                    )
                     .map_err(|error| (!is_elsewhere(&error)).then(|| full(&error))),
             };
             match result {
@@ -530,46 +544,6 @@ impl<'a> Work<'a> {
 fn missing(states: &[HookState], wants_xdp: bool) -> Vec<Hook> {
     let works = |hook: Hook| states.iter().any(|state| state.hook == hook && state.live && state.bound);
     Hook::ALL.into_iter().filter(|hook| (*hook != Hook::Xdp || wants_xdp) && !works(*hook)).collect()
-}
-
-/// What a definition says. One of other plugins is none of ours.
-fn network(name: &str, definition: &Definition) -> Result<Option<Network>, String> {
-    let short = name.split_once('/').map_or(name, |(_, name)| name);
-    match Network::of_definition(short, definition.config.as_deref(), Some(name.to_owned())) {
-        Ok(network) => Ok(Some(network)),
-        // Without one it stands in a file of that name, and is the plugin's to read.
-        Err(NetworkError::NoConfig { .. } | NetworkError::NotPoliced { .. }) => Ok(None),
-        Err(error) => Err(full(&error)),
-    }
-}
-
-/// Whether it is a network of other nodes: their masters are not here.
-fn is_elsewhere(error: &NetworkError) -> bool {
-    matches!(error, NetworkError::NoMaster { .. } | NetworkError::NoDefault)
-}
-
-/// Puts a network in force where it is not; whether anything changed.
-fn put(
-    root: &Root,
-    masters: &Masters,
-    node: &mut Netlink,
-    maps: Option<&mut Maps>,
-    zones: &Zones,
-    network: &Network,
-    own: &[&Record],
-) -> Result<bool, NetworkError> {
-    let resolved = network.resolve(masters, node)?;
-    let compiled = resolved.zone.as_ref().map(compile).transpose().map_err(PoliceError::from)?;
-    let digest = compiled.map(|image| image.digest(network.conf.name.as_str()));
-    let mode = resolved.zone.as_ref().map_or(mode::OFF, |zone| zone.mode().abi());
-    let differs = |record: &&&Record| {
-        let row = zones.rows.get(&id_of(record));
-        row.is_some_and(|(zone, its)| *its != mode || zones.digests.get(zone) != digest.as_ref())
-    };
-    let Some(maps) = maps.filter(|_| own.iter().any(|record| differs(&record))) else { return Ok(false) };
-    // What a record does not say of itself was decided above, by all definitions.
-    let is_meant = |record: &Record| own.iter().any(|it| it.is_of(&record.container_id, &record.ifname));
-    Ok(network.put_in_force(root, maps, &resolved, is_meant)?.is_some_and(|applied| applied.endpoints != 0))
 }
 
 fn seconds() -> u64 {

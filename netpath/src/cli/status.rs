@@ -47,7 +47,7 @@ pub(super) fn run(root: &Root, args: &Args) -> anyhow::Result<ExitCode> {
         return Ok(of_another_version(root, args.output, &error.to_string()));
     }
     let Some(maps) = view::open(root)? else {
-        if root.disable().exists() && args.output.output == Format::Table {
+        if root.disabled().is_some() && args.output.output == Format::Table {
             say(disabled(root));
         }
         let mut answer = head(root, None);
@@ -144,7 +144,7 @@ impl Status {
             alerts: Vec::new(),
             notes: Vec::new(),
         };
-        if root.disable().exists() {
+        if root.disabled().is_some() {
             status.alerts.push(disabled(root));
         }
         let entries = match police::masters(root) {
@@ -508,7 +508,7 @@ fn head(root: &Root, abi_version: Option<u32>) -> Value {
         "abi_version": abi_version,
         "object": format!("{:016x}", object::digest()),
         "pins": path_json(&root.pins()),
-        "disabled": root.disable().exists(),
+        "disabled": root.disabled().is_some(),
         "cpus": null,
         "maps": null,
         "masters": [],

@@ -9,7 +9,10 @@ use std::{
 };
 
 use anyhow::{Context, bail};
-use nix::sys::signal::{SigSet, Signal};
+use nix::{
+    fcntl::{Flock, FlockArg},
+    sys::signal::{SigSet, Signal},
+};
 
 use super::{
     printable, say,
@@ -92,9 +95,12 @@ pub(super) fn run(root: &Root, args: &Args) -> anyhow::Result<ExitCode> {
     let mut node = Netlink::open()?;
     // First of all: an agent, or a pod that starts meanwhile, must not bring it back.
     whole::replace(&root.uninstalled(), b"")?;
+    let mark = root.uninstalled();
+    let undone =
+        || format!("not done: until it is, {} keeps agents and plugins from attaching", mark.display());
     let detached = {
-        let _lock = Lock::acquire_within(root, PATIENCE)?;
-        police::uninstall(root, &mut node)?
+        let _lock = Lock::acquire_within(root, PATIENCE).with_context(undone)?;
+        police::uninstall(root, &mut node).with_context(undone)?
     };
     // The directory of all versions goes with the last of them; another version's pins keep it.
     if let Some(parent) = pins.parent() {
@@ -113,8 +119,8 @@ pub(super) fn run(root: &Root, args: &Args) -> anyhow::Result<ExitCode> {
     }
     // Programs first: under Multus again, pods would be strangers to them.
     let restored = {
-        let _lock = Lock::acquire_within(root, PATIENCE)?;
-        install::restore(root)?
+        let _lock = Lock::acquire_within(root, PATIENCE).with_context(undone)?;
+        install::restore(root).with_context(undone)?
     };
     restored.iter().for_each(say);
     // Nothing tells such a filter from that of a netpath with another root: it is named, not removed.
@@ -130,12 +136,18 @@ pub(super) fn run(root: &Root, args: &Args) -> anyhow::Result<ExitCode> {
         }
     }
     if args.stay {
+        // Another one that ends meanwhile leaves the mark to this one.
+        let file = fs::File::open(&mark).with_context(|| format!("cannot open {}", mark.display()))?;
+        let held = Flock::lock(file, FlockArg::LockShared).map_err(|(_, errno)| errno);
+        let _held = held.with_context(|| format!("cannot lock {}", mark.display()))?;
         say("done; waiting to be told to end");
         wait_for_end().context("cannot wait for a signal")?;
     }
-    let mark = root.uninstalled();
     // One that cannot be looked at may be held.
-    if flock::is_held(&root.agent_lock()).unwrap_or(true) {
+    let is_held = |path: &Path| flock::is_held(path).unwrap_or(true);
+    if is_held(&mark) {
+        say(format_args!("`netpath uninstall --stay` runs on this node, and keeps {}", mark.display()));
+    } else if is_held(&root.agent_lock()) {
         say(format_args!(
             "an agent runs on this node: it attaches and installs nothing while {} is there; remove that file to have it \
              install netpath again",

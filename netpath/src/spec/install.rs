@@ -56,7 +56,8 @@ pub enum ChoiceError {
     },
     /// Two meta-plugins that call each other never end.
     #[error(
-        "--cluster-network {} is a configuration of type `{kind}`: name that of the cluster's network plugin",
+        "the cluster network {} is a configuration of type `{kind}`: name that of the cluster's network plugin by \
+         --cluster-network",
         file.display()
     )]
     Meta {
@@ -66,7 +67,7 @@ pub enum ChoiceError {
         kind: String,
     },
     /// The file that was named is not there.
-    #[error("--cluster-network {} does not exist", file.display())]
+    #[error("the cluster network {} is no path of a file that is there, from the root on: name one by --cluster-network", file.display())]
     Missing {
         /// The file.
         file: PathBuf,
@@ -124,7 +125,8 @@ pub fn choose(
         }
     }
     let found = match wanted {
-        Some(file) => Some(named(directory, files, file)?),
+        Some(file) if file.is_absolute() => Some(("clusterNetwork", text(file))),
+        Some(file) => return Err(ChoiceError::Missing { file: file.to_owned() }),
         None => multus.first().and_then(|(_, theirs)| of_multus(theirs, &clusters)).filter(|(_, network)| {
             // Beside us it takes ours for the cluster's.
             let name =
@@ -170,6 +172,23 @@ impl Choice {
         });
         format!("{list:#}\n")
     }
+}
+
+/// Refuses a cluster network that no pod could be given: `bytes` is what is in its file.
+pub fn check(file: &Path, bytes: Option<&[u8]>) -> Result<(), ChoiceError> {
+    let bytes = bytes.ok_or_else(|| ChoiceError::Missing { file: file.to_owned() })?;
+    let broken = |source| ChoiceError::Broken { file: file.to_owned(), source };
+    match kind(&NetworkConf::parse(bytes, None).map_err(broken)?) {
+        Some(kind) => Err(ChoiceError::Meta { file: file.to_owned(), kind: kind.to_owned() }),
+        None => Ok(()),
+    }
+}
+
+/// Where a configuration of netpath finds what networks are.
+pub fn source(text: &[u8]) -> Option<Source> {
+    let keys = plugin(text)?;
+    let path = |key: &str| keys.get(key).and_then(Value::as_str).map(PathBuf::from);
+    path("kubeconfig").map(Source::Api).or_else(|| path("networks").map(Source::Directory))
 }
 
 /// Whether runtimes read a file of this name.
@@ -225,24 +244,6 @@ fn of_multus(
         Some((path, _)) if delegates.len() == 1 => ("clusterNetwork", text(path)),
         _ => ("delegates", delegates.clone().into()),
     })
-}
-
-/// What the administrator named.
-fn named(
-    directory: &Path,
-    files: &[(String, Vec<u8>)],
-    file: &Path,
-) -> Result<(&'static str, Value), ChoiceError> {
-    if file.parent() == Some(directory) {
-        let found = files.iter().find(|(name, _)| file.file_name().is_some_and(|it| it == name.as_str()));
-        let (_, text) = found.ok_or_else(|| ChoiceError::Missing { file: file.to_owned() })?;
-        let broken = |source| ChoiceError::Broken { file: file.to_owned(), source };
-        let conf = NetworkConf::parse(text, None).map_err(broken)?;
-        if let Some(kind) = kind(&conf) {
-            return Err(ChoiceError::Meta { file: file.to_owned(), kind: kind.to_owned() });
-        }
-    }
-    Ok(("clusterNetwork", text(file)))
 }
 
 /// A path that Multus has in its container, as the node has it.
@@ -339,8 +340,12 @@ mod tests {
         let late = ("20-broken.conf".to_owned(), b"{".to_vec());
         assert_eq!(conf(&[calico(), late], None)["clusterNetwork"], "/etc/cni/net.d/10-calico.conflist");
         let multus = file("00-multus.conf", json!({"name": "m", "type": "multus", "clusterNetwork": "x"}));
-        assert!(matches!(error(&[multus], Some("/etc/cni/net.d/00-multus.conf")), ChoiceError::Meta { .. }));
-        assert!(matches!(error(&[calico()], Some("/etc/cni/net.d/11.conf")), ChoiceError::Missing { .. }));
+        let path = Path::new("/x");
+        assert!(matches!(check(path, Some(&multus.1)), Err(ChoiceError::Meta { .. })));
+        assert!(matches!(check(path, None), Err(ChoiceError::Missing { .. })));
+        assert!(matches!(check(path, Some(b"{")), Err(ChoiceError::Broken { .. })));
+        assert!(check(path, Some(&calico().1)).is_ok());
+        assert!(matches!(error(&[calico()], Some("10-calico.conflist")), ChoiceError::Missing { .. }));
     }
 
     #[test]

@@ -2,10 +2,13 @@
 //!
 //! host-local knows the node that it runs on and no other, so with one range for all of them two nodes give one address.
 
+use std::net::IpAddr;
+
+use ipnetwork::IpNetwork;
 use serde_json::{Map, Value};
 
 use super::error::ConfError;
-use super::json::View;
+use super::json::{View, is_same_key};
 use super::nad::NetworkConf;
 
 const KEY: &str = "perNode";
@@ -34,11 +37,10 @@ impl NetworkConf {
         let entries = std::cell::RefCell::new(all.into_iter());
         Ok(self.map_plugins(|raw| {
             let entry = entries.borrow_mut().next().flatten();
-            let (Some(entry), Some(ipam)) = (entry, raw.get_mut("ipam").and_then(Value::as_object_mut))
-            else {
-                return;
-            };
-            ipam.remove(KEY);
+            // Plugins that are written in Go take a key in any case.
+            let ipam = raw.iter_mut().find(|(key, _)| is_same_key(key, "ipam")).map(|(_, ipam)| ipam);
+            let (Some(entry), Some(ipam)) = (entry, ipam.and_then(Value::as_object_mut)) else { return };
+            ipam.retain(|key, _| !is_same_key(key, KEY) && !KEYS.iter().any(|own| is_same_key(key, own)));
             ipam.extend(entry);
         }))
     }
@@ -66,22 +68,72 @@ fn entry(ipam: &View<'_>, nodes: &View<'_>, node: &str) -> Result<Map<String, Va
             "perNode splits the range of host-local alone: other plugins know of other nodes",
         ));
     }
-    if ipam.text("subnet")?.is_none() {
-        return Err(ConfError::Missing {
-            field: ipam.path_of("subnet"),
-            fix: "perNode splits the one range that `subnet` stands for: write it instead of `ranges`",
-        });
-    }
-    let names = || nodes.map().keys().cloned().collect::<Vec<_>>().join(", ");
-    let own = nodes.object(node)?.ok_or_else(|| {
-        let rule = format!("node {node} has no range: give it one, as {} have", names());
-        ConfError::field(ipam.path_of(KEY), names(), rule)
+    let subnet = ipam.parsed("subnet", prefix)?.ok_or_else(|| ConfError::Missing {
+        field: ipam.path_of("subnet"),
+        fix: "perNode splits the one range that `subnet` stands for",
     })?;
-    if let Some(key) = own.map().keys().find(|key| !KEYS.contains(&key.as_str())) {
-        let rule = format!("write {} alone: the rest is one for all nodes", KEYS.join(" and "));
-        return Err(ConfError::field(own.path_of(key), "…", rule));
+    if ipam.get("ranges").is_some() {
+        let rule = "perNode splits the one range that `subnet` stands for: leave `ranges` out";
+        return Err(ConfError::field(ipam.path_of("ranges"), "…", rule));
     }
-    Ok(own.map().clone())
+    let mut own = None;
+    let mut all: Vec<(&str, (IpAddr, IpAddr))> = Vec::new();
+    for name in nodes.map().keys() {
+        let Some(entry) = nodes.object(name)? else { continue };
+        let range = ends(&entry, subnet)?;
+        let overlaps = |(_, (start, end)): &&(&str, (IpAddr, IpAddr))| *start <= range.1 && range.0 <= *end;
+        if let Some((other, _)) = all.iter().find(overlaps) {
+            let rule = format!("it has addresses that {other} has too: both nodes would give them");
+            return Err(ConfError::field(nodes.path_of(name), format!("{}-{}", range.0, range.1), rule));
+        }
+        all.push((name, range));
+        if name == node {
+            own = Some(range);
+        }
+    }
+    let (start, end) = own.ok_or_else(|| {
+        let names = all.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", ");
+        let rule = format!("node {node} has no range: give it one, as these have");
+        ConfError::field(ipam.path_of(KEY), names, rule)
+    })?;
+    let ends = [("rangeStart", start), ("rangeEnd", end)];
+    Ok(ends.into_iter().map(|(key, address)| (key.to_owned(), address.to_string().into())).collect())
+}
+
+/// The range of one node.
+fn ends(entry: &View<'_>, subnet: IpNetwork) -> Result<(IpAddr, IpAddr), ConfError> {
+    if let Some(key) = entry.map().keys().find(|key| !KEYS.iter().any(|own| is_same_key(key, own))) {
+        let rule = format!("write {} alone: the rest is one for all nodes", KEYS.join(" and "));
+        return Err(ConfError::field(entry.path_of(key), "…", rule));
+    }
+    let [start, end] = KEYS.map(|key| {
+        let address = entry.parsed(key, address)?.ok_or_else(|| ConfError::Missing {
+            field: entry.path_of(key),
+            fix: "write the first and the last address of the node, as rangeStart and rangeEnd",
+        })?;
+        match subnet.contains(address) {
+            true => Ok(address),
+            false => {
+                Err(ConfError::field(entry.path_of(key), address.to_string(), format!("is not in {subnet}")))
+            }
+        }
+    });
+    let (start, end) = (start?, end?);
+    match start <= end {
+        true => Ok((start, end)),
+        false => {
+            let rule = format!("lies before the start of the range, {start}");
+            Err(ConfError::field(entry.path_of(KEYS[1]), end.to_string(), rule))
+        }
+    }
+}
+
+fn address(field: &str, value: &str) -> Result<IpAddr, ConfError> {
+    value.parse().map_err(|_| ConfError::field(field, value, "write an address, such as 10.12.34.200"))
+}
+
+fn prefix(field: &str, value: &str) -> Result<IpNetwork, ConfError> {
+    value.parse().map_err(|_| ConfError::field(field, value, "write a subnet, such as 10.12.34.0/24"))
 }
 
 #[cfg(test)]
@@ -111,6 +163,11 @@ mod tests {
         let list = json!({"cniVersion": "1.0.0", "name": "l", "plugins": [lab(), {"type": "tuning"}]});
         let conf = on("worker01", &list).expect("it has a range");
         assert_eq!(conf.raw()["plugins"][0]["ipam"]["rangeEnd"], "10.12.34.209");
+        // In another case it is the same to who executes it.
+        let mut shouted = lab();
+        shouted["IPAM"] = shouted.as_object_mut().expect("object").remove("ipam").expect("there");
+        let conf = on("worker02", &shouted).expect("it has a range");
+        assert_eq!(conf.plugins[0].raw()["IPAM"], expected);
         let plain = json!({"name": "p", "type": "macvlan", "ipam": {"type": "dhcp"}});
         assert_eq!(on("worker09", &plain).expect("has none").raw()["ipam"], json!({"type": "dhcp"}));
     }
@@ -126,6 +183,29 @@ mod tests {
         assert!(error(|ipam| ipam["type"] = json!("whereabouts")).contains("host-local alone"));
         let keys = error(|ipam| ipam["perNode"]["worker03"] = json!({"subnet": "10.0.0.0/8"}));
         assert!(keys.starts_with("ipam.perNode.worker03.subnet"), "{keys}");
+        for (entry, expected) in [
+            (json!({}), "ipam.perNode.worker03.rangeStart is missing"),
+            (json!({"rangeStart": "10.12.34.1"}), "ipam.perNode.worker03.rangeEnd is missing"),
+            (
+                json!({"rangeStart": "10.12.34.9", "rangeEnd": "10.12.34.1"}),
+                "ipam.perNode.worker03.rangeEnd `10.12.34.1`",
+            ),
+            (
+                json!({"rangeStart": "10.12.35.1", "rangeEnd": "10.12.35.9"}),
+                "ipam.perNode.worker03.rangeStart `10.12.35.1`",
+            ),
+            (
+                json!({"rangeStart": "10.12.34.205", "rangeEnd": "10.12.34.205"}),
+                "ipam.perNode.worker03 `10.12.34.205",
+            ),
+        ] {
+            let mut conf = lab();
+            conf["ipam"]["perNode"]["worker03"] = entry;
+            let error = on("worker03", &conf).expect_err("is refused");
+            assert!(error.starts_with(expected), "{error}");
+        }
+        let both = error(|ipam| ipam["ranges"] = json!([]));
+        assert!(both.starts_with("ipam.ranges"), "{both}");
         let ranges = error(|ipam| {
             ipam.as_object_mut().expect("object").remove("subnet");
         });

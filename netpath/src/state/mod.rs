@@ -14,6 +14,6 @@ pub use device_infos::{DeviceInfoError, DeviceInfos};
 pub use first_network::FirstNetwork;
 pub use lock::{Lock, LockError, PATIENCE};
 pub use record::{Endpoint, Kind, Master, Netns, Phase, Pod, Record, Zone};
-pub use records::{Listing, Records, StateError, Torn, TornCause, boot_id};
+pub use records::{Known, Listing, Records, StateError, Torn, TornCause, boot_id};
 pub use sandbox::{Sandbox, Sandboxes};
 pub use tally::Tally;

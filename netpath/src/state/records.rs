@@ -1,9 +1,12 @@
 //! The records on disk: one file each, written whole or not at all.
 
+use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs;
 use std::io::{self, ErrorKind};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use super::record::Record;
 use crate::root::Root;
@@ -98,6 +101,13 @@ impl StateError {
     }
 }
 
+/// Inode, when it was last changed, and its length: a record is never written in place.
+type Stamp = (u64, i64, i64, u64);
+
+/// Records that were read, by file.
+#[derive(Debug, Default)]
+pub struct Known(BTreeMap<PathBuf, (Stamp, Arc<Record>)>);
+
 impl Records {
     /// The records of `root`. Nothing is created before the first write.
     pub fn new(root: &Root) -> Self {
@@ -169,6 +179,25 @@ impl Records {
         }
         listing.records.sort_by(|a, b| (&a.container_id, &a.ifname).cmp(&(&b.container_id, &b.ifname)));
         Ok(listing)
+    }
+
+    /// The same of those that can be read, where `known` has what was read before: only what was written since is read again.
+    pub fn refresh(&self, known: &mut Known) -> Result<Vec<Arc<Record>>, StateError> {
+        let mut paths = self.names()?;
+        paths.retain(|path| path.extension() == Some(OsStr::new("json")) && !is_draft(path));
+        let mut before = std::mem::take(&mut known.0);
+        for path in paths {
+            // One that goes meanwhile is not there.
+            let Ok(meta) = fs::symlink_metadata(&path) else { continue };
+            let stamp = (meta.ino(), meta.ctime(), meta.ctime_nsec(), meta.len());
+            let found = match before.remove(&path) {
+                Some((then, record)) if then == stamp => Some(record),
+                // One file must not hide all others.
+                _ => self.load(&path).ok().flatten().and_then(Result::ok).map(Arc::new),
+            };
+            known.0.extend(found.map(|record| (path, (stamp, record))));
+        }
+        Ok(known.0.values().map(|(_, record)| Arc::clone(record)).collect())
     }
 
     /// Whose record a file is by its name.

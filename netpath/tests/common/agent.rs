@@ -17,7 +17,7 @@ pub(crate) struct Agent<'a> {
     pub(crate) node: &'a Node,
     pub(crate) process: Child,
     /// What it has logged.
-    log: Arc<Mutex<String>>,
+    pub(crate) log: Arc<Mutex<String>>,
 }
 
 impl<'a> Agent<'a> {
@@ -54,7 +54,10 @@ impl<'a> Agent<'a> {
         node.netns.ip("link set lo up");
         let mut command = node.command();
         command.args(["agent", "--listen", ADDRESS, "--node", "worker01"]).args(words);
-        command.env("NETPATH_LOG", "info").stderr(Stdio::piped()).stdin(Stdio::null());
+        command
+            .env("NETPATH_LOG", std::env::var("NETPATH_LOG").unwrap_or_else(|_| "info".to_owned()))
+            .stderr(Stdio::piped())
+            .stdin(Stdio::null());
         let mut process = node.netns.within(|| command.spawn()).expect("it can be run");
         let (stderr, log) = (process.stderr.take().expect("piped"), Arc::<Mutex<String>>::default());
         let lines = Arc::clone(&log);

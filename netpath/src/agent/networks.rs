@@ -1,0 +1,122 @@
+//! Networks as they are defined, and what of them is in force. What was found is kept for as long as nothing it follows from
+//! changes: there may be many networks, and all are looked at each time.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use netpath_ebpf::abi::mode;
+
+use super::{
+    listing::{Zones, id_of},
+    wish::Definition,
+};
+use crate::{
+    kernel::{
+        bpf::maps::Maps,
+        netlink::{Link, Netlink},
+    },
+    plugin::full,
+    police::{Network, NetworkError, PoliceError},
+    root::Root,
+    state::Record,
+    zone::{Masters, compile},
+};
+
+/// A definition as it was read: nothing where it is another plugin's, or why it cannot be read.
+type Read = Result<Option<Arc<Network>>, String>;
+
+/// What a network comes to: digest of its zone, and its mode.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Outcome {
+    digest: Option<[u8; 16]>,
+    mode: u8,
+}
+
+impl Outcome {
+    /// Whether an attachment has something else.
+    fn differs(self, zones: &Zones, record: &Record) -> bool {
+        let row = zones.rows.get(&id_of(record));
+        row.is_some_and(|(zone, its)| *its != self.mode || zones.digests.get(zone) != self.digest.as_ref())
+    }
+}
+
+/// What was found, by name.
+#[derive(Default)]
+pub(super) struct Networks {
+    read: BTreeMap<String, (Definition, Read)>,
+    /// Also follows from the administrator's word and the node's links.
+    outcomes: BTreeMap<String, (Definition, Outcome)>,
+    masters: Option<Masters>,
+    /// Index and name of each link.
+    links: Vec<(u32, String)>,
+}
+
+impl Networks {
+    /// Forgets what no longer holds.
+    pub(super) fn begin(
+        &mut self,
+        definitions: &BTreeMap<String, Definition>,
+        masters: &Masters,
+        links: &[Link],
+    ) {
+        let links: Vec<_> = links.iter().map(|link| (link.index, link.names().join(" "))).collect();
+        if self.masters.as_ref() != Some(masters) || self.links != links {
+            self.outcomes.clear();
+            (self.masters, self.links) = (Some(masters.clone()), links);
+        }
+        self.read.retain(|name, (definition, _)| definitions.get(name) == Some(definition));
+        self.outcomes.retain(|name, (definition, _)| definitions.get(name) == Some(definition));
+    }
+
+    /// What a definition says.
+    pub(super) fn read(&mut self, name: &str, definition: &Definition) -> Read {
+        let read = || (definition.clone(), read(name, definition).map(|network| network.map(Arc::new)));
+        self.read.entry(name.to_owned()).or_insert_with(read).1.clone()
+    }
+
+    /// Puts a network in force where it is not; whether anything changed.
+    #[expect(clippy::too_many_arguments, reason = "what it looks at is read once for all networks")]
+    pub(super) fn put(
+        &mut self,
+        root: &Root,
+        masters: &Masters,
+        node: &mut Netlink,
+        maps: Option<&mut Maps>,
+        zones: &Zones,
+        (name, definition): (&str, &Definition),
+        network: &Network,
+        own: &[&Record],
+    ) -> Result<bool, NetworkError> {
+        let is_in_force = |outcome: Outcome| !own.iter().any(|record| outcome.differs(zones, record));
+        if self.outcomes.get(name).is_some_and(|(_, outcome)| is_in_force(*outcome)) {
+            return Ok(false);
+        }
+        let resolved = network.resolve(masters, node)?;
+        let compiled = resolved.zone.as_ref().map(compile).transpose().map_err(PoliceError::from)?;
+        let digest = compiled.map(|image| image.digest(network.conf.name.as_str()));
+        let mode = resolved.zone.as_ref().map_or(mode::OFF, |zone| zone.mode().abi());
+        let outcome = Outcome { digest, mode };
+        self.outcomes.insert(name.to_owned(), (definition.clone(), outcome));
+        let Some(maps) = maps.filter(|_| !is_in_force(outcome)) else { return Ok(false) };
+        // What a record does not say of itself was decided before, by all definitions.
+        let is_meant = |record: &Record| own.iter().any(|it| it.is_of(&record.container_id, &record.ifname));
+        Ok(network
+            .put_in_force(root, maps, &resolved, is_meant)?
+            .is_some_and(|applied| applied.endpoints != 0))
+    }
+}
+
+/// One of other plugins is none of ours.
+fn read(name: &str, definition: &Definition) -> Result<Option<Network>, String> {
+    let short = name.split_once('/').map_or(name, |(_, name)| name);
+    match Network::of_definition(short, definition.config.as_deref(), Some(name.to_owned())) {
+        Ok(network) => Ok(Some(network)),
+        // Without one it stands in a file of that name, and is the plugin's to read.
+        Err(NetworkError::NoConfig { .. } | NetworkError::NotPoliced { .. }) => Ok(None),
+        Err(error) => Err(full(&error)),
+    }
+}
+
+/// Whether it is a network of other nodes: their masters are not here.
+pub(super) fn is_elsewhere(error: &NetworkError) -> bool {
+    matches!(error, NetworkError::NoMaster { .. } | NetworkError::NoDefault)
+}
