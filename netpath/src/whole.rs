@@ -47,7 +47,7 @@ pub fn replace(path: &Path, bytes: &[u8]) -> Result<(), WholeError> {
         .map_err(WholeError::io("create the directory", dir))?;
     for tries_left in (0..TRIES).rev() {
         let (draft, mut file) = draft(path)?;
-        let written = file.write_all(bytes).map_err(WholeError::io("write the draft", &draft));
+        let written = file.write_all(bytes).map_err(WholeError::io("write", path));
         match written.and_then(|()| fs::rename(&draft, path).map_err(WholeError::io("put into place", path)))
         {
             Err(error) if error.source.kind() == ErrorKind::NotFound && 0 < tries_left => {}
@@ -77,7 +77,7 @@ pub fn publish(
     let written = write(&mut file)
         .and_then(|()| file.set_permissions(Permissions::from_mode(mode)))
         .and_then(|()| file.sync_all())
-        .map_err(WholeError::io("write the draft", &draft));
+        .map_err(WholeError::io("write", path));
     // A program that is open for writing cannot be executed.
     drop(file);
     let renamed =
@@ -100,13 +100,13 @@ pub fn update(path: &Path, bytes: &[u8]) -> Result<bool, WholeError> {
     }
     let (draft, mut file) = draft(path)?;
     let result =
-        file.write_all(bytes).map_err(WholeError::io("write the draft", &draft)).and_then(
-            |()| match renameat2(AT_FDCWD, &draft, AT_FDCWD, path, RenameFlags::RENAME_EXCHANGE) {
+        file.write_all(bytes).map_err(WholeError::io("write", path)).and_then(|()| {
+            match renameat2(AT_FDCWD, &draft, AT_FDCWD, path, RenameFlags::RENAME_EXCHANGE) {
                 Ok(()) => Ok(true),
                 Err(Errno::ENOENT) => Ok(false),
                 Err(errno) => Err(WholeError::io("put into place", path)(errno.into())),
-            },
-        );
+            }
+        });
     // What is there now is the draft, or what was there before; one that stays is swept later.
     let _ = fs::remove_file(&draft);
     result
@@ -124,10 +124,10 @@ fn draft(path: &Path) -> Result<(PathBuf, Flock<File>), WholeError> {
                 Ok(file) => return Ok((draft, file)),
                 // Somebody looks whether it is left behind, and removes it.
                 Err((_, Errno::EWOULDBLOCK | Errno::EINTR)) => {}
-                Err((_, errno)) => return Err(WholeError::io("lock the draft", &draft)(errno.into())),
+                Err((_, errno)) => return Err(WholeError::io("lock a draft of", path)(errno.into())),
             },
             Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
-            Err(error) => return Err(WholeError::io("create the draft", &draft)(error)),
+            Err(error) => return Err(WholeError::io("write", path)(error)),
         }
     }
 }

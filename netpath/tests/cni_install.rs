@@ -159,8 +159,18 @@ fn whoever_takes_its_place_is_named_and_not_chased() {
     fs::remove_file(node.root.join("etc/cni/net.d/00-aaa.conf")).expect("removed");
     rename(&node, "10-cbr0.conflist", "gone");
     unready(&agent, "the cluster network's configuration /etc/cni/net.d/10-cbr0.conflist is gone");
+    // Whoever looks after nodes is told as well.
+    let told = |reason: &str| api.events().into_iter().find(|event| event["reason"] == reason);
+    let event = agent.eventually("it is told of the node", || told("NetpathFailing"));
+    assert_eq!(event["metadata"]["namespace"], "default");
+    assert_eq!(
+        event["involvedObject"],
+        json!({"apiVersion": "v1", "kind": "Node", "namespace": "", "name": "worker01", "uid": "worker01"})
+    );
+    assert!(event["message"].as_str().expect("text").starts_with("install: "), "{event}");
     rename(&node, "gone", "10-cbr0.conflist");
     let agent = agent.ready();
+    agent.eventually("and of its end", || told("NetpathWorks"));
     agent.kill();
     node.netpath(&["uninstall", "--yes"]);
     assert_eq!(names(&node), ["00-multus.conf", "10-cbr0.conflist", "netpath.d"]);

@@ -39,6 +39,14 @@ impl Shared {
         self.tell(Subject::Network, network, event);
     }
 
+    /// Tells who looks after the node.
+    pub(super) fn tell_node(&self, severity: Severity, reason: &str, message: String) {
+        let name = self.options.node.clone();
+        // As the kubelet does, whose events of a node `kubectl describe` shows.
+        let node = PodRef { namespace: "default".to_owned(), uid: Some(name.clone()), name };
+        self.tell(Subject::Node, node, Event { severity, reason: reason.to_owned(), message });
+    }
+
     /// Tells the owner of an object.
     pub(super) fn tell(&self, subject: Subject, object: PodRef, event: Event) {
         let mut waiting = self.waiting();

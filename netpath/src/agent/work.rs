@@ -45,6 +45,8 @@ const PACE: Duration = Duration::from_secs(5);
 const GATHER: Duration = Duration::from_millis(5);
 /// How often it is looked for what nobody will end.
 const SWEEP: Duration = Duration::from_secs(300);
+/// How often it is told of the node that one thing fails.
+const NODE_PAUSE: Duration = Duration::from_secs(300);
 /// How long the lock is waited for by who has time.
 const PATIENCE: Duration = Duration::from_secs(30);
 /// How long one pass may take for calls of the API that nobody waits for.
@@ -88,6 +90,8 @@ struct Work<'a> {
     /// Pods whose owners were told, by UID.
     bare: BTreeSet<String>,
     swept: Option<Instant>,
+    /// When it was told of the node that something fails.
+    node_told: BTreeMap<&'static str, Instant>,
 }
 
 impl<'a> Work<'a> {
@@ -108,6 +112,7 @@ impl<'a> Work<'a> {
             networks: Networks::default(),
             bare: BTreeSet::new(),
             swept: None,
+            node_told: BTreeMap::new(),
         }
     }
 
@@ -155,20 +160,31 @@ impl<'a> Work<'a> {
         let begun = Instant::now();
         let result = does(self);
         tracing::debug!(what, took = ?begun.elapsed(), "done");
-        let mut report = self.shared.report();
         match result {
             Ok(()) => {
-                if report.errors.remove(what).is_some() {
+                if self.shared.report().errors.remove(what).is_some() {
                     tracing::info!(what, "works again");
+                    if self.node_told.remove(what).is_some() {
+                        self.shared.tell_node(
+                            Severity::Normal,
+                            "NetpathWorks",
+                            format!("{what}: works again"),
+                        );
+                    }
                 }
                 true
             }
             Err(error) => {
                 let error = full(&*error);
-                if report.errors.get(what) != Some(&error) {
+                if self.shared.report().errors.insert(what, error.clone()).as_ref() != Some(&error) {
                     tracing::error!(what, error, "cannot be done now");
                 }
-                report.errors.insert(what, error);
+                // What ends within a pass or two, as at the start, is nobody's concern.
+                let is_due = self.node_told.get(what).is_none_or(|then| NODE_PAUSE <= then.elapsed());
+                if is_due && 1 < self.shared.report().passes {
+                    self.node_told.insert(what, Instant::now());
+                    self.shared.tell_node(Severity::Warning, "NetpathFailing", format!("{what}: {error}"));
+                }
                 false
             }
         }

@@ -19,12 +19,14 @@ pub enum Subject {
     Pod,
     /// A NetworkAttachmentDefinition.
     Network,
+    /// A node, which is of no namespace; events of it are in `default`.
+    Node,
 }
 
 impl Subject {
     fn api_version(self) -> &'static str {
         match self {
-            Self::Pod => "v1",
+            Self::Pod | Self::Node => "v1",
             Self::Network => "k8s.cni.cncf.io/v1",
         }
     }
@@ -33,6 +35,7 @@ impl Subject {
         match self {
             Self::Pod => "Pod",
             Self::Network => "NetworkAttachmentDefinition",
+            Self::Node => "Node",
         }
     }
 }
@@ -57,12 +60,13 @@ pub(super) fn name(pod: &PodRef, event: &Event) -> String {
 /// `kubectl describe` looks for the pod's UID, and for a static pod, which has two, for that of the runtime.
 pub(super) fn object(subject: Subject, pod: &PodRef, event: &Event, host: &str, now: SystemTime) -> Value {
     let now = timestamp(now);
+    let namespace = if subject == Subject::Node { "" } else { pod.namespace.as_str() };
     json!({
         "apiVersion": "v1",
         "kind": "Event",
         "metadata": {"name": name(pod, event), "namespace": pod.namespace},
         "involvedObject": {"apiVersion": subject.api_version(), "kind": subject.kind(),
-                           "namespace": pod.namespace, "name": pod.name,
+                           "namespace": namespace, "name": pod.name,
                            "uid": pod.uid.as_deref().unwrap_or_default()},
         "reason": event.reason,
         "message": event.message,
