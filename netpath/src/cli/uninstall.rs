@@ -93,15 +93,17 @@ pub(super) fn run(root: &Root, args: &Args) -> anyhow::Result<ExitCode> {
         return Ok(ExitCode::FAILURE);
     }
     let mut node = Netlink::open()?;
-    // First of all: an agent, or a pod that starts meanwhile, must not bring it back.
-    whole::replace(&root.uninstalled(), b"")?;
     let mark = root.uninstalled();
-    let undone =
-        || format!("not done: until it is, {} keeps agents and plugins from attaching", mark.display());
-    let detached = {
-        let _lock = Lock::acquire_within(root, PATIENCE).with_context(undone)?;
-        police::uninstall(root, &mut node).with_context(undone)?
+    // First of all: an agent must not bring it back. One that cannot be looked for may be there.
+    if args.stay || flock::is_held(&root.agent_lock()).unwrap_or(true) {
+        whole::replace(&mark, b"")?;
+    }
+    let undone = || match mark.exists() {
+        true => format!("not done: until it is, {} keeps agents and plugins from attaching", mark.display()),
+        false => "not done".to_owned(),
     };
+    let lock = Lock::acquire_within(root, PATIENCE).with_context(undone)?;
+    let detached = police::uninstall(root, &mut node).with_context(undone)?;
     // The directory of all versions goes with the last of them; another version's pins keep it.
     if let Some(parent) = pins.parent() {
         match fs::remove_dir(parent) {
@@ -118,10 +120,7 @@ pub(super) fn run(root: &Root, args: &Args) -> anyhow::Result<ExitCode> {
         ));
     }
     // Programs first: under Multus again, pods would be strangers to them.
-    let restored = {
-        let _lock = Lock::acquire_within(root, PATIENCE).with_context(undone)?;
-        install::restore(root).with_context(undone)?
-    };
+    let restored = install::restore(root).with_context(undone)?;
     restored.iter().for_each(say);
     // Nothing tells such a filter from that of a netpath with another root: it is named, not removed.
     let mut left = false;
@@ -135,10 +134,11 @@ pub(super) fn run(root: &Root, args: &Args) -> anyhow::Result<ExitCode> {
             );
         }
     }
+    drop(lock);
     if args.stay {
         // Another one that ends meanwhile leaves the mark to this one.
         let file = fs::File::open(&mark).with_context(|| format!("cannot open {}", mark.display()))?;
-        let held = Flock::lock(file, FlockArg::LockShared).map_err(|(_, errno)| errno);
+        let held = Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, errno)| errno);
         let _held = held.with_context(|| format!("cannot lock {}", mark.display()))?;
         say("done; waiting to be told to end");
         wait_for_end().context("cannot wait for a signal")?;
