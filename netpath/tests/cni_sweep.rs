@@ -195,7 +195,7 @@ fn without_the_runtimes_word_nothing_is_ended() {
     refuses(site, "sweep --runtime unix:///run/none.sock", "run/none.sock: is it running?");
     refuses(site, "sweep --runtime tcp://1.2.3.4", "write the socket's path");
     let silent = runtime_of(site, "another", &[]);
-    refuses(site, "sweep", "does not say which sandboxes it has");
+    refuses(site, "sweep", "does not say what it is asked");
     assert_eq!(silent.calls().len(), 2);
     drop(silent);
     assert_eq!((site.files(), meta.said()), (before, vec![]));
