@@ -7,6 +7,7 @@ use crate::{
     cri,
     install::{self, Site, State},
     kernel::bpf::object,
+    plugin::full,
     root::Root,
     spec::install::{NETWORK, Source},
     state::Lock,
@@ -28,8 +29,8 @@ pub(super) struct Installer {
     has_begun: bool,
     /// The file was compared since this process began.
     has_plugin: bool,
-    /// When a runtime was last asked.
-    asked: Option<Instant>,
+    /// When runtimes were last asked, and for how long that is enough.
+    asked: Option<(Instant, Duration)>,
     /// Why the configuration is not the one in force.
     doubt: Option<String>,
 }
@@ -116,12 +117,15 @@ impl Installer {
 
     /// Has the runtime say that pods get their networks by this configuration.
     fn confirm(&mut self, shared: &Shared, site: &Site) -> Done {
-        let pause = if self.doubt.is_some() { ASK_SOON } else { ASK };
-        if self.asked.is_none_or(|then| pause <= then.elapsed()) {
-            self.asked = Some(Instant::now());
-            // One that does not answer is asked as seldom as one that is well.
-            self.doubt = None;
-            self.doubt = doubt(shared, site)?;
+        if self.asked.is_none_or(|(then, pause)| pause <= then.elapsed()) {
+            let (doubt, pause) = match doubt(shared, site) {
+                Ok(None) => (None, ASK),
+                Ok(doubt) => (doubt, ASK_SOON),
+                // Waiting for one that does not answer keeps the rest waiting: asked as seldom as one that is well.
+                Err(error) => (Some(full(&error)), ASK),
+            };
+            self.doubt = doubt;
+            self.asked = Some((Instant::now(), pause));
         }
         self.doubt.clone().map_or(Ok(()), |doubt| Err(doubt.into()))
     }
