@@ -46,8 +46,8 @@ pub(super) struct Networks {
     /// Also follows from the administrator's word and the node's links.
     outcomes: BTreeMap<String, (Definition, Outcome)>,
     masters: Option<Masters>,
-    /// Index and name of each link.
-    links: Vec<(u32, String)>,
+    /// Index and names of each link, and the one of the default route: a network without a master takes it.
+    links: (Vec<(u32, String)>, Option<u32>),
 }
 
 impl Networks {
@@ -57,8 +57,10 @@ impl Networks {
         definitions: &BTreeMap<String, Definition>,
         masters: &Masters,
         links: &[Link],
+        default: Option<u32>,
     ) {
         let links: Vec<_> = links.iter().map(|link| (link.index, link.names().join(" "))).collect();
+        let links = (links, default);
         if self.masters.as_ref() != Some(masters) || self.links != links {
             self.outcomes.clear();
             (self.masters, self.links) = (Some(masters.clone()), links);

@@ -311,7 +311,7 @@ impl<'a> Work<'a> {
         };
         let mut refused = BTreeMap::new();
         let mut networks = Vec::new();
-        self.networks.begin(&definitions, &masters, &node.links()?);
+        self.networks.begin(&definitions, &masters, &node.links()?, node.default_route_link()?);
         for (name, definition) in &definitions {
             match self.networks.read(name, definition) {
                 Ok(Some(network)) => networks.push((name, definition, network)),
