@@ -30,9 +30,14 @@ fn node() -> Node {
 }
 
 fn begin<'a>(node: &'a Node, api: &FakeApi) -> Agent<'a> {
+    begin_with(node, api, &["--no-runtime"])
+}
+
+fn begin_with<'a>(node: &'a Node, api: &FakeApi, words: &[&str]) -> Agent<'a> {
     let path = node.root.join("etc/kubeconfig");
     fs::write(&path, api.kubeconfig()).expect("written");
-    Agent::begin_with(node, &["--install", "--no-runtime", "--kubeconfig", path.to_str().expect("text")])
+    let own = ["--install", "--kubeconfig", path.to_str().expect("text")];
+    Agent::begin_with(node, &[&own, words].concat())
 }
 
 fn read(node: &Node, path: &str) -> Option<String> {
@@ -104,6 +109,9 @@ fn a_node_is_installed_in_order_and_given_back() {
     assert!(said.contains("an agent runs on this node"), "{said}");
     assert!(hooks(&node).is_empty());
     unready(&agent, "run/netpath/uninstalled says so");
+    let status = node.command().arg("status").output().expect("it can be run");
+    let status = String::from_utf8_lossy(&status.stdout).into_owned();
+    assert!(status.contains("run/netpath/uninstalled exists, so nothing is attached"), "{status}");
     agent.eventually("two looks more", || {
         let passes = agent.value("netpath_agent_passes_total", &[]);
         passes.filter(|passes| 4 <= *passes)
@@ -234,9 +242,7 @@ fn what_bounds_the_nics_is_there_before_the_configuration() {
 fn a_runtime_is_asked_where_there_is_one() {
     let node = node();
     let api = FakeApi::new(&node.netns);
-    let path = node.root.join("etc/kubeconfig");
-    fs::write(&path, api.kubeconfig()).expect("written");
-    let agent = Agent::begin_with(&node, &["--install", "--kubeconfig", path.to_str().expect("text")]);
+    let agent = begin_with(&node, &api, &[]);
     unready(&agent, "no runtime's socket is there to ask");
     assert!(node.root.join(CONF).exists(), "it is written all the same");
 }
@@ -245,18 +251,18 @@ fn a_runtime_is_asked_where_there_is_one() {
 fn what_is_noted_is_noted_again_and_a_wrong_cluster_network_changes_nothing() {
     let node = node();
     let api = FakeApi::new(&node.netns);
-    let path = node.root.join("etc/kubeconfig");
-    fs::write(&path, api.kubeconfig()).expect("written");
-    let kubeconfig = path.to_str().expect("text");
-    let with = |network: &str| {
-        let words = ["--install", "--no-runtime", "--kubeconfig", kubeconfig, "--cluster-network", network];
-        Agent::begin_with(&node, &words)
-    };
-    for network in
-        ["10-cbr0.conflist", "/etc/cni/net.d", "/etc/cni/net.d/../net.d/00-netpath.conflist", "/none"]
-    {
+    let with = |network: &str| begin_with(&node, &api, &["--no-runtime", "--cluster-network", network]);
+    for (network, why) in [
+        ("10-cbr0.conflist", "10-cbr0.conflist is no path of a file that is there"),
+        ("/etc/cni/net.d", "it is a directory"),
+        (
+            "/etc/cni/net.d/../net.d/00-netpath.conflist",
+            "00-netpath.conflist is no path of a file that is there",
+        ),
+        ("/none", "/none is no path of a file that is there"),
+    ] {
         let agent = with(network);
-        unready(&agent, "install: ");
+        unready(&agent, why);
         assert!(!node.root.join(CONF).exists(), "{network}");
         agent.kill();
     }

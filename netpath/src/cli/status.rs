@@ -47,8 +47,8 @@ pub(super) fn run(root: &Root, args: &Args) -> anyhow::Result<ExitCode> {
         return Ok(of_another_version(root, args.output, &error.to_string()));
     }
     let Some(maps) = view::open(root)? else {
-        if root.disabled().is_some() && args.output.output == Format::Table {
-            say(disabled(root));
+        if let Some(why) = disabled(root).filter(|_| args.output.output == Format::Table) {
+            say(why);
         }
         let mut answer = head(root, None);
         let alerts = view::unenforced(root)?;
@@ -144,9 +144,7 @@ impl Status {
             alerts: Vec::new(),
             notes: Vec::new(),
         };
-        if root.disabled().is_some() {
-            status.alerts.push(disabled(root));
-        }
+        status.alerts.extend(disabled(root));
         let entries = match police::masters(root) {
             Ok(entries) => Some(entries),
             Err(error) => {
@@ -517,11 +515,13 @@ fn head(root: &Root, abi_version: Option<u32>) -> Value {
     })
 }
 
-fn disabled(root: &Root) -> String {
-    format!(
+/// Why nothing is attached, where somebody wants it so.
+fn disabled(root: &Root) -> Option<String> {
+    let path = root.disabled()?;
+    Some(format!(
         "{} exists, so nothing is attached and policed pods cannot start: remove the file to switch netpath on again",
-        root.disable().display()
-    )
+        path.display()
+    ))
 }
 
 /// Whose programs they are.
