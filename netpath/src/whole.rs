@@ -69,10 +69,7 @@ pub fn publish(
     mode: u32,
     write: impl Fn(&mut File) -> io::Result<()>,
 ) -> Result<(), WholeError> {
-    if let (Some(dir), Some(name)) = (path.parent(), path.file_name()) {
-        let prefix = prefix(name);
-        sweep_those(dir, |draft| draft.as_encoded_bytes().starts_with(prefix.as_bytes()))?;
-    }
+    sweep_of(path)?;
     let (draft, mut file) = draft(path)?;
     let written = write(&mut file)
         .and_then(|()| file.set_permissions(Permissions::from_mode(mode)))
@@ -215,10 +212,7 @@ pub fn read(path: &Path) -> Result<Option<Vec<u8>>, WholeError> {
 
 /// Removes the file, and drafts of it whose writers were killed; whether there was a file.
 pub fn remove(path: &Path) -> Result<bool, WholeError> {
-    if let (Some(dir), Some(name)) = (path.parent(), path.file_name()) {
-        let prefix = prefix(name);
-        sweep_those(dir, |draft| draft.as_encoded_bytes().starts_with(prefix.as_bytes()))?;
-    }
+    sweep_of(path)?;
     match fs::remove_file(path) {
         Ok(()) => Ok(true),
         Err(error) if is_absent(&error) => Ok(false),
@@ -229,6 +223,15 @@ pub fn remove(path: &Path) -> Result<bool, WholeError> {
 /// Removes all drafts in `dir` whose writers were killed. Returns how many.
 pub fn sweep(dir: &Path) -> Result<usize, WholeError> {
     sweep_those(dir, |_| true)
+}
+
+/// Removes the drafts of one file whose writers were killed.
+fn sweep_of(path: &Path) -> Result<(), WholeError> {
+    if let (Some(dir), Some(name)) = (path.parent(), path.file_name()) {
+        let prefix = prefix(name);
+        sweep_those(dir, |draft| draft.as_encoded_bytes().starts_with(prefix.as_bytes()))?;
+    }
+    Ok(())
 }
 
 fn sweep_those(dir: &Path, which: impl Fn(&OsStr) -> bool) -> Result<usize, WholeError> {

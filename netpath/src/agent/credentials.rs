@@ -1,7 +1,7 @@
 //! The plugin's credentials: a token of its own service account, for this node, renewed long before it ends.
 //!
 //! The token is bound to the Node object (Kubernetes 1.31): it says which node it is of, which the admission policies of
-//! deploy/identity hold its holder to, and ends with the node.
+//! deploy/admission hold its holder to, and ends with the node.
 
 use std::time::{Duration, Instant, SystemTime};
 

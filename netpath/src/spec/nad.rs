@@ -138,7 +138,7 @@ impl NetworkConf {
     }
 
     /// The same network with further keys for each of its plugins.
-    pub fn map_plugins(mut self, change: impl Fn(&mut Map<String, Value>)) -> Self {
+    pub fn map_plugins(mut self, mut change: impl FnMut(&mut Map<String, Value>)) -> Self {
         for plugin in &mut self.plugins {
             change(&mut plugin.raw);
         }

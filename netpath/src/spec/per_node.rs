@@ -34,9 +34,9 @@ impl NetworkConf {
         if all.iter().all(Option::is_none) {
             return Ok(self);
         }
-        let entries = std::cell::RefCell::new(all.into_iter());
+        let mut entries = all.into_iter();
         Ok(self.map_plugins(|raw| {
-            let entry = entries.borrow_mut().next().flatten();
+            let entry = entries.next().flatten();
             // Plugins that are written in Go take a key in any case.
             let ipam = raw.iter_mut().find(|(key, _)| is_same_key(key, "ipam")).map(|(_, ipam)| ipam);
             let (Some(entry), Some(ipam)) = (entry, ipam.and_then(Value::as_object_mut)) else { return };

@@ -213,7 +213,7 @@ pub(crate) struct Capability {
     pub(crate) drop: Vec<String>,
 }
 
-/// The runtime's own, or [`UNCONFINED`].
+/// [`RUNTIME_DEFAULT`] is the only one that is asked for.
 #[derive(Clone, PartialEq, Message)]
 pub(crate) struct SecurityProfile {
     #[prost(int32, tag = "1")]
@@ -221,7 +221,6 @@ pub(crate) struct SecurityProfile {
 }
 
 pub(crate) const RUNTIME_DEFAULT: i32 = 0;
-pub(crate) const UNCONFINED: i32 = 1;
 
 #[derive(Clone, PartialEq, Message)]
 struct CreateContainerRequest {
