@@ -12,6 +12,7 @@ mod cluster;
 mod codegen;
 mod ebpf;
 mod elf;
+mod excerpt;
 mod fuzz;
 mod image;
 mod lab;

@@ -20,7 +20,9 @@ use crate::{
     bench,
     build::{self, Profile},
     cluster::stage::Stage,
-    ebpf, fuzz, lint,
+    ebpf,
+    excerpt::Excerpts,
+    fuzz, lint,
     process::{self, say},
     setup, vm, workspace,
 };
@@ -132,7 +134,7 @@ pub(crate) fn run(selection: Selection, skip_setup: bool) -> Result<()> {
     }
     laps.end("build");
     let mut tally = Tally::default();
-    let (mut broken, mut notes) = (Vec::new(), Vec::new());
+    let (mut broken, mut notes, mut excerpts) = (Vec::new(), Vec::new(), Vec::new());
     for tier in tiers {
         if tier == Tier::Vm {
             say(format_args!("\n== {tier:?} =="));
@@ -140,6 +142,7 @@ pub(crate) fn run(selection: Selection, skip_setup: bool) -> Result<()> {
             tally = tally.and(outcome.tally);
             broken.extend(outcome.problems);
             notes.extend(outcome.skipped);
+            excerpts.extend(outcome.excerpts);
             laps.end(&format!("{tier:?}"));
             continue;
         }
@@ -150,7 +153,7 @@ pub(crate) fn run(selection: Selection, skip_setup: bool) -> Result<()> {
         let targets = &stage.targets;
         for args in arguments(tier, targets) {
             say(format_args!("\n== {tier:?} =="));
-            broken.extend(cargo_test(&args, &stage.environment, &mut tally)?);
+            broken.extend(cargo_test(&args, &stage.environment, &mut tally, &mut excerpts)?);
         }
         laps.end(&format!("{tier:?}"));
     }
@@ -167,7 +170,7 @@ pub(crate) fn run(selection: Selection, skip_setup: bool) -> Result<()> {
         laps.end(&format!("{:?}", run.selection));
     }
     notes.push(laps.to_string());
-    conclude(tally, &broken, &notes)
+    conclude(tally, &broken, &excerpts, &notes)
 }
 
 /// What took how long, so that a run that has become slow says where.
@@ -302,12 +305,15 @@ fn cluster_stage(tier: Tier, targets: &[String]) -> Result<Stage> {
     }
 }
 
-/// Runs one `cargo test` to its end, whatever fails in it; returns its command line if it failed.
+/// Runs one `cargo test` to its end, whatever fails in it; returns its command line if it failed, and adds to
+/// `excerpts` what the tests that failed said.
 fn cargo_test(
     args: &[String],
     environment: &[(&'static str, OsString)],
     tally: &mut Tally,
+    excerpts: &mut Vec<String>,
 ) -> Result<Option<String>> {
+    let mut said = Excerpts::default();
     let mut command: Command = workspace::cargo()?;
     command.envs(environment.iter().map(|(name, value)| (name, value)));
     command.args(["test", "--quiet", "--locked", "--no-fail-fast"]).args(args);
@@ -320,10 +326,12 @@ fn cargo_test(
         let text = text.with_context(|| format!("cannot read the output of: {line}"))?;
         let text = String::from_utf8_lossy(&text);
         say(&text);
+        said.take(&text);
         if let Some(result) = parse_result(&text) {
             *tally = tally.and(result);
         }
     }
+    excerpts.extend(said.into_texts());
     let status = child.wait().with_context(|| format!("cannot wait for: {line}"))?;
     Ok((!status.success()).then_some(line))
 }
@@ -338,8 +346,8 @@ pub(crate) fn parse_result(line: &str) -> Option<Tally> {
     Some(Tally { passed: count("passed")?, failed: count("failed")?, ignored: count("ignored")? })
 }
 
-/// Ends a run: what failed, what was not tried, the sum.
-fn conclude(tally: Tally, broken: &[String], notes: &[String]) -> Result<()> {
+/// Ends a run: what failed and what it said, what was not tried, the sum.
+fn conclude(tally: Tally, broken: &[String], excerpts: &[String], notes: &[String]) -> Result<()> {
     let Tally { passed, failed, ignored } = tally;
     let verdict = match (broken, passed, ignored) {
         ([], 0, _) => Err("no test ran".to_owned()),
@@ -350,6 +358,7 @@ fn conclude(tally: Tally, broken: &[String], notes: &[String]) -> Result<()> {
     if let Err(reason) = &verdict {
         say(format_args!("\n{reason}"));
     }
+    excerpts.iter().for_each(|excerpt| say(format_args!("\n{excerpt}")));
     notes.iter().for_each(|note| say(format_args!("\n{note}")));
     say(format_args!("\n{passed} passed, {failed} failed"));
     match verdict {

@@ -81,12 +81,15 @@ pub(crate) struct Outcome {
     pub(crate) problems: Vec<String>,
     /// Kernels that could not be had and need not be.
     pub(crate) skipped: Vec<String>,
+    /// What the tests that failed said.
+    pub(crate) excerpts: Vec<String>,
 }
 
 impl Outcome {
     /// The end of a run by hand.
     pub(crate) fn conclude(self) -> Result<()> {
         self.skipped.iter().for_each(say);
+        self.excerpts.iter().for_each(|excerpt| say(format_args!("\n{excerpt}")));
         if !self.problems.is_empty() {
             bail!("on other kernels:\n  {}", self.problems.join("\n  "));
         }
@@ -134,6 +137,8 @@ pub(crate) fn run(series: &[Series], only: &[String], kept: FileSystem) -> Resul
             outcome
                 .problems
                 .extend(problems.into_iter().map(|problem| format!("Linux {release}: {problem}")));
+            let excerpts = report.excerpts().into_iter();
+            outcome.excerpts.extend(excerpts.map(|excerpt| format!("Linux {release}: {excerpt}")));
             whole.add(report);
         }
         say(format_args!("Linux {release}: {whole}; {count} machines, {seconds} s of their time"));

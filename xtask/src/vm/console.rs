@@ -14,6 +14,7 @@ use anyhow::{Context as _, Result};
 
 use crate::{
     ebpf::VERIFIED_LIMIT,
+    excerpt::Excerpts,
     process::{self, say},
     test::{Tally, parse_result},
 };
@@ -34,6 +35,8 @@ pub(super) struct Report {
     steps: BTreeMap<String, (i32, Option<Tally>)>,
     /// The step that runs.
     current: Option<(String, Option<Tally>)>,
+    /// What its tests that failed said.
+    said: Excerpts,
     /// The machine did not switch itself off.
     hung: bool,
 }
@@ -97,6 +100,7 @@ impl Report {
         if let Some(mark) = line.strip_prefix(MARK) {
             return self.mark(mark);
         }
+        self.said.take(line);
         let Some((step, tally)) = &mut self.current else { return !line.is_empty() };
         if step == PROGRAMS
             && let Some((name, count)) = verified(line)
@@ -127,6 +131,11 @@ impl Report {
     pub(super) fn add(&mut self, other: &Self) {
         self.verified.extend(other.verified.clone());
         self.steps.extend(other.steps.clone());
+    }
+
+    /// What its tests that failed said, one text each.
+    pub(super) fn excerpts(&self) -> Vec<String> {
+        self.said.clone().into_texts()
     }
 
     /// What the summaries of its tests add up to.
