@@ -122,3 +122,11 @@ pub(crate) fn is_well(node: &Node) {
     let (said, attention) = status(node);
     assert!(!attention, "{said}");
 }
+
+/// What brings a master back: the next attach, or the next pod.
+pub(crate) fn mend(node: &Node, by_add: bool) {
+    match by_add {
+        true => drop(node.pod(&["10.12.34.201/24"], Some(&private()))),
+        false => drop(node.netpath(&["attach", MASTER])),
+    }
+}

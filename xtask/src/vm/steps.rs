@@ -27,6 +27,7 @@ const BY_CLSACT: &str = "NETPATH_TEST_TC=clsact";
 const ON_ONE: &[(&str, Series)] = &[
     ("kernel_agent", Series::V6_1),
     ("kernel_attach_beside", Series::V6_12),
+    ("kernel_attach_bpffs", Series::V6_1),
     ("kernel_attach_lost", Series::V6_1),
     ("kernel_attach_nic", Series::V6_1),
     ("kernel_attach_others", Series::V6_12),
@@ -51,7 +52,8 @@ const SECONDS: &[(&str, u32)] = &[
     ("kernel_agent", 90),
     ("kernel_attach", 50),
     ("kernel_attach_beside", 60),
-    ("kernel_attach_lost", 150),
+    ("kernel_attach_bpffs", 50),
+    ("kernel_attach_lost", 100),
     ("kernel_attach_nic", 40),
     ("kernel_attach_others", 40),
     ("kernel_attach_races", 70),
