@@ -13,10 +13,8 @@ use std::time::Instant;
 use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::{Value, json};
 
-use crate::{samples::Samples, say};
+use crate::{BINARY_VARIABLE, samples::Samples, say};
 
-/// The release binary; `cargo xtask bench` builds it and sets this.
-const BINARY_VARIABLE: &str = "NETPATH_BENCH_BINARY";
 /// Where Debian has the standard plugins.
 const STANDARD: &str = "/usr/lib/cni";
 /// The plugin that both networks execute: a real one that does least, so that its own time spreads least.

@@ -11,6 +11,7 @@ mod micro;
 mod node;
 mod samples;
 mod stage;
+mod sync;
 
 use std::{fmt::Display, path::PathBuf, process::ExitCode};
 
@@ -30,12 +31,16 @@ enum Suite {
     Micro(micro::Args),
     /// Microseconds of ADD and DEL above the plugins that the meta-plugin executes.
     Cni(cni::Args),
+    /// What grows with the endpoints of a node: rows, counters, a scrape of the agent.
+    Sync(sync::Args),
     /// Time that a container runtime takes for pods on a cluster of real parts.
     Cluster(cluster::Args),
 }
 
 /// Where the reference programs are; `cargo xtask bench` builds them and sets it.
 const REFERENCE_VARIABLE: &str = "NETPATH_BENCH_REFERENCE";
+/// Where the release binary is; `cargo xtask bench` builds it and sets it.
+const BINARY_VARIABLE: &str = "NETPATH_BENCH_BINARY";
 
 fn main() -> ExitCode {
     match run() {
@@ -60,6 +65,7 @@ fn run() -> anyhow::Result<()> {
             micro::run(&args, &reference)
         }
         Suite::Cni(args) => cni::run_suite(&args),
+        Suite::Sync(args) => sync::run(&args),
         Suite::Cluster(args) => cluster::run(&args),
     }
 }

@@ -3,6 +3,7 @@
 use std::{
     fs,
     sync::atomic::{AtomicU32, Ordering},
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -60,11 +61,13 @@ impl Drop for Scene {
 
 /// A node with its programs in the kernel.
 pub(crate) struct Node {
-    /// Id of each endpoint, in the order of their MACs.
-    ids: Vec<u32>,
+    /// Id and generation of each endpoint, in the order of their MACs.
+    rows: Vec<(u32, u32)>,
+    /// How long it took to write them.
+    filling: Duration,
     maps: Maps,
     loaded: Vec<Ebpf>,
-    _scene: Scene,
+    scene: Scene,
 }
 
 impl Node {
@@ -73,15 +76,18 @@ impl Node {
         let scene = Scene::new()?;
         let pins = scene.root.pins();
         // The same sizes on every node: what differs is how much is in the maps.
-        let settings = Settings { endpoints: 4096, ..Settings::default() };
+        let settings = Settings { endpoints: shape.endpoints.max(4096), ..Settings::default() };
         let mut maps = object::maps(&pins, &settings)?;
         maps.set_master(MASTER, &master())?;
         let zone = zone(&mut maps, shape.prefixes)?;
-        let mut ids = Vec::new();
+        let mut rows = Vec::new();
+        let begun = Instant::now();
         for number in 0..shape.endpoints {
             let mac = pod_mac(number);
-            ids.push(maps.add_endpoint(EndpointKey::new(MASTER, mac), endpoint(zone))?.id);
+            let row = maps.add_endpoint(EndpointKey::new(MASTER, mac), endpoint(zone))?;
+            rows.push((row.id, row.generation));
         }
+        let filling = begun.elapsed();
         let mut loaded = Vec::new();
         for _ in 0..copies {
             let mut object = object::load(&pins, &settings, MASTER, object::cpus())?;
@@ -94,7 +100,22 @@ impl Node {
             }
             loaded.push(object);
         }
-        Ok(Self { ids, maps, loaded, _scene: scene })
+        Ok(Self { rows, filling, maps, loaded, scene })
+    }
+
+    /// Where all of it is.
+    pub(crate) fn root(&self) -> &Root {
+        &self.scene.root
+    }
+
+    /// Id and generation of each endpoint, in the order of their MACs.
+    pub(crate) fn rows(&self) -> &[(u32, u32)] {
+        &self.rows
+    }
+
+    /// How long it took to write their rows.
+    pub(crate) fn filling(&self) -> Duration {
+        self.filling
     }
 
     /// Every copy of a loaded program.
@@ -109,7 +130,7 @@ impl Node {
         let master = view.master(MASTER);
         let mut sum =
             Counted { host: master.host_packets, unknown: master.unknown_passed, ..Counted::default() };
-        for id in &self.ids {
+        for (id, _) in &self.rows {
             let one = view.endpoint(*id);
             sum.sent += one.tx_packets;
             sum.received += one.rx_packets;

@@ -21,7 +21,7 @@ pub(crate) fn run(args: &[String]) -> Result<()> {
     ebpf::run()?;
     let reference = ebpf::reference()?;
     let mut command = workspace::cargo()?;
-    if args.first().is_some_and(|suite| suite == "cni") {
+    if args.first().is_some_and(|suite| ["cni", "sync"].contains(&suite.as_str())) {
         command.env(BINARY_VARIABLE, build::binary(build::Profile::Release)?);
     }
     // The kernel takes the times, or those of other processes: how this program was compiled changes none.
@@ -39,7 +39,7 @@ fn on_a_cluster(args: &[String]) -> Result<()> {
 
 /// The shortest run of every suite: fails only where a case did not run or a verdict is wrong.
 pub(crate) fn quick() -> Result<()> {
-    for suite in ["micro", "cni"] {
+    for suite in ["micro", "cni", "sync"] {
         run(&[suite.to_owned(), "--quick".to_owned()])?;
     }
     Ok(())
