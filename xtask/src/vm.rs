@@ -60,6 +60,7 @@ const MODULES: &[&str] = &[
     "ifb",
     "act_mirred",
     "cls_u32",
+    "tun",
 ];
 
 /// Files that tests read where they were built, below the repository's root; one is there for its directory.

@@ -14,6 +14,8 @@ static SKB_SUMMED: u32 = 0;
 static SKB_CHECKSUM: u32 = 0;
 #[unsafe(no_mangle)]
 static SKB_HEAD: u32 = 0;
+#[unsafe(no_mangle)]
+static SKB_NETWORK: u32 = 0;
 
 /// Dense id of the master these programs sit on.
 #[inline(always)]
@@ -64,4 +66,11 @@ pub(crate) fn skb_checksum() -> u32 {
 pub(crate) fn skb_head() -> u32 {
     // SAFETY: As above.
     unsafe { core::ptr::read_volatile(&raw const SKB_HEAD) }
+}
+
+/// Where that record has `network_header`, in bytes.
+#[inline(always)]
+pub(crate) fn skb_network() -> u32 {
+    // SAFETY: As above.
+    unsafe { core::ptr::read_volatile(&raw const SKB_NETWORK) }
 }

@@ -270,7 +270,8 @@ pub(crate) fn egress(ctx: TcContext) -> i32 {
     let whole = packet(Skb::new(skb), scratch);
     let Some(mut ethernet) = Ethernet::read(&whole) else { return NEXT };
     // Its MACs are the kernel's own bytes on every way that there is to send.
-    let unsettled = !settle::settle(skb, settle::need(ethernet.ethertype));
+    let unsettled = !settle::settle(skb, settle::need(ethernet.ethertype))
+        || !settle::is_cut_as_read(skb, ethernet.ethertype);
     // SAFETY: The context is valid.
     let (segments, bytes, tagged) = unsafe { ((*skb).gso_segs, (*skb).wire_len, (*skb).vlan_present != 0) };
     let size = Size { packets: u64::from(if segments == 0 { 1 } else { segments }), bytes: u64::from(bytes) };
@@ -279,14 +280,19 @@ pub(crate) fn egress(ctx: TcContext) -> i32 {
         None => {
             let Some(master) = MASTERS.get(u32::from(globals::master())) else { return NEXT };
             if verdict::is_host(master, ethernet.source_raw) {
-                return match sender::borrowed_host_mac(skb, master, &ethernet) {
+                return match sender::borrowed_host_mac(skb, master, &ethernet, unsettled) {
                     Some(offence) => tell_offence(offence, &ethernet, frame_length(skb), scratch, size),
                     None => host(size),
                 };
             }
             match sender::stacked(skb, master, &mut ethernet, tagged) {
                 Stacked::Policed(view) => view,
-                Stacked::Open => return host(size),
+                Stacked::Open => {
+                    return match sender::pods_own(skb) {
+                        Some(offence) => tell_offence(offence, &ethernet, frame_length(skb), scratch, size),
+                        None => host(size),
+                    };
+                }
                 Stacked::No => return unknown(skb, master, &ethernet, scratch, size, unsettled),
             }
         }

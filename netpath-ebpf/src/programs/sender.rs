@@ -24,6 +24,7 @@ use netpath_ebpf::{
 use super::{
     Ethernet, endpoint, globals,
     maps::{CLAIMS_V4, CLAIMS_V6, COOKIES, VLAN_MASTERS},
+    settle,
 };
 
 /// A frame whose source MAC is not its sender's.
@@ -138,6 +139,12 @@ fn is_dedicated() -> bool {
     master.is_some_and(|master| master.flags & master_flags::DEDICATED != 0)
 }
 
+/// A frame of a pod that has an endpoint on this master.
+#[inline(always)]
+pub(crate) fn pods_own(skb: *mut __sk_buff) -> Option<Offence> {
+    cookie(skb).and_then(owner).map(Offence::of)
+}
+
 /// A frame with a host MAC that is a pod's.
 ///
 /// The cookie alone says nothing: primary CNIs move a pod's own frames here. Together with an address that
@@ -147,6 +154,7 @@ pub(crate) fn borrowed_host_mac(
     skb: *mut __sk_buff,
     master: &Master,
     ethernet: &Ethernet,
+    unsettled: bool,
 ) -> Option<Offence> {
     let dedicated = master.flags & master_flags::DEDICATED != 0;
     match cookie(skb) {
@@ -154,11 +162,17 @@ pub(crate) fn borrowed_host_mac(
         Some(cookie) if cookie == master.netns_cookie => None,
         Some(cookie) => {
             let owner = owner(cookie)?;
-            let proven = dedicated || claims(skb, ethernet) & claim::BOUND != 0;
+            // A source that is not the one that leaves is nothing that a primary CNI moves here.
+            let proven = dedicated
+                || unsettled
+                || settle::is_source_open(skb, ethernet.ethertype)
+                || claims(skb, ethernet) & claim::BOUND != 0;
             if proven { Some(Offence::of(owner)) } else { None }
         }
-        None if dedicated && claims(skb, ethernet) & claim::BOUND != 0 => {
-            Some(Offence::nobodys(mode::ENFORCE, DropReason::SourceMac))
+        None if dedicated => {
+            let proven =
+                settle::is_source_open(skb, ethernet.ethertype) || claims(skb, ethernet) & claim::BOUND != 0;
+            if proven { Some(Offence::nobodys(mode::ENFORCE, DropReason::SourceMac)) } else { None }
         }
         None => None,
     }
@@ -172,15 +186,17 @@ pub(crate) fn unknown_mac(
     ethernet: &Ethernet,
     unsettled: bool,
 ) -> Offence {
-    if let Some(owner) = cookie(skb).and_then(owner) {
-        return Offence::of(owner);
+    if let Some(offence) = pods_own(skb) {
+        return offence;
     }
     let dropped = match master.unknown_source {
         unknown_source::AUDIT => false,
         unknown_source::CLAIMED => {
             let claim = claims(skb, ethernet);
             // What it says now it may not say when it leaves.
-            unsettled || claim != 0 && claim & claim::HOST == 0
+            unsettled
+                || settle::is_source_open(skb, ethernet.ethertype)
+                || claim != 0 && claim & claim::HOST == 0
         }
         _ => true,
     };

@@ -2,14 +2,15 @@
 //!
 //! Whoever may open packet sockets can send frames whose bytes are not the kernel's yet: those of a transmit ring lie in
 //! memory that the sender goes on writing to, and a checksum that is still to be filled in is written behind
-//! every program, where the sender says.
+//! every program, where the sender says. What is larger than a frame may be is cut into frames behind every program as
+//! well, with lengths, numbers and checksums written into the headers of each, where the sender said that they are.
 
 use aya_ebpf::{
     bindings::__sk_buff,
     helpers::{bpf_probe_read_kernel, bpf_skb_pull_data},
 };
 use netpath_ebpf::packet::{
-    ETH_ARP, ETH_IPV4, ETH_IPV6, Facts, ICMP, ICMPV6, IPV4_HEAD, IPV6_HEAD, TAG_LEN, l3,
+    ETH_ARP, ETH_IPV4, ETH_IPV6, ETH_VLAN, Facts, ICMP, ICMPV6, IPV4_HEAD, IPV6_HEAD, TAG_LEN, l3,
 };
 
 use super::globals;
@@ -66,6 +67,49 @@ fn checksum_field(skb: *mut __sk_buff) -> Option<i64> {
     Some(i64::from(start) + i64::from(offset) - data.wrapping_sub(head))
 }
 
+/// Whether the kernel will cut this frame, if it is to be cut, by the headers that were judged: it goes by the protocol
+/// and the place of the network header that it was told, and not by what stands in the frame. Where the kernel does not tell
+/// what its record looks like, the protocol alone is compared.
+#[inline(always)]
+pub(crate) fn is_cut_as_read(skb: *mut __sk_buff, ethertype: u16) -> bool {
+    const MAC_HEADER: i64 = 14;
+    // SAFETY: The context is valid.
+    let (gso_size, protocol) = unsafe { ((*skb).gso_size, (*skb).protocol) };
+    if gso_size == 0 {
+        return true;
+    }
+    if protocol as u16 != ethertype.to_be() {
+        return false;
+    }
+    if globals::skb_summed() == 0 {
+        return true;
+    }
+    let Some(network) = recorded::<u16>(skb, globals::skb_network()) else { return false };
+    let Some([head, data]) = recorded::<[i64; 2]>(skb, globals::skb_head()) else { return false };
+    let at = i64::from(network) - data.wrapping_sub(head);
+    // From a tag in the frame, or from what is behind it, the kernel finds the same way.
+    let is_tagged = ethertype == ETH_VLAN[0] || ethertype == ETH_VLAN[1];
+    at == MAC_HEADER || is_tagged && at == MAC_HEADER + i64::from(TAG_LEN)
+}
+
+/// Whether a checksum that is still to be filled in may be written over the source of a frame of this ethertype: over its MAC
+/// or its address. Then neither is a proof of anything.
+#[inline(always)]
+pub(crate) fn is_source_open(skb: *mut __sk_buff, ethertype: u16) -> bool {
+    let summed = globals::skb_summed();
+    if summed == 0 || !is_checksum_open(skb, summed) {
+        return false;
+    }
+    // Where the addresses end.
+    let addresses = match ethertype {
+        ETH_IPV4 => 34,
+        ETH_IPV6 => 54,
+        // Nothing else has a checksum that the kernel leaves to others.
+        _ => return true,
+    };
+    checksum_field(skb).is_none_or(|field| field < addresses)
+}
+
 /// Whether a checksum that is still to be filled in lies behind everything that is judged. True where the kernel does not
 /// tell what its record of a frame looks like.
 ///
@@ -78,13 +122,17 @@ pub(crate) fn is_checksum_behind(skb: *mut __sk_buff, facts: &Facts, skip: u32) 
     if summed == 0 || !is_checksum_open(skb, summed) {
         return true;
     }
-    let is_judged_further = match facts.l3 {
-        // Whose type, target and options count, and whose checksum no kernel leaves to others.
+    let transport = i64::from(facts.transport) + i64::from(skip);
+    let Some(field) = checksum_field(skb) else { return false };
+    let is_icmp = match facts.l3 {
         l3::V4 => facts.protocol == ICMP,
         l3::V6 => facts.protocol == ICMPV6,
-        _ => true,
+        _ => return false,
     };
-    // Behind the ports.
-    let judged = i64::from(facts.transport) + i64::from(skip) + 4;
-    !is_judged_further && checksum_field(skb).is_some_and(|field| judged <= field)
+    match is_icmp {
+        // Its type, target and options are judged, its own checksum is not; a kernel that balances load (IPVS) leaves that open.
+        true => field == transport + 2,
+        // Behind the ports.
+        false => transport + 4 <= field,
+    }
 }

@@ -194,6 +194,9 @@ impl Status {
             status.notes.extend(shown.notes(here));
             status.masters.push(shown);
         }
+        if !object::reads_frames()? {
+            status.notes.push(object::UNREAD.to_owned());
+        }
         let addresses = node.addresses(None)?;
         for row in &view.endpoints {
             let name = |index| links.iter().find(|link| link.index == index).map_or("?", |link| &link.name);

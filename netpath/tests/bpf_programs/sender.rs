@@ -213,9 +213,11 @@ fn a_vlan_interface_on_a_master_has_its_own_endpoints() {
     scene.node.maps.set_vlan(VlanKey { master: MASTER, vid: 100 }, Some(UPPER.into())).expect("vlan");
     scene.node.maps.set_vlan(VlanKey { master: MASTER, vid: 200 }, Some(0)).expect("vlan");
     scene.set_master(unknown_source::DROP, master_flags::VLANS);
+    let good = from(mac, POD4, NEAR4);
+    let passes = scene.node.passes(Hook::Egress, &tagged(&good, 200));
+    assert_eq!(passes, !scene.told, "a pod of the master itself is on no interface that nobody polices");
     scene.node.maps.set_cookie_owner(MASTER, scene.cookie, None).expect("no row");
     let node = &scene.node;
-    let good = from(mac, POD4, NEAR4);
     assert!(node.passes(Hook::Egress, &tagged(&good, 100)), "allowed in its own zone");
     assert_eq!(node.counters(row.id).tx_packets, 0, "it was counted at the VLAN interface");
     assert!(!node.passes(Hook::Egress, &tagged(&from(mac, POD4, FAR4), 100)), "judged again");

@@ -30,6 +30,7 @@ pub(crate) mod ethertype {
 /// IP protocols.
 pub(crate) mod protocol {
     pub(crate) const ICMP: u8 = 1;
+    pub(crate) const TCP: u8 = 6;
     pub(crate) const UDP: u8 = 17;
     pub(crate) const ICMPV6: u8 = 58;
 }
@@ -147,6 +148,7 @@ pub(crate) fn carries(frame: &[u8], marker: &[u8]) -> bool {
 /// A packet socket on one device: sends any bytes, sees what the device receives.
 pub(crate) struct RawSocket {
     fd: OwnedFd,
+    address: libc::sockaddr_ll,
 }
 
 impl RawSocket {
@@ -175,7 +177,7 @@ impl RawSocket {
         let length = libc::socklen_t::try_from(size_of_val(&address)).expect("small");
         // SAFETY: `address` is a `sockaddr_ll` of `length` bytes and lives through the call.
         check(unsafe { libc::bind(fd.as_raw_fd(), (&raw const address).cast(), length) })?;
-        Ok(Self { fd })
+        Ok(Self { fd, address })
     }
 
     /// Makes the qdisc of the device, and with it nothing else, see what is sent here no more.
@@ -200,6 +202,16 @@ impl RawSocket {
     pub(crate) fn send(&self, frame: &[u8]) -> io::Result<()> {
         // SAFETY: `frame` is readable for its length.
         let sent = unsafe { libc::send(self.fd.as_raw_fd(), frame.as_ptr().cast(), frame.len(), 0) };
+        if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    }
+
+    /// Sends a frame of which the kernel is told that it has this ethertype, whatever it has.
+    pub(crate) fn send_as(&self, ethertype: u16, frame: &[u8]) -> io::Result<()> {
+        let address = libc::sockaddr_ll { sll_protocol: ethertype.to_be(), ..self.address };
+        let length = libc::socklen_t::try_from(size_of_val(&address)).map_err(io::Error::other)?;
+        let (fd, address) = (self.fd.as_raw_fd(), (&raw const address).cast());
+        // SAFETY: `frame` is readable for its length, and `address` is a `sockaddr_ll` of `length` bytes.
+        let sent = unsafe { libc::sendto(fd, frame.as_ptr().cast(), frame.len(), 0, address, length) };
         if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
     }
 

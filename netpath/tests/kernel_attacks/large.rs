@@ -15,10 +15,8 @@ use crate::common::node::{
     GATEWAY, GATEWAY6, INTERNET, INTERNET6, MASTER, Node, OUTSIDE_MAC, WIRE, at, conf, pod_fence,
     stay_on_this_cpu, text,
 };
-use crate::common::wire::{carries, marker, udp_frame};
+use crate::common::wire::{carries, marker, protocol, udp_frame};
 use crate::common::{NetNs, PATIENCE, eventually};
-
-const TCP: u8 = 6;
 
 /// Sends a frame of many segments from a packet socket, with the header that tells the kernel how to cut it
 /// (`struct virtio_net_hdr`).
@@ -82,10 +80,10 @@ fn row_23_a_packet_of_many_segments_is_judged_as_one_and_its_bytes_counted_as_on
             let mark = marker();
             let body = tcp(&mark.repeat(60_000 / mark.len()));
             let frame = match (v6, passes) {
-                (false, true) => arena.v4(GATEWAY, TCP, &body),
-                (false, false) => arena.v4(INTERNET, TCP, &body),
-                (true, true) => arena.v6(GATEWAY6, TCP, &body),
-                (true, false) => arena.v6(INTERNET6, TCP, &body),
+                (false, true) => arena.v4(GATEWAY, protocol::TCP, &body),
+                (false, false) => arena.v4(INTERNET, protocol::TCP, &body),
+                (true, true) => arena.v6(GATEWAY6, protocol::TCP, &body),
+                (true, false) => arena.v6(INTERNET6, protocol::TCP, &body),
             };
             stay_on_this_cpu();
             let before = (arena.drops(), arena.node.counters(&arena.a));

@@ -6,13 +6,20 @@ use std::time::{Duration, Instant};
 
 use netpath_ebpf::drop_reason::DropReason;
 
-use super::arena::{A, A6, Arena, Fate, both_hooks};
-use super::common::node::{GATEWAY, GATEWAY6, INTERNET, MASTER, OUTSIDE_MAC};
+use super::arena::{A, A6, Arena, Fate, Way, both_hooks, kernel_tells_cookies};
+use super::common::node::{GATEWAY, GATEWAY6, INTERNET, INTERNET6, MASTER, NODE_MAC, OUTSIDE_MAC};
 use super::common::ring::Ring;
 use super::common::times;
 use super::common::wire::{
-    RawSocket, advertisement, arp, carries, ethernet, ethertype, ipv4, ipv6, marker, protocol, udp, udp_frame,
+    RawSocket, advertisement, arp, carries, ethernet, ethertype, ipv4, ipv6, marker, protocol, udp,
+    udp_frame, udp6_frame,
 };
+
+/// A frame that carries a mark.
+type Make<'a> = &'a dyn Fn(&[u8]) -> Vec<u8>;
+
+/// What the kernel is told of a frame: its ethertype, how it is to be cut, and where the checksum begins.
+type Told = (u16, [u16; 3], u16);
 
 /// Where checksum and addresses stand in a frame of IPv4.
 const CHANGES: std::ops::Range<usize> = 24..34;
@@ -69,10 +76,15 @@ impl Drop for Done<'_> {
 /// A frame with a header that leaves two bytes of it to whoever sends it on: the checksum of all behind `start`, at
 /// `offset` behind it (`struct virtio_net_hdr`).
 fn unfinished(frame: &[u8], start: u16, offset: u16) -> Vec<u8> {
+    uncut(frame, [0, 0, 0], start, offset)
+}
+
+/// The same of one that is to be cut into frames: of which type (`VIRTIO_NET_HDR_GSO_*`), how long its headers are, and how
+/// much each frame is to have behind them.
+fn uncut(frame: &[u8], [kind, headers, each]: [u16; 3], start: u16, offset: u16) -> Vec<u8> {
     const NEEDS_CSUM: u8 = 1;
-    let mut sent = vec![NEEDS_CSUM, 0, 0, 0, 0, 0];
-    sent.extend(start.to_ne_bytes());
-    sent.extend(offset.to_ne_bytes());
+    let mut sent = vec![NEEDS_CSUM, u8::try_from(kind).expect("a type")];
+    sent.extend([headers, each, start, offset].map(u16::to_ne_bytes).concat());
     sent.extend(frame);
     sent
 }
@@ -101,7 +113,6 @@ fn row_29_no_checksum_is_written_over_what_was_judged() {
             let frame = arena.v6(GATEWAY6, 58, &advertisement(A6, arena.a.mac));
             [&frame[..], mark].concat()
         };
-        type Make<'a> = &'a dyn Fn(&[u8]) -> Vec<u8>;
         let (passes, refused) = (Fate::passed(), Fate::refused(DropReason::Malformed));
         let cases: [(&str, Make<'_>, u16, u16, &Fate); 15] = [
             ("IPv4: its own", &v4, 34, 6, &passes),
@@ -129,6 +140,107 @@ fn row_29_no_checksum_is_written_over_what_was_judged() {
                 .expect("inside the zone");
             let arrived = far.until(&end).iter().any(|frame| carries(frame, &mark));
             assert_eq!(Fate { arrived, grown: arena.grown(&before) }, *expected, "{name}");
+        }
+    }
+}
+
+/// The node's MAC and an address that will be a sibling's when it leaves: not what it is taken for.
+#[test]
+fn row_29_no_checksum_is_written_over_a_borrowed_source() {
+    let nobodys = Ipv4Addr::new(10, 12, 0, 0);
+    for entry in both_hooks() {
+        let arena = Arena::new(&entry);
+        arena.node.netns.exec(&format!("ethtool -K {MASTER} tx off"));
+        let (far, socket) = (arena.node.far_end(), RawSocket::open(&arena.a.netns, "net1"));
+        socket.leave_checksums();
+        let caught = match kernel_tells_cookies() {
+            true => Fate::refused(DropReason::SourceMac),
+            false => Fate::passed(),
+        };
+        let v4 = |mark: &[u8]| udp_frame((NODE_MAC, OUTSIDE_MAC), nobodys, GATEWAY, (9, 9), mark);
+        let v6 = |mark: &[u8]| udp6_frame((NODE_MAC, OUTSIDE_MAC), INTERNET6, GATEWAY6, (9, 9), mark);
+        let claim = |mark: &[u8]| {
+            let packet = arp(2, (NODE_MAC, nobodys), (OUTSIDE_MAC, GATEWAY));
+            [&ethernet(OUTSIDE_MAC, NODE_MAC, ethertype::ARP, &packet)[..], mark].concat()
+        };
+        let cases: [(&str, Make<'_>, u16, u16, &Fate); 5] = [
+            // What a primary CNI moves from a pod to the NIC looks like this.
+            ("IPv4: its own", &v4, 34, 6, &Fate::passed()),
+            ("IPv6: its own", &v6, 54, 6, &Fate::passed()),
+            ("IPv4: source", &v4, 28, 0, &caught),
+            ("IPv6: source", &v6, 36, 0, &caught),
+            ("ARP: sender", &claim, 30, 0, &caught),
+        ];
+        for (name, make, start, offset, expected) in cases {
+            let mark = marker();
+            let frame = unfinished(&make(&mark), start, offset);
+            let fate = arena.one_fate(Way::Out, &socket, &far, &frame, &mark);
+            assert_eq!(fate, *expected, "{entry}: {name}");
+        }
+    }
+}
+
+/// What is larger than a frame is cut behind the programs, by what the kernel was told of its headers.
+#[test]
+fn row_29_a_frame_is_cut_by_the_headers_that_were_judged() {
+    const TCP4: [u16; 3] = [1, 54, 1000];
+    const TCP6: [u16; 3] = [4, 74, 1000];
+    for entry in both_hooks() {
+        let arena = Arena::new(&entry);
+        arena.node.netns.exec(&format!("ethtool -K {MASTER} tso off gso on tx off"));
+        let (far, socket) = (arena.node.far_end(), RawSocket::open(&arena.a.netns, "net1"));
+        socket.leave_checksums();
+        let refused = Fate::refused(DropReason::Malformed);
+        let segment = |mark: &[u8]| {
+            let head = [0, 1, 0, 2, 0, 0, 0, 1, 0, 0, 0, 1, 0x50, 0x10, 0xff, 0xff, 0, 0, 0, 0];
+            [&head[..], mark, &[0; 3000]].concat()
+        };
+        let v4 = |mark: &[u8]| arena.v4(GATEWAY, protocol::TCP, &segment(mark));
+        let v6 = |mark: &[u8]| arena.v6(GATEWAY6, protocol::TCP, &segment(mark));
+        // Taken for a tagged frame it has another IPv6 header four bytes on, whose length is a part of the source.
+        let shifted = |mark: &[u8]| {
+            let mut frame = arena.v6(GATEWAY6, 59, &[&[0; 64][..], mark, &[0; 3000]].concat());
+            frame[16..18].copy_from_slice(&[0x86, 0xdd]);
+            frame[58] = protocol::TCP;
+            frame[66..86].copy_from_slice(&segment(&[])[..20]);
+            frame
+        };
+        let cases: [(&str, Make<'_>, Told, &Fate); 7] = [
+            ("IPv4", &v4, (0, TCP4, 34), &Fate::passed()),
+            ("IPv4, and it says so", &v4, (ethertype::IPV4, TCP4, 34), &Fate::passed()),
+            ("IPv6", &v6, (0, TCP6, 54), &Fate::passed()),
+            ("IPv4 that is said to be tagged", &v4, (0x8100, TCP4, 34), &refused),
+            ("IPv4 that is said to be IPv6", &v4, (ethertype::IPV6, TCP4, 34), &refused),
+            ("IPv6 that is said to be IPv4", &v6, (ethertype::IPV4, TCP6, 54), &refused),
+            ("IPv6 with another header four bytes on", &shifted, (0x8100, [4, 86, 1300], 66), &refused),
+        ];
+        for (name, make, (said, cut, start), expected) in cases {
+            let (mark, end, before) = (marker(), marker(), arena.drops());
+            let _ = socket.send_as(said, &uncut(&make(&mark), cut, start, 16));
+            arena.a.socket().send(&arena.fence(Way::Out, &end)).expect("inside the zone");
+            let arrived = far.until(&end).iter().any(|frame| carries(frame, &mark));
+            assert_eq!(Fate { arrived, grown: arena.grown(&before) }, *expected, "{entry}: {name}");
+        }
+        // A device without a header of its own has the kernel take what is sent by it for a packet from its first byte on.
+        let (exec, tc) = (|line: &str| arena.a.netns.exec(line), "tc filter add dev tun0 egress");
+        arena.a.netns.ip_lines(&["tuntap add tun0 mode tun".to_owned(), "link set tun0 up".to_owned()]);
+        exec("tc qdisc add dev tun0 clsact");
+        exec(&format!("{tc} u32 match u32 0 0 action mirred egress redirect dev net1"));
+        let headless = RawSocket::open(&arena.a.netns, "tun0");
+        headless.leave_checksums();
+        for (name, frame, expected) in [
+            (
+                "in one piece",
+                &(|mark: &[u8]| unfinished(&arena.udp(GATEWAY, mark), 34, 6)) as Make<'_>,
+                Fate::passed(),
+            ),
+            ("to be cut", &|mark: &[u8]| uncut(&v4(mark), TCP4, 34, 16), refused.clone()),
+        ] {
+            let (mark, end, before) = (marker(), marker(), arena.drops());
+            let _ = headless.send_as(ethertype::IPV4, &frame(&mark));
+            arena.a.socket().send(&arena.fence(Way::Out, &end)).expect("inside the zone");
+            let arrived = far.until(&end).iter().any(|frame| carries(frame, &mark));
+            assert_eq!(Fate { arrived, grown: arena.grown(&before) }, expected, "{entry}: {name}");
         }
     }
 }

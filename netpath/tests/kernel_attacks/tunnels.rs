@@ -12,7 +12,6 @@ use crate::common::node::{GATEWAY, GATEWAY6, INTERNET, INTERNET6, WIRE, text};
 use crate::common::wire::{ethertype, ipv4, ipv6, marker, protocol, udp};
 
 const IPIP: u8 = 4;
-const TCP: u8 = 6;
 const IPV6_IN_IPV4: u8 = 41;
 const GRE: u8 = 47;
 const ESP: u8 = 50;
@@ -96,12 +95,16 @@ fn row_14_a_list_of_ports_leaves_tunnels_and_proxies_no_way() {
     };
     arena.table(vec![
         attempt("a port of the list", HONEST, |mark| datagram(53, mark)),
-        attempt("TCP to a port of the list", HONEST, |mark| arena.v4(GATEWAY, TCP, &tcp(443, mark))),
-        attempt("TCP to a port of the list, IPv6", HONEST, |mark| arena.v6(GATEWAY6, TCP, &tcp(443, mark))),
+        attempt("TCP to a port of the list", HONEST, |mark| {
+            arena.v4(GATEWAY, protocol::TCP, &tcp(443, mark))
+        }),
+        attempt("TCP to a port of the list, IPv6", HONEST, |mark| {
+            arena.v6(GATEWAY6, protocol::TCP, &tcp(443, mark))
+        }),
         attempt("VXLAN", ZoneDeny, |mark| datagram(4789, mark)),
         attempt("WireGuard", ZoneDeny, |mark| datagram(51820, mark)),
-        attempt("a web proxy", ZoneDeny, |mark| arena.v4(GATEWAY, TCP, &tcp(3128, mark))),
-        attempt("a web proxy, IPv6", ZoneDeny, |mark| arena.v6(GATEWAY6, TCP, &tcp(3128, mark))),
+        attempt("a web proxy", ZoneDeny, |mark| arena.v4(GATEWAY, protocol::TCP, &tcp(3128, mark))),
+        attempt("a web proxy, IPv6", ZoneDeny, |mark| arena.v6(GATEWAY6, protocol::TCP, &tcp(3128, mark))),
         attempt("a port of the list as one's own", ZoneDeny, |mark| {
             arena.v4(GATEWAY, protocol::UDP, &udp(53, 4789, mark))
         }),

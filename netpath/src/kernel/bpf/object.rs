@@ -212,16 +212,34 @@ pub fn has_netns_cookie() -> Result<bool, BpfError> {
 /// What TC programs are told of the kernel's record of a frame: nothing where they may not read the kernel's memory, as
 /// below lockdown's `confidentiality`.
 fn skb_layout() -> Result<Layout, BpfError> {
+    let found = readable()?;
+    if found == Layout::default() {
+        tracing::warn!("{UNREAD}");
+    }
+    Ok(found)
+}
+
+fn readable() -> Result<Layout, BpfError> {
     let may_read = is_helper_supported(ProgramType::SchedClassifier, BpfHelper::BPF_FUNC_probe_read_kernel)
         .map_err(|source| BpfError::Probe { source: Box::new(source) })?;
     if may_read { skb::layout() } else { Ok(Layout::default()) }
+}
+
+/// What people are told where programs do not read the kernel's record of a frame.
+pub const UNREAD: &str = "this kernel does not let programs see what it will still do to a frame: where a pod has a checksum written and \
+                          how a frame is cut is not checked (docs/threat-model.md, 29)";
+
+/// Whether the programs of this kernel read its record of a frame.
+pub fn reads_frames() -> Result<bool, BpfError> {
+    Ok(readable()? != Layout::default())
 }
 
 fn describe<'a>(loader: &mut EbpfLoader<'a>, layout: &'a Layout) {
     loader
         .override_global("SKB_SUMMED", &layout.summed, true)
         .override_global("SKB_CHECKSUM", &layout.checksum, true)
-        .override_global("SKB_HEAD", &layout.head, true);
+        .override_global("SKB_HEAD", &layout.head, true)
+        .override_global("SKB_NETWORK", &layout.network, true);
 }
 
 /// What the kernel's verifier said of a program.

