@@ -30,35 +30,35 @@ pub(super) struct Id {
 }
 
 /// What was counted of one interface.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Totals {
     /// Packets and bytes sent, packets and bytes received, packets dropped and audited each way, in the order of
     /// [`Counters`].
     pub(super) counters: [u64; 8],
-    /// By direction, then whether it was dropped or audited, then reason: tx dropped, rx dropped, tx audited, rx audited.
+    /// By direction, then whether it was dropped or audited, then reason: tx dropped, rx dropped, tx audited, rx audited. None
+    /// at all of most interfaces, of which nothing ever was.
     pub(super) reasons: Vec<[u64; REASON_SLOTS]>,
 }
 
-impl Default for Totals {
-    fn default() -> Self {
-        Self { counters: [0; 8], reasons: vec![[0; REASON_SLOTS]; 4] }
-    }
-}
-
 impl Totals {
-    pub(super) fn new(counters: &Counters, drops: &DropCounters) -> Self {
+    pub(super) fn new(counters: &Counters, drops: Option<&DropCounters>) -> Self {
         let Counters { tx_packets, tx_bytes, rx_packets, rx_bytes, .. } = *counters;
         let Counters { tx_dropped, rx_dropped, tx_audited, rx_audited, .. } = *counters;
         Self {
             counters: [
                 tx_packets, tx_bytes, rx_packets, rx_bytes, tx_dropped, rx_dropped, tx_audited, rx_audited,
             ],
-            reasons: vec![drops.tx_dropped, drops.rx_dropped, drops.tx_audited, drops.rx_audited],
+            reasons: drops.map_or_else(Vec::new, |drops| {
+                vec![drops.tx_dropped, drops.rx_dropped, drops.tx_audited, drops.rx_audited]
+            }),
         }
     }
 
     /// Adds what was counted before.
     pub(super) fn add(&mut self, other: &Self) {
+        if self.reasons.len() < other.reasons.len() {
+            self.reasons.resize(other.reasons.len(), [0; REASON_SLOTS]);
+        }
         let own = self.counters.iter_mut().chain(self.reasons.iter_mut().flatten());
         for (sum, more) in own.zip(other.counters.iter().chain(other.reasons.iter().flatten())) {
             *sum = sum.saturating_add(*more);
@@ -238,6 +238,14 @@ mod tests {
         assert_eq!(shown, ["v"], "and has one name only once");
         assert!(!ledger.update(399, &[], |_| None, None));
         assert!(ledger.update(400, &[], |_| None, None));
+    }
+
+    #[test]
+    fn what_has_no_reasons_takes_those_of_the_other() {
+        let mut sum = Totals::default();
+        sum.add(&totals(5));
+        sum.add(&Totals::default());
+        assert_eq!(sum, totals(5));
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! What the agent says in numbers. Names and labels are an interface: docs/metrics.md lists them.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     fmt, fs,
     path::PathBuf,
     sync::Arc,
@@ -237,15 +237,9 @@ impl Scraper {
                 [0, 0, 0, 0] => None,
                 _ => maps.drops(id.id).ok(),
             };
-            let zero = [0; REASON_SLOTS];
-            let none = netpath_ebpf::abi::DropCounters {
-                tx_dropped: zero,
-                rx_dropped: zero,
-                tx_audited: zero,
-                rx_audited: zero,
-            };
-            Some(Totals::new(&counted, &drops.unwrap_or(none)))
+            Some(Totals::new(&counted, drops.as_ref()))
         };
+        let there: HashSet<Id> = live.iter().map(|live| live.id).collect();
         let last = |id: Id| count(id).filter(|_| maps.is_last_use(id.id, id.generation).unwrap_or(false));
         let uids: Option<BTreeSet<String>> =
             shared.wish().pods.as_ref().map(|pods| pods.values().map(|pod| pod.uid.clone()).collect());
@@ -272,7 +266,8 @@ impl Scraper {
         };
         for (name, series) in ledger.iter() {
             // Between two sandboxes what the last one counted is in the maps still.
-            let mut totals = last(series.id).unwrap_or_default();
+            let counted = if there.contains(&series.id) { count(series.id) } else { last(series.id) };
+            let mut totals = counted.unwrap_or_default();
             totals.add(&series.carried);
             found.add(name, &series.network, &series.master, &totals);
         }

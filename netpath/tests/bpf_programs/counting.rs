@@ -1,6 +1,6 @@
 //! Counters: 64 bit, packets and bytes of the wire, once per endpoint and direction.
 
-use netpath::kernel::bpf::Hook;
+use netpath::kernel::bpf::{Hook, object::Settings};
 use netpath_ebpf::{
     abi::{Counters, Endpoint, EndpointKey, MasterCounters, REASON_SLOTS, mode},
     drop_reason::DropReason,
@@ -273,4 +273,28 @@ fn a_new_endpoint_starts_at_zero_with_a_new_generation() {
     assert_eq!(row.generation, first.generation + 1);
     assert_eq!(node.counters(row.id), Counters::default());
     assert_eq!(node.drops(row.id).tx_dropped, [0; REASON_SLOTS]);
+}
+
+/// More than are read at once, and with what a removed one leaves.
+#[test]
+fn every_row_is_listed_once() {
+    let mut node = Node::with(Settings { endpoints: 1000, ..Settings::default() });
+    let row = node.add(POD_MAC, Setup::Dual, Layout::Fit);
+    let key = |number: u16| {
+        let [high, low] = number.to_be_bytes();
+        EndpointKey::new(MASTER, [2, 1, 0, 0, high, low])
+    };
+    let mut expected = vec![(EndpointKey::new(MASTER, POD_MAC), row)];
+    for number in 0..900 {
+        let row = node.maps.add_endpoint(key(number), Endpoint { id: 0, generation: 0, ..row }).expect("row");
+        match number % 3 {
+            0 => node.maps.remove_endpoint(key(number), row.id).expect("removed"),
+            _ => expected.push((key(number), row)),
+        }
+    }
+    let mut listed = node.maps.endpoints().expect("readable");
+    let by_id = |row: &(EndpointKey, Endpoint)| row.1.id;
+    listed.sort_by_key(by_id);
+    expected.sort_by_key(by_id);
+    assert_eq!(listed, expected);
 }

@@ -19,6 +19,7 @@ use netpath_ebpf::abi::{
 
 use super::{
     bases::{self, Bases, Rows},
+    batch::Listed,
     counters::CounterView,
 };
 
@@ -167,6 +168,7 @@ pub struct Maps {
     pub(super) meta: Table<Meta>,
     masters: Table<Master>,
     endpoints: HashMap<MapData, Raw<EndpointKey>, Raw<Endpoint>>,
+    listed: Listed<EndpointKey, Endpoint>,
     pub(super) owners: Table<Owner>,
     pub(super) zone_words: Table<u32>,
     pub(super) zone_slots: Table<ZoneSlot>,
@@ -327,6 +329,7 @@ impl Maps {
             meta,
             masters: open(pins, "masters", Map::Array)?,
             endpoints: open(pins, "endpoints", Map::HashMap)?,
+            listed: Listed::open(pins, "endpoints")?,
             owners: open(pins, "owners", Map::Array)?,
             zone_words: open(pins, "zone_words", Map::Array)?,
             zone_slots: open(pins, "zone_slots", Map::Array)?,
@@ -425,11 +428,7 @@ impl Maps {
 
     /// Every endpoint and foreign row.
     pub fn endpoints(&self) -> Result<Vec<(EndpointKey, Endpoint)>, MapsError> {
-        self.endpoints
-            .iter()
-            .map(|row| row.map(|(Raw(key), Raw(value))| (key, value)))
-            .collect::<Result<_, _>>()
-            .map_err(|source| MapsError::Access { op: "list", map: "endpoints", source })
+        self.listed.rows()
     }
 
     /// The row of `key`.

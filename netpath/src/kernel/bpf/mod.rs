@@ -2,6 +2,7 @@
 
 pub mod attach;
 pub mod bases;
+mod batch;
 pub mod bpffs;
 pub mod clsact;
 pub mod counters;

@@ -21,6 +21,7 @@ mod command {
     pub(super) const OBJ_GET_INFO_BY_FD: libc::c_long = 15;
     pub(super) const BTF_GET_FD_BY_ID: libc::c_long = 19;
     pub(super) const BTF_GET_NEXT_ID: libc::c_long = 23;
+    pub(super) const MAP_LOOKUP_BATCH: libc::c_long = 24;
     pub(super) const LINK_UPDATE: libc::c_long = 29;
     pub(super) const LINK_DETACH: libc::c_long = 34;
 }
@@ -370,6 +371,72 @@ pub(super) fn write_words(map: impl AsFd, index: u32, words: &[u64]) -> io::Resu
     let fd = u32::try_from(map.as_fd().as_raw_fd()).map_err(io::Error::other)?;
     // SAFETY: As above.
     unsafe { element(command::MAP_UPDATE_ELEM, fd, index, words.as_ptr() as u64) }
+}
+
+/// Where a [`lookup_batch`] ended.
+pub(super) enum Batch {
+    /// There may be more, from here on.
+    More(u32),
+    /// Nothing is left.
+    Last,
+}
+
+/// Adds at most `room` rows of a hash map to `rows`, from where an earlier call ended.
+///
+/// # Safety
+///
+/// Keys of the map are as long as `K` and values as `V`, and any bytes are one of both.
+pub(super) unsafe fn lookup_batch<K: Copy, V: Copy>(
+    map: impl AsFd,
+    from: Option<u32>,
+    room: u32,
+    rows: &mut Vec<(K, V)>,
+) -> io::Result<Batch> {
+    #[repr(C)]
+    struct Attr {
+        in_batch: u64,
+        out_batch: u64,
+        keys: u64,
+        values: u64,
+        count: u32,
+        map_fd: u32,
+        elem_flags: u64,
+        flags: u64,
+    }
+    let (mut keys, mut values) =
+        (Vec::<K>::with_capacity(room as usize), Vec::<V>::with_capacity(room as usize));
+    let (begin, mut end) = (from.unwrap_or(0), 0u32);
+    let mut attr = Attr {
+        in_batch: from.map_or(0, |_| (&raw const begin) as u64),
+        out_batch: (&raw mut end) as u64,
+        keys: keys.as_mut_ptr() as u64,
+        values: values.as_mut_ptr() as u64,
+        count: room,
+        map_fd: u32::try_from(map.as_fd().as_raw_fd()).map_err(io::Error::other)?,
+        elem_flags: 0,
+        flags: 0,
+    };
+    // SAFETY: The layout of the struct of this command; there is room for as many rows as it says, and a place in a hash map is
+    // four bytes. The kernel writes how many rows it wrote.
+    let done = unsafe {
+        let pointer = &raw mut attr;
+        libc::syscall(libc::SYS_bpf, command::MAP_LOOKUP_BATCH, pointer, size_of::<Attr>())
+    };
+    let last = match done {
+        0.. => false,
+        _ => match io::Error::last_os_error() {
+            error if error.raw_os_error() == Some(libc::ENOENT) => true,
+            error => return Err(error),
+        },
+    };
+    let count = attr.count.min(room) as usize;
+    // SAFETY: The kernel wrote as many; the caller vouches for what they are.
+    unsafe {
+        keys.set_len(count);
+        values.set_len(count);
+    }
+    rows.extend(keys.into_iter().zip(values));
+    Ok(if last { Batch::Last } else { Batch::More(end) })
 }
 
 /// Mounts a BPF file system at `path`.
