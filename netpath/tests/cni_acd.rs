@@ -249,7 +249,6 @@ fn two_nodes_with_one_range() {
     }
     two.node.ip("addr flush dev eno1");
     two.node.ip("addr add 10.9.0.6/24 dev eno1");
-    let (_first, _other) = (NetNs::new("first"), NetNs::new("other"));
     let strict = json!({"zone": {"policy": "private", "mode": "enforce"}});
     let conf = acd(true, strict);
     let has = one.ours("ADD", &conf).ok();
