@@ -51,6 +51,9 @@ fn whole(conf: &NetConf, args: &CniArgs) {
         }
         Err(error) => says_something(&error),
     }
+    if let Err(error) = conf.acd() {
+        says_something(&error);
+    }
     let ipam = match IpamConf::from_conf(conf, args) {
         Ok(ipam) => ipam,
         Err(error) => return says_something(&error),

@@ -133,6 +133,8 @@ pub mod bit {
     pub const ANY_FRAGMENT: u32 = 1 << 16;
     /// The packet has IPv6 extension headers and was walked.
     pub const WALKED: u32 = 1 << 17;
+    /// ARP: an answer to a probe, which names 0.0.0.0 as its target.
+    pub const ARP_DEFENCE: u32 = 1 << 18;
 }
 
 /// What the bytes of one frame say.
@@ -284,7 +286,8 @@ pub fn arp(head: &impl Head, facts: &mut Facts) {
     let request = eq32(u32::from(operation), 1);
     let reply = eq32(u32::from(operation), 2);
     facts.bits = ((form & sender_mac & (request | reply)) * bit::ARP_FORM)
-        | ((request & eq32(facts.source4, 0)) * bit::ARP_PROBE);
+        | ((request & eq32(facts.source4, 0)) * bit::ARP_PROBE)
+        | ((reply & eq32(facts.destination4, 0)) * bit::ARP_DEFENCE);
 }
 
 /// Reads an IPv4 header and the first four bytes behind it (RFC 791). `facts` has been reset.

@@ -170,7 +170,9 @@ fn egress_arp(facts: &Facts, endpoint: &Endpoint, rules: &impl Rules) -> Decisio
         return Decision::deny(DropReason::SourceArp);
     }
     let gateway = eq32(target, raw4(&endpoint.gateway_v4)) & (eq32(target, 0) ^ 1);
-    let known = own4(endpoint, target) | gateway;
+    // Whoever probes for an address has none that could lie in the zone: unanswered, they would take this one.
+    let defence = u32::from(facts.bits & bit::ARP_DEFENCE != 0);
+    let known = own4(endpoint, target) | gateway | defence;
     let Some((slot, index)) = rules.zone(endpoint.zone) else {
         return Decision::deny(DropReason::ZoneNotLoaded);
     };

@@ -2,9 +2,11 @@
 
 use std::fmt;
 use std::io;
+use std::net::Ipv4Addr;
 use std::path::Path;
 use std::time::Duration;
 
+use crate::kernel::arp::{self, ArpError};
 use crate::kernel::netlink::{Link, Macvlan, Netlink, NetlinkError, Refusal, Route};
 use crate::kernel::netns::{self, Netns, NetnsError};
 use crate::kernel::sysctl::{self, SysctlError};
@@ -28,6 +30,9 @@ pub enum Cause {
     /// A sysctl could not be read or written.
     #[error(transparent)]
     Sysctl(io::Error),
+    /// An address is another's, or nobody could be asked.
+    #[error(transparent)]
+    Arp(#[from] ArpError),
 }
 
 impl From<NetlinkError> for Cause {
@@ -66,6 +71,15 @@ impl StepError {
     /// The kernel's error number, where it refused.
     pub fn errno(&self) -> Option<i32> {
         errno(&self.source)
+    }
+
+    /// Whether an address is that of another interface on the network.
+    pub fn is_conflict(&self) -> bool {
+        match &self.source {
+            Cause::Arp(error) => error.is_conflict(),
+            Cause::Netlink(error) => error.is_conflict(),
+            Cause::Refused(_) | Cause::Netns(_) | Cause::Sysctl(_) => false,
+        }
     }
 }
 
@@ -275,6 +289,14 @@ fn do_next(fx: &mut Effects, step: &Step, due: &[Step], undo: &mut UndoStack) ->
         }
         Step::SetUp { ifname } => fx.index(ifname).and_then(|index| fx.sandbox.set_up(index)),
         Step::SetDown { ifname } => fx.index(ifname).and_then(|index| fx.sandbox.set_down(index)),
+        Step::ProbeV4 { ifname, addresses, timeout } => {
+            let probed = probe(fx, ifname, addresses, *timeout);
+            return probed.map(|()| Done::One).map_err(|source| StepError::new(step, source));
+        }
+        Step::AnnounceV4 { ifname, addresses } => {
+            let announced = announce(fx, ifname, addresses);
+            return announced.map(|()| Done::One).map_err(|source| StepError::new(step, source));
+        }
         Step::WaitDad { ifname, timeout } => {
             fx.index(ifname).and_then(|index| fx.sandbox.wait_dad(&fx.netns, index, *timeout))
         }
@@ -302,6 +324,30 @@ fn create(effects: &mut Effects, macvlan: &plan::Macvlan) -> Result<(), NetlinkE
     match macvlan.place {
         Place::Node => effects.node.add_macvlan(&link, Some(&effects.netns)),
         Place::Sandbox => effects.sandbox.add_macvlan(&link, None),
+    }
+}
+
+fn probe(effects: &mut Effects, ifname: &str, addresses: &[Ipv4Addr], within: Duration) -> Result<(), Cause> {
+    let interface = connected(effects, ifname)?;
+    effects.netns.within(|| arp::probe(interface, addresses, within))??;
+    // Silence says nothing where the cable was pulled meanwhile.
+    connected(effects, ifname)?;
+    Ok(())
+}
+
+fn announce(effects: &mut Effects, ifname: &str, addresses: &[Ipv4Addr]) -> Result<(), Cause> {
+    let interface = connected(effects, ifname)?;
+    Ok(effects.netns.within(|| arp::announce(interface, addresses))??)
+}
+
+/// A link of the sandbox over which somebody can be heard.
+fn connected(effects: &mut Effects, ifname: &str) -> Result<arp::Interface, Cause> {
+    let link = effects.link(ifname)?;
+    let named = || ifname.to_owned();
+    match (link.has_carrier(), link.mac) {
+        (true, Some(mac)) => Ok(arp::Interface { index: link.index, mac }),
+        (true, None) => Err(ArpError::NoMac { ifname: named() }.into()),
+        (false, _) => Err(ArpError::NoCarrier { ifname: named() }.into()),
     }
 }
 
@@ -397,6 +443,7 @@ fn is_absent(cause: &Cause) -> bool {
         }
         Cause::Netns(error) => error.is_gone(),
         Cause::Sysctl(error) => error.kind() == io::ErrorKind::NotFound,
+        Cause::Arp(_) => false,
     }
 }
 
@@ -404,7 +451,7 @@ fn errno(cause: &Cause) -> Option<i32> {
     match cause {
         Cause::Refused(refusal) => Some(refusal.errno),
         Cause::Netlink(error) => error.errno(),
-        Cause::Netns(_) => None,
+        Cause::Netns(_) | Cause::Arp(_) => None,
         Cause::Sysctl(error) => error.raw_os_error(),
     }
 }

@@ -107,3 +107,38 @@ fn a_policed_interface_gets_a_lease_and_gives_it_back() {
     site.ours("DEL", &conf).env("CNI_NETNS", "").ok();
     assert!(site.rows().is_empty() && site.leftovers().is_empty());
 }
+
+/// The standard client takes whatever it is offered, and the server knows nothing of who has an address by hand.
+#[test]
+fn a_lease_of_an_address_that_another_machine_has_is_given_back() {
+    let (site, dir) = (Site::new(), tempfile::tempdir().unwrap());
+    // The server asks by ping before it offers one.
+    site.outside.set_sysctl("net/ipv4/icmp_echo_ignore_all", "1");
+    let _server = server(&site, dir.path());
+    let socket = dir.path().join("dhcp.sock");
+    let _client = client(&socket);
+    let conf = zoned(json!({
+        "acd": true,
+        "ipam": {"type": "dhcp", "daemonSocketPath": socket},
+        "zone": {"policy": "private", "local": ["10.9.0.0/24"]}
+    }));
+    let no_lease = || {
+        let leases = || fs::read_to_string(dir.path().join("leases")).unwrap_or_default();
+        eventually(PATIENCE, "the server has the address back", || {
+            (!leases().contains("10.9.0.15")).then_some(())
+        });
+        assert!(site.rows().is_empty() && site.leftovers().is_empty(), "{:?}", site.leftovers());
+    };
+    let result = site.ours("ADD", &conf).ok();
+    let address = result["ips"][0]["address"].as_str().unwrap().to_owned();
+    assert!(site.pod.ip("addr show net1").contains(&address), "{address}");
+    site.ours("DEL", &conf).ok();
+    no_lease();
+
+    for address in ["10.9.0.150/32", "10.9.0.151/32", "10.9.0.152/32"] {
+        site.outside.ip(&format!("addr add {address} dev lo"));
+    }
+    site.ours("ADD", &conf).fails(121, "on this network: give each node a range of its own");
+    assert!(!site.pod.ip("link show").contains("net1"));
+    no_lease();
+}

@@ -20,7 +20,7 @@ use netpath::exec::{self, Effects, UndoStack};
 use netpath::kernel::netlink::Netlink;
 use netpath::kernel::netns::Netns;
 use netpath::plan::{Guard, Master};
-use netpath::spec::{IfName, IpConfig, Mac, MacvlanConf, MacvlanMode, Route};
+use netpath::spec::{Acd, IfName, IpConfig, Mac, MacvlanConf, MacvlanMode, Route};
 
 /// A node with master `eno1`, the wire's other end in `outside`, and a pod.
 struct Site {
@@ -99,9 +99,17 @@ fn add(
         let steps = netpath::plan::create(conf, &net1(), &site.master()).expect("a plan");
         exec::run(fx, &steps, undo)?;
         let mtu = fx.link("net1").expect("just made").mtu;
-        exec::run(fx, &netpath::plan::prepare(&net1(), mtu, ips, Guard::Policed).expect("a plan"), undo)?;
+        exec::run(
+            fx,
+            &netpath::plan::prepare(&net1(), mtu, ips, Guard::Policed, Acd::Off).expect("a plan"),
+            undo,
+        )?;
         let existing = fx.other_routes("net1").expect("routes");
-        exec::run(fx, &netpath::plan::activate(&net1(), ips, routes, &existing).expect("a plan"), undo)
+        exec::run(
+            fx,
+            &netpath::plan::activate(&net1(), ips, routes, &existing, Acd::Off).expect("a plan"),
+            undo,
+        )
     };
     match stages(&mut fx, &mut undo) {
         Ok(()) => Ok(fx),

@@ -375,6 +375,13 @@ fn an_ipvlan_on_a_policed_master_is_refused_unless_the_administrator_exempts_it(
     assert!(output.status.success(), "{said}");
     let result: Value = serde_json::from_str(&said).expect("a result");
     assert_eq!(result["ips"], pod.conf["prevResult"]["ips"], "passed on as it came");
+    // What is asked with its master's MAC is answered to whoever has the address that asked.
+    let mut probed = pod.conf.clone();
+    probed["acd"] = json!(true);
+    let refused = node.call("ADD", &pod.netns, &probed);
+    let refused: Value = serde_json::from_slice(&refused.stdout).expect("an error object");
+    assert_eq!(refused["code"], 7, "{refused}");
+    assert!(refused["msg"].as_str().expect("text").contains("`acd`: `net1` is an ipvlan"), "{refused}");
     // No zone holds for it, and nothing of it is dropped on any kernel.
     for address in [GATEWAY, INTERNET] {
         pod.netns.exec(&format!("ping -q -c 3 -i 0.01 -W 5 {address}"));

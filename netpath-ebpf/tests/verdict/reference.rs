@@ -309,7 +309,9 @@ fn egress_arp(frame: &[u8], arp: &[u8], pod: &Pod, zone: Option<&Zone>) -> Verdi
     let probe = operation == 1 && sender.is_unspecified() && (pod.dhcp || pod.owns4(target));
     deny_unless(form && sender_mac && (pod.owns4(sender) || probe), DropReason::SourceArp)?;
     let zone = zone.ok_or(DropReason::ZoneNotLoaded)?;
-    let known = pod.owns4(target) || pod.gateway4 == Some(target);
+    // An answer to a probe, which was asked by nobody.
+    let defence = operation == 2 && target.is_unspecified();
+    let known = pod.owns4(target) || pod.gateway4 == Some(target) || defence;
     deny_unless(known || zone.reaches(target.into()), DropReason::ZoneDeny)
 }
 

@@ -66,6 +66,8 @@ pub(super) fn arp(t: &mut Table) {
     t.add("ARP announcement as answer", answer(POD4, POD4), PASS, PASS);
     t.add("ARP answer", answer(POD4, NEAR4), PASS, PASS);
     t.add("ARP answer to one outside", answer(POD4, FAR4), Some(ZoneDeny), PASS);
+    t.add("ARP answer to a probe", answer(POD4, NOBODY4), PASS, PASS);
+    t.add("ARP answer to a probe for another's", answer(NEAR4, NOBODY4), spoof, PASS);
     t.add("ARP answer from 0.0.0.0", answer(NOBODY4, NEAR4), spoof, PASS);
     t.add("ARP answer for the gateway", answer(GATEWAY4, NEAR4), spoof, PASS);
     t.add("ARP request as a neighbour", ask(NEAR4, NEAR4), spoof, PASS);
@@ -80,6 +82,7 @@ pub(super) fn arp(t: &mut Table) {
     let lost = Some(ZoneNotLoaded);
     t.on(Setup::NotLoaded, "ARP without a zone", ask(POD4, NEAR4), lost, lost);
     t.on(Setup::NotLoaded, "ARP for the gateway without a zone", ask(POD4, GATEWAY4), lost, lost);
+    t.on(Setup::NotLoaded, "ARP answer to a probe without a zone", answer(POD4, NOBODY4), lost, lost);
     t.on(Setup::NotLoaded, "spoofed ARP without a zone", ask(NEAR4, NEAR4), spoof, lost);
 }
 

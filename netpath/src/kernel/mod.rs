@@ -1,7 +1,8 @@
-//! Effects on the kernel: namespaces, netlink, sysctls and BPF.
+//! Effects on the kernel: namespaces, netlink, sysctls, ARP and BPF.
 
 use std::{fs, io, path::Path};
 
+pub mod arp;
 pub mod bpf;
 pub mod ethtool;
 pub mod mounts;

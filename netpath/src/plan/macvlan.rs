@@ -1,11 +1,13 @@
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
 use super::{Macvlan, Place, RouteVia, Setting, Step};
-use crate::spec::{IfName, IpConfig, MacvlanConf, Route};
+use crate::spec::{Acd, IfName, IpConfig, MacvlanConf, Route};
 
 /// How long duplicate address detection may take; it takes one to two seconds where nobody answers.
 pub const DAD: Duration = Duration::from_secs(5);
+/// How long IPv4 addresses are probed for: RFC 5227 has four to seven seconds, which a pod's start cannot wait.
+pub const ACD: Duration = Duration::from_millis(200);
 /// The smallest MTU with which a link has IPv6 at all.
 const MIN_MTU_V6: u32 = 1280;
 /// The main routing table.
@@ -89,7 +91,15 @@ pub fn create(conf: &MacvlanConf, ifname: &IfName, master: &Master) -> Result<Ve
 }
 
 /// Stage 2, after IPAM: settings and addresses, while the link is still down. `mtu` is the link's.
-pub fn prepare(ifname: &IfName, mtu: u32, ips: &[IpConfig], guard: Guard) -> Result<Vec<Step>, PlanError> {
+///
+/// Addresses that are probed for first come with [`activate`]: a link that is down sends nothing.
+pub fn prepare(
+    ifname: &IfName,
+    mtu: u32,
+    ips: &[IpConfig],
+    guard: Guard,
+    acd: Acd,
+) -> Result<Vec<Step>, PlanError> {
     use Setting as S;
 
     let set = |ifname: &str, setting, value: &str| Step::SetSysctl {
@@ -122,12 +132,12 @@ pub fn prepare(ifname: &IfName, mtu: u32, ips: &[IpConfig], guard: Guard) -> Res
         steps.push(set(link, S::DisableIpv6, "0"));
         steps.push(set(link, S::KeepAddrOnDown, "1"));
     }
-    let add = |ip: &IpConfig| Step::AddAddress { ifname: link.to_owned(), address: ip.address };
-    steps.extend(ips.iter().map(add));
+    let now = ips.iter().filter(|ip| acd == Acd::Off || ip.address.is_ipv6());
+    steps.extend(now.map(|ip| add_address(link, ip)));
     Ok(steps)
 }
 
-/// Stage 3, after maps and programs: the link goes up, and its routes are added.
+/// Stage 3, after maps and programs: the link goes up, gets the addresses that were probed for, and its routes.
 ///
 /// `existing` are the routes of the sandbox's other links: see [`routes`].
 pub fn activate(
@@ -135,9 +145,16 @@ pub fn activate(
     ips: &[IpConfig],
     routes: &[Route],
     existing: &[RouteVia],
+    acd: Acd,
 ) -> Result<Vec<Step>, PlanError> {
     let link = ifname.as_str();
     let mut steps = vec![Step::SetUp { ifname: link.to_owned() }];
+    if acd == Acd::On {
+        steps.extend(probe(ifname, ips));
+        steps.extend(ips.iter().filter(|ip| ip.address.is_ipv4()).map(|ip| add_address(link, ip)));
+        // The kernel announces what a link has when it goes up, not what it is given later.
+        steps.extend(announce(ifname, ips));
+    }
     // Whoever routes IPv6 needs a source address that may be used; nobody else is made to wait.
     if gateway(ips, true).is_some() {
         steps.push(Step::WaitDad { ifname: link.to_owned(), timeout: DAD });
@@ -145,6 +162,29 @@ pub fn activate(
     let routes = self::routes(ips, routes, existing)?;
     steps.extend(routes.into_iter().map(|route| Step::AddRoute { ifname: link.to_owned(), route }));
     Ok(steps)
+}
+
+/// Looks whether somebody else has the IPv4 addresses of `ips`, all in one go; nothing where there are none.
+pub fn probe(ifname: &IfName, ips: &[IpConfig]) -> Option<Step> {
+    let addresses = addresses_v4(ips)?;
+    Some(Step::ProbeV4 { ifname: ifname.to_string(), addresses, timeout: ACD })
+}
+
+/// Tells the network of the IPv4 addresses of `ips`; nothing where there are none.
+pub fn announce(ifname: &IfName, ips: &[IpConfig]) -> Option<Step> {
+    Some(Step::AnnounceV4 { ifname: ifname.to_string(), addresses: addresses_v4(ips)? })
+}
+
+fn addresses_v4(ips: &[IpConfig]) -> Option<Vec<Ipv4Addr>> {
+    let v4 = |ip: &IpConfig| match ip.address.ip() {
+        IpAddr::V4(address) => Some(address),
+        IpAddr::V6(_) => None,
+    };
+    Some(ips.iter().filter_map(v4).collect::<Vec<_>>()).filter(|all| !all.is_empty())
+}
+
+fn add_address(link: &str, ip: &IpConfig) -> Step {
+    Step::AddAddress { ifname: link.to_owned(), address: ip.address }
 }
 
 /// The routes to be added for a result: each with its gateway, none twice.

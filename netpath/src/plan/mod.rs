@@ -7,7 +7,7 @@ mod default_route;
 mod macvlan;
 
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
 use ipnetwork::IpNetwork;
@@ -15,7 +15,7 @@ use ipnetwork::IpNetwork;
 pub use default_route::{
     Attached, DefaultRoute, DefaultRoutes, Moved, SeveralDefaults, check_gateways, default_routes,
 };
-pub use macvlan::{DAD, Guard, Master, PlanError, activate, create, prepare, routes};
+pub use macvlan::{ACD, DAD, Guard, Master, PlanError, activate, announce, create, prepare, probe, routes};
 
 use crate::spec::{Mac, MacvlanMode};
 
@@ -61,6 +61,22 @@ pub enum Step {
     SetDown {
         /// The link.
         ifname: String,
+    },
+    /// Look by ARP whether somebody has IPv4 addresses, which must not be on the link to be free (RFC 5227).
+    ProbeV4 {
+        /// The link, which is up.
+        ifname: String,
+        /// The addresses.
+        addresses: Vec<Ipv4Addr>,
+        /// How long.
+        timeout: Duration,
+    },
+    /// Tell everybody who has IPv4 addresses now.
+    AnnounceV4 {
+        /// The link, which has them and is up.
+        ifname: String,
+        /// The addresses.
+        addresses: Vec<Ipv4Addr>,
     },
     /// Wait until IPv6 duplicate address detection has ended.
     WaitDad {
@@ -213,6 +229,8 @@ impl Step {
             | Self::DeleteAddress { .. }
             | Self::DeleteRoute { .. }
             | Self::SetSysctl { .. }
+            | Self::ProbeV4 { .. }
+            | Self::AnnounceV4 { .. }
             | Self::WaitDad { .. } => None,
         }
     }
@@ -227,6 +245,8 @@ impl Step {
             | Self::DeleteAddress { ifname, .. }
             | Self::SetUp { ifname }
             | Self::SetDown { ifname }
+            | Self::ProbeV4 { ifname, .. }
+            | Self::AnnounceV4 { ifname, .. }
             | Self::WaitDad { ifname, .. }
             | Self::AddRoute { ifname, .. }
             | Self::DeleteRoute { ifname, .. } => ifname,
@@ -260,6 +280,13 @@ impl fmt::Display for Step {
             Self::DeleteAddress { ifname, address } => write!(f, "remove address {address} from `{ifname}`"),
             Self::SetUp { ifname } => write!(f, "set `{ifname}` up"),
             Self::SetDown { ifname } => write!(f, "set `{ifname}` down"),
+            Self::ProbeV4 { ifname, addresses, timeout } => {
+                let (all, ms) = (list(addresses), timeout.as_millis());
+                write!(f, "use {all} on `{ifname}`, for which ARP probes are sent within {ms} ms")
+            }
+            Self::AnnounceV4 { ifname, addresses } => {
+                write!(f, "announce {} on `{ifname}`", list(addresses))
+            }
             Self::WaitDad { ifname, timeout } => {
                 write!(f, "use the IPv6 addresses of `{ifname}` within {} s", timeout.as_secs())
             }
@@ -267,6 +294,10 @@ impl fmt::Display for Step {
             Self::DeleteRoute { ifname, route } => write!(f, "remove route {route} from `{ifname}`"),
         }
     }
+}
+
+fn list(addresses: &[Ipv4Addr]) -> String {
+    addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
 }
 
 impl fmt::Display for RouteVia {

@@ -117,6 +117,7 @@ fn attach(
     done: &mut Done,
 ) -> Result<Value, PluginError> {
     let (container_id, ifname) = call.attachment()?;
+    let acd = call.conf.acd()?;
     let link = &rules.master.link;
     let plan_master = plan::Master { name: link.name.clone(), index: link.index, mtu: link.mtu };
     // Chosen here and not by the kernel, so that the record knows the row before there is one. A passthru
@@ -152,7 +153,7 @@ fn attach(
     let cookie = record.netns.cookie;
     if let (true, true, Some(mac)) = (counted, call.has_dhcp(), mac) {
         // The client raises the link to ask for its address, so it is policed before it has one.
-        exec::run(effects, &plan::prepare(ifname, made.mtu, &[], guard)?, &mut done.undo)?;
+        exec::run(effects, &plan::prepare(ifname, made.mtu, &[], guard, acd)?, &mut done.undo)?;
         let attachment = Attachment { mac, ips: &[], cookie, passthru };
         done.entered = Some(rules.enter(call, effects.node(), &attachment)?);
     }
@@ -160,7 +161,7 @@ fn attach(
     rules.check_addresses(call, &allocated.ips)?;
     record.ips = allocated.ips.iter().map(|ip| ip.address).collect();
     if !allocated.ips.is_empty() || guard != Guard::None {
-        exec::run(effects, &plan::prepare(ifname, made.mtu, &allocated.ips, guard)?, &mut done.undo)?;
+        exec::run(effects, &plan::prepare(ifname, made.mtu, &allocated.ips, guard, acd)?, &mut done.undo)?;
     }
     if let (true, Some(mac)) = (counted, mac) {
         let attachment = Attachment { mac, ips: &allocated.ips, cookie, passthru };
@@ -174,7 +175,7 @@ fn attach(
             record.master.map(|master| state::Master { id: Some(entered.master.into()), ..master });
     }
     let existing = effects.other_routes(ifname.as_str())?;
-    let steps = plan::activate(ifname, &allocated.ips, &allocated.routes, &existing)?;
+    let steps = plan::activate(ifname, &allocated.ips, &allocated.routes, &existing, acd)?;
     exec::run(effects, &steps, &mut done.undo)?;
     // A result that the configuration's version cannot express is an error like any other.
     let result = result(call, mac, allocated).to_json(call.version())?;

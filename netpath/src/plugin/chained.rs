@@ -14,8 +14,8 @@ use crate::{
         netlink::{Link, MacVlanMode, Route},
         netns::Netns,
     },
-    plan::{self, Guard, Place},
-    spec::{CniResult, IfName, IpConfig},
+    plan::{self, Guard, Place, Setting, Step},
+    spec::{Acd, CniResult, IfName, IpConfig},
     state::{self, Kind, Phase, Record, Records},
     zone::{Ipvlan, Refusal, ZoneConf},
 };
@@ -27,12 +27,16 @@ use crate::{
 pub(super) fn add(call: &Call<'_>) -> Result<Value, PluginError> {
     let (container_id, ifname) = call.attachment()?;
     let prev = call.conf.prev_result.as_ref().ok_or(PluginError::NoNetworks)?;
+    let acd = call.conf.acd()?;
     let path = call.env.netns.as_deref().ok_or(PluginError::NoAttachment)?;
     let mut effects = Effects::open(Netns::open(path)?)?;
     let link = effects.link(ifname.as_str())?;
     let ips = ips_of(prev, ifname)?;
     if is_ipvlan(&link) {
         let rules = exempt(call, &mut effects, &link)?;
+        if acd == Acd::On {
+            return Err(PluginError::AcdIpvlan { ifname: ifname.to_string() });
+        }
         rules.check_addresses(call, &ips)?;
         return Ok(prev.to_json(call.version())?);
     }
@@ -51,6 +55,9 @@ pub(super) fn add(call: &Call<'_>) -> Result<Value, PluginError> {
         Some(made) if made.kind == Kind::Macvlan && made.netns == record.netns && made.mac == record.mac => {
             if rules.zone.is_none() && made.zone.is_some() {
                 // Being named twice must not make anything laxer.
+                if acd == Acd::On {
+                    run(&mut effects, plan::probe(ifname, &ips))?;
+                }
                 return Ok(result);
             }
             record = Record {
@@ -94,32 +101,60 @@ fn police(
     ips: &[IpConfig],
 ) -> Result<Entered, PluginError> {
     let ifname = call.attachment()?.1;
+    let acd = call.conf.acd()?;
     let mac = link.mac.ok_or_else(|| PluginError::NotInResult { ifname: ifname.to_string() })?;
     let routes: Vec<Route> = effects.sandbox().routes(Some(link.index))?;
     let mut undo = exec::UndoStack::default();
     let guard = if rules.zone.is_some() { Guard::Policed } else { Guard::None };
     // First the settings, since IPv6 addresses survive the link's going down only with one of them.
-    let steps = plan::prepare(ifname, link.mtu, ips, guard)?;
-    let settings: Vec<_> =
-        steps.into_iter().filter(|step| matches!(step, plan::Step::SetSysctl { .. })).collect();
+    let mut settings = plan::prepare(ifname, link.mtu, ips, guard, acd)?;
+    settings.retain(|step| matches!(step, Step::SetSysctl { .. }));
     exec::run(effects, &settings, &mut undo)?;
+    if acd == Acd::On {
+        // It has its addresses already, and would announce them when it goes up.
+        run(effects, [arp_notify(ifname, "0")])?;
+    }
     effects.sandbox().set_down(link.index)?;
     let cookie = effects.cookie();
     let attachment =
         Attachment { mac, ips, cookie, passthru: link.macvlan_mode == Some(MacVlanMode::Passthrough) };
     let entered = rules.enter(call, effects.node(), &attachment)?;
-    match raise(effects, link.index, &routes, ips) {
-        Ok(()) => Ok(entered),
-        Err(failed) => match leave(call, &entered) {
-            Ok(()) => Err(failed),
-            Err(error) => Err(PluginError::Undo { failed: Box::new(failed), left: vec![full(&error)] }),
-        },
+    let Err(failed) = raise(call, effects, link.index, &routes, ips) else { return Ok(entered) };
+    // The link before its row: a pod must not send without one.
+    let down = match effects.sandbox().set_down(link.index) {
+        Err(error) if !error.is_absent() => Err(error.into()),
+        _ => Ok(()),
+    };
+    match down.and_then(|()| leave(call, &entered)) {
+        Ok(()) => Err(failed),
+        Err(error) => Err(PluginError::Undo { failed: Box::new(failed), left: vec![full(&error)] }),
     }
 }
 
-/// Sets the link up and adds the routes again that went with its being down.
-fn raise(effects: &mut Effects, index: u32, routes: &[Route], ips: &[IpConfig]) -> Result<(), PluginError> {
+fn run(effects: &mut Effects, steps: impl IntoIterator<Item = Step>) -> Result<(), PluginError> {
+    let steps: Vec<_> = steps.into_iter().collect();
+    Ok(exec::run(effects, &steps, &mut exec::UndoStack::default())?)
+}
+
+fn arp_notify(ifname: &IfName, value: &str) -> Step {
+    Step::SetSysctl { ifname: ifname.to_string(), setting: Setting::ArpNotify, value: value.to_owned() }
+}
+
+/// Sets the link up, looks whether its addresses are its own if that is asked for, and adds the routes again that
+/// went with its being down.
+fn raise(
+    call: &Call<'_>,
+    effects: &mut Effects,
+    index: u32,
+    routes: &[Route],
+    ips: &[IpConfig],
+) -> Result<(), PluginError> {
     effects.sandbox().set_up(index)?;
+    if call.conf.acd()? == Acd::On {
+        let ifname = call.attachment()?.1;
+        run(effects, plan::probe(ifname, ips))?;
+        run(effects, [arp_notify(ifname, "1")].into_iter().chain(plan::announce(ifname, ips)))?;
+    }
     if ips.iter().any(|ip| ip.gateway.is_some_and(|gateway| gateway.is_ipv6())) {
         effects.wait_dad(index, plan::DAD)?;
     }

@@ -110,6 +110,14 @@ pub enum PluginError {
     /// A step that failed.
     #[error(transparent)]
     Step(#[from] StepError),
+    /// A probe whose answer nobody could read.
+    #[error(
+        "`acd`: `{ifname}` is an ipvlan, which has the MAC of its master: an answer to a probe does not come back to it, so remove `acd`, or use macvlan"
+    )]
+    AcdIpvlan {
+        /// CNI_IFNAME.
+        ifname: String,
+    },
     /// IPAM.
     #[error(transparent)]
     Ipam(#[from] IpamError),
@@ -202,11 +210,14 @@ impl PluginError {
             | Self::ZoneInContainer
             | Self::AsIpam { .. }
             | Self::PassthruOfNode { .. }
+            | Self::AcdIpvlan { .. }
             | Self::NoNetworks
             | Self::NoPrevResult => code::CONF,
             Self::Netns(error) if error.is_gone() => code::UNKNOWN_CONTAINER,
             Self::Netns(_) => 100,
             Self::NoMaster { .. } | Self::NoDefaultRoute { .. } | Self::MasterElsewhere { .. } => 101,
+            Self::Step(error) if error.is_conflict() => crate::ipam::code::REFUSED,
+            Self::Netlink(error) if error.is_conflict() => crate::ipam::code::REFUSED,
             Self::Exists { .. } | Self::Step(_) | Self::Netlink(_) => 102,
             Self::NotInResult { .. } | Self::NotMacvlan { .. } => 103,
             Self::Check { .. } => 104,

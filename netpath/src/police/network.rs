@@ -15,7 +15,7 @@ use crate::{
     plugin::{CHAINED, MACVLAN},
     root::Root,
     spec::{
-        ConfError, NetConf,
+        Acd, ConfError, NetConf,
         json::{View, is_same_key},
     },
     state::{Lock, Record},
@@ -258,7 +258,7 @@ pub fn guard(record: &Record) -> Result<(), GuardError> {
         Err(error) if error.is_absent() => return Ok(()),
         link => link?,
     };
-    let mut steps = plan::prepare(&record.ifname, link.mtu, &[], Guard::Policed)?;
+    let mut steps = plan::prepare(&record.ifname, link.mtu, &[], Guard::Policed, Acd::Off)?;
     steps.retain(|step| matches!(step, Step::SetSysctl { .. }));
     Ok(exec::run(&mut effects, &steps, &mut UndoStack::default())?)
 }

@@ -47,6 +47,15 @@ pub struct NetConf {
     pub disable_gc: bool,
 }
 
+/// Whether IPv4 addresses are looked for on the network before they are used (RFC 5227).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Acd {
+    /// They are taken as IPAM gives them.
+    Off,
+    /// One that another interface has, or is about to take, is not used.
+    On,
+}
+
 /// What the runtime passes for capabilities that the configuration declares.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RuntimeConfig {
@@ -122,6 +131,11 @@ impl NetConf {
     /// `zone`, whatever the case of its key: a zone that is overlooked would be a zone that is open.
     pub fn zone(&self) -> Option<&Value> {
         View::root(&self.raw).get("zone")
+    }
+
+    /// `acd`: address conflict detection; off where it is not given.
+    pub fn acd(&self) -> Result<Acd, ConfError> {
+        Ok(if View::root(&self.raw).bool("acd")? { Acd::On } else { Acd::Off })
     }
 }
 

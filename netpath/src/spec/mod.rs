@@ -28,7 +28,7 @@ pub mod version;
 pub use address::RequestedIp;
 pub use annotation::Selection;
 pub use args::CniArgs;
-pub use conf::{ArgsCni, MacvlanConf, MacvlanMode, NetConf, RuntimeConfig, ValidAttachment};
+pub use conf::{Acd, ArgsCni, MacvlanConf, MacvlanMode, NetConf, RuntimeConfig, ValidAttachment};
 pub use device_info::DeviceInfo;
 pub use env::{CniEnv, Command, EnvError};
 pub use error::{ConfError, ErrorObject, code};

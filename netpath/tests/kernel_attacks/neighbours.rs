@@ -161,6 +161,10 @@ fn row_12_arp_claims_nothing_but_oneself() {
             attempt("an answer", HONEST, |mark| send(2, (a, A), (OUTSIDE_MAC, GATEWAY), mark)),
             attempt("an announcement", HONEST, |mark| send(1, (a, A), (nobody, A), mark)),
             attempt("a probe for one's own", HONEST, |mark| send(1, (a, zero), (nobody, A), mark)),
+            attempt("an answer to a probe", HONEST, |mark| send(2, (a, A), (OUTSIDE_MAC, zero), mark)),
+            attempt("a sibling's address, as an answer to a probe", SourceArp, |mark| {
+                send(2, (a, B), (OUTSIDE_MAC, zero), mark)
+            }),
             attempt("the gateway's address, as an answer", SourceArp, |mark| {
                 send(2, (a, GATEWAY), (OUTSIDE_MAC, NODE), mark)
             }),

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use netpath::exec::{self, UndoStack};
 use netpath::plan::{self, Guard, Setting, Step};
-use netpath::spec::{MacvlanConf, MacvlanMode, Route};
+use netpath::spec::{Acd, MacvlanConf, MacvlanMode, Route};
 
 use crate::common::{NetNs, chain, veth};
 use crate::{Site, add, bridge, ip, mac, master, net1, route, talk};
@@ -59,7 +59,8 @@ fn settings_are_in_force_before_the_link_is_up() {
     let mut undo = UndoStack::default();
     let steps = plan::create(&bridge(), &net1(), &site.master()).expect("a plan");
     exec::run(&mut fx, &steps, &mut undo).expect("created");
-    let steps = plan::prepare(&net1(), 1500, &[ip("fd00::1/64", None)], Guard::Policed).expect("a plan");
+    let steps =
+        plan::prepare(&net1(), 1500, &[ip("fd00::1/64", None)], Guard::Policed, Acd::Off).expect("a plan");
     exec::run(&mut fx, &steps, &mut undo).expect("prepared");
 
     assert!(!site.pod.ip("link show net1").contains(",UP"));
@@ -81,7 +82,7 @@ fn a_link_that_is_not_policed_keeps_its_settings() {
     site.pod.set_sysctl("net/ipv6/conf/default/accept_ra", "2");
     let mut fx = site.effects(&site.pod);
     let mut steps = plan::create(&bridge(), &net1(), &site.master()).expect("a plan");
-    steps.extend(plan::prepare(&net1(), 1500, &[], Guard::None).expect("a plan"));
+    steps.extend(plan::prepare(&net1(), 1500, &[], Guard::None, Acd::Off).expect("a plan"));
     exec::run_or_undo(&mut fx, &steps).expect("done");
     assert_eq!(site.pod.sysctl("net/ipv4/conf/net1/drop_unicast_in_l2_multicast"), "0");
     assert_eq!(site.pod.sysctl("net/ipv6/conf/net1/accept_ra"), "2");
@@ -250,7 +251,7 @@ fn a_master_in_the_sandbox() {
     let inner = master(fx.sandbox(), "inner");
     let conf = MacvlanConf { link_in_container: true, ..bridge() };
     let mut steps = plan::create(&conf, &net1(), &inner).expect("a plan");
-    steps.extend(plan::activate(&net1(), &[], &[], &[]).expect("a plan"));
+    steps.extend(plan::activate(&net1(), &[], &[], &[], Acd::Off).expect("a plan"));
     exec::run_or_undo(&mut fx, &steps).expect("done");
     let link = json(&site.pod.ip("-d -j link show net1"));
     assert_eq!(link["link"], "inner");

@@ -203,6 +203,11 @@ impl NetlinkError {
         }
     }
 
+    /// Whether an address is that of another host.
+    pub fn is_conflict(&self) -> bool {
+        matches!(self, Self::Duplicate { .. })
+    }
+
     /// Whether what was to be removed is not there.
     pub fn is_absent(&self) -> bool {
         matches!(self, Self::NoLink { .. })

@@ -1,6 +1,6 @@
 use super::*;
 use crate::plan::unwind;
-use crate::spec::MacvlanMode;
+use crate::spec::{Acd, MacvlanMode};
 
 fn net1() -> IfName {
     IfName::parse("CNI_IFNAME", "net1").unwrap()
@@ -72,7 +72,7 @@ fn an_mtu_above_the_master_s_is_refused() {
 fn preparation_of_a_policed_link() {
     let ips = [ip("10.1.1.5/24", None), ip("fd00::5/64", None)];
     check(
-        &prepare(&net1(), 1500, &ips, Guard::Policed).unwrap(),
+        &prepare(&net1(), 1500, &ips, Guard::Policed, Acd::Off).unwrap(),
         &[
             "set sysctl `net/ipv4/conf/net1/drop_unicast_in_l2_multicast` to 1",
             "set sysctl `net/ipv6/conf/net1/drop_unicast_in_l2_multicast` to 1",
@@ -93,7 +93,7 @@ fn preparation_of_a_policed_link() {
 #[test]
 fn preparation_with_autoconf_or_without_police() {
     check(
-        &prepare(&net1(), 1500, &[], Guard::PolicedAutoconf).unwrap(),
+        &prepare(&net1(), 1500, &[], Guard::PolicedAutoconf, Acd::Off).unwrap(),
         &[
             "set sysctl `net/ipv4/conf/net1/drop_unicast_in_l2_multicast` to 1",
             "set sysctl `net/ipv6/conf/net1/drop_unicast_in_l2_multicast` to 1",
@@ -103,7 +103,7 @@ fn preparation_with_autoconf_or_without_police() {
         ],
     );
     check(
-        &prepare(&net1(), 1500, &[], Guard::None).unwrap(),
+        &prepare(&net1(), 1500, &[], Guard::None, Acd::Off).unwrap(),
         &[
             "set sysctl `net/ipv4/conf/net1/arp_notify` to 1",
             "set sysctl `net/ipv6/conf/net1/ndisc_notify` to 1",
@@ -114,9 +114,9 @@ fn preparation_with_autoconf_or_without_police() {
 #[test]
 fn an_ipv6_address_needs_an_mtu_that_carries_it() {
     let ips = [ip("fd00::5/64", None)];
-    assert!(prepare(&net1(), 1280, &ips, Guard::None).is_ok());
+    assert!(prepare(&net1(), 1280, &ips, Guard::None, Acd::Off).is_ok());
     assert_eq!(
-        prepare(&net1(), 1279, &ips, Guard::None).unwrap_err().to_string(),
+        prepare(&net1(), 1279, &ips, Guard::None, Acd::Off).unwrap_err().to_string(),
         "fd00::5 needs IPv6, which a link with an MTU of 1279 has not; raise `mtu` to 1280 or more"
     );
 }
@@ -134,7 +134,7 @@ fn activation_waits_for_dad_only_where_ipv6_is_routed() {
         ..route("10.9.0.0/16")
     };
     check(
-        &activate(&net1(), &ips, &[route("0.0.0.0/0"), full, route("fd09::/48")], &[]).unwrap(),
+        &activate(&net1(), &ips, &[route("0.0.0.0/0"), full, route("fd09::/48")], &[], Acd::Off).unwrap(),
         &[
             "set `net1` up",
             "add route 0.0.0.0/0 via 10.1.1.1 to `net1`",
@@ -144,13 +144,39 @@ fn activation_waits_for_dad_only_where_ipv6_is_routed() {
     );
     let ips = [ip("fd00::5/64", None), ip("fd00::6/64", Some("fd00::1")), ip("fd00::7/64", Some("fd00::2"))];
     check(
-        &activate(&net1(), &ips, &[route("fd09::/48")], &[]).unwrap(),
+        &activate(&net1(), &ips, &[route("fd09::/48")], &[], Acd::Off).unwrap(),
         &[
             "set `net1` up",
             "use the IPv6 addresses of `net1` within 5 s",
             "add route fd09::/48 via fd00::1 to `net1`",
         ],
     );
+}
+
+#[test]
+fn addresses_that_are_probed_for_come_when_the_link_is_up() {
+    let ips =
+        [ip("10.1.1.5/24", Some("10.1.1.1")), ip("fd00::5/64", Some("fd00::1")), ip("10.1.2.6/24", None)];
+    let prepared = prepare(&net1(), 1500, &ips, Guard::None, Acd::On).unwrap();
+    let is_address = |step: &&Step| matches!(step, Step::AddAddress { .. });
+    check(
+        &prepared.iter().filter(is_address).cloned().collect::<Vec<_>>(),
+        &["add address fd00::5/64 to `net1`"],
+    );
+    check(
+        &activate(&net1(), &ips, &[route("10.9.0.0/16")], &[], Acd::On).unwrap(),
+        &[
+            "set `net1` up",
+            "use 10.1.1.5, 10.1.2.6 on `net1`, for which ARP probes are sent within 200 ms",
+            "add address 10.1.1.5/24 to `net1`",
+            "add address 10.1.2.6/24 to `net1`",
+            "announce 10.1.1.5, 10.1.2.6 on `net1`",
+            "use the IPv6 addresses of `net1` within 5 s",
+            "add route 10.9.0.0/16 via 10.1.1.1 to `net1`",
+        ],
+    );
+    let v6 = [ip("fd00::5/64", None)];
+    check(&activate(&net1(), &v6, &[], &[], Acd::On).unwrap(), &["set `net1` up"]);
 }
 
 #[test]
@@ -191,8 +217,8 @@ fn routes_are_not_repeated() {
 #[test]
 fn undo_is_in_reverse_and_a_link_takes_its_own_with_it() {
     let ips = [ip("10.1.1.5/24", None)];
-    let mut steps = prepare(&net1(), 1500, &ips, Guard::None).unwrap();
-    steps.extend(activate(&net1(), &ips, &[route("10.9.0.0/16")], &[]).unwrap());
+    let mut steps = prepare(&net1(), 1500, &ips, Guard::None, Acd::Off).unwrap();
+    steps.extend(activate(&net1(), &ips, &[route("10.9.0.0/16")], &[], Acd::Off).unwrap());
     let undos = |steps: &[Step]| unwind(steps.iter().filter_map(Step::undo).collect());
     check(
         &undos(&steps),
