@@ -1,4 +1,4 @@
-//! Effects on the kernel: namespaces, netlink, sysctls and BPF.
+//! Effects on the kernel: namespaces, netlink, packet sockets, sysctls and BPF.
 
 use std::{fs, io, path::Path};
 
@@ -7,6 +7,7 @@ pub mod ethtool;
 pub mod mounts;
 pub mod netlink;
 pub mod netns;
+pub mod packet;
 pub mod pdeathsig;
 pub mod sysctl;
 
