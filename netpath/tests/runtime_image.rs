@@ -24,11 +24,11 @@ const NOTHING: [&str; 0] = [];
 const LOGS: &str = "/run/logs-of-agent";
 
 /// All that the agent may do, as deploy/agent has it: writes to directories of plugins that are not root's; switches NICs and
-/// attaches programs; loads programs and looks into pods' namespaces.
-const CAPABILITIES: [&str; 3] = ["DAC_OVERRIDE", "NET_ADMIN", "SYS_ADMIN"];
+/// attaches programs; hears who claims addresses of pods; loads programs and looks into pods' namespaces.
+const CAPABILITIES: [&str; 4] = ["DAC_OVERRIDE", "NET_ADMIN", "NET_RAW", "SYS_ADMIN"];
 
 /// The same in `/proc/<pid>/status`, by the numbers in `linux/capability.h`.
-const EFFECTIVE: u64 = 1 << 1 | 1 << 12 | 1 << 21;
+const EFFECTIVE: u64 = 1 << 1 | 1 << 12 | 1 << 13 | 1 << 21;
 
 /// What of the node the agent sees, under the node's paths.
 const MOUNTS: [&str; 9] = [
@@ -258,7 +258,10 @@ fn each_right_of_the_agent_is_needed() {
         ("NET_ADMIN", "Operation not permitted"),
         // Which is also what lets it load programs.
         ("SYS_ADMIN", "run this as root (or with CAP_BPF, CAP_NET_ADMIN"),
+        ("NET_RAW", "enp0s8 cannot be listened to: Operation not permitted"),
     ] {
+        // Without a pod there is nothing to be heard; with one, nothing to be attached.
+        let pod = (left_out == "NET_RAW").then(|| site.cri.run(&site.pod("web", "priv")).unwrap());
         let rest: Vec<&str> = CAPABILITIES.into_iter().filter(|it| *it != left_out).collect();
         let agent = Agent::start(&site, &rest);
         agent.eventually(&format!("it fails without {left_out}"), || {
@@ -266,6 +269,7 @@ fn each_right_of_the_agent_is_needed() {
             (unready && agent.log().contains(expected)).then_some(())
         });
         site.end(&agent.sandbox);
+        pod.iter().for_each(|pod| site.end(pod));
     }
 }
 

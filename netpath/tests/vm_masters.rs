@@ -1,12 +1,19 @@
 //! Masters that the ordinary kernel of a development machine may lack the drivers for: VLAN interfaces, bonds, and
 //! NICs that carry ipvlans. Runs in emulated machines alone, whose kernels have them all.
 
+#[path = "common/agent.rs"]
+mod agent;
+#[path = "common/api.rs"]
+mod api;
 mod common;
+#[path = "common/http.rs"]
+mod http;
 
 use std::net::Ipv4Addr;
 
+use agent::Agent;
 use common::node::{GATEWAY, INTERNET, MASTER, NODE, Node, OUTSIDE_MAC, Pod, WIRE, conf, crosses, text};
-use common::wire::{Mac, RawSocket, marker, udp_frame};
+use common::wire::{BROADCAST, Mac, RawSocket, arp, ethernet, ethertype, marker, udp_frame};
 use common::{NetNs, PATIENCE, eventually, veth};
 use netpath_ebpf::drop_reason::DropReason;
 use serde_json::{Value, json};
@@ -102,6 +109,41 @@ fn a_vlan_interface_is_a_master_like_any_other() {
         node.delete(&pod);
         node.uninstall();
     }
+}
+
+#[test]
+fn a_claim_on_a_vlan_is_none_below_it() {
+    let node = Node::new(&strict());
+    tagged(&node);
+    masters(&node, &json!({ MASTER: strict(), VLAN: strict() }));
+    // The same address on both, which two networks that do not meet may well have.
+    let pods = [MASTER, VLAN].map(|master| {
+        *node.args.lock().expect("ours") =
+            format!("K8S_POD_NAMESPACE=web;K8S_POD_NAME={master};K8S_POD_UID={master}");
+        pod_on(&node, master, "10.12.34.200/24")
+    });
+    let agent = Agent::start(&node);
+    let rival: Mac = [2, 0x0f, 0, 0, 0, 0xaa];
+    let claim = ethernet(BROADCAST, rival, ethertype::ARP, &arp(1, (rival, POD), ([0; 6], POD)));
+    let count = |master: &str| {
+        let name = "netpath_pod_address_conflicts_total";
+        agent.value(name, &[&format!("master=\"{master}\"")]).unwrap_or(0)
+    };
+    let [below, above] = [WIRE, VLAN_WIRE].map(|device| RawSocket::open(&node.outside, device));
+    agent.eventually("it is heard on the NIC", || {
+        below.send(&claim).expect("the wire takes it");
+        (0 < count(MASTER)).then_some(())
+    });
+    assert_eq!(count(VLAN), 0);
+    for round in 1..=20 {
+        above.send(&claim).expect("the wire takes it");
+        agent.eventually("it is heard on the VLAN", || (round <= count(VLAN)).then_some(()));
+    }
+    let before = count(MASTER);
+    below.send(&claim).expect("the wire takes it");
+    agent.eventually("and on the NIC again", || (before < count(MASTER)).then_some(()));
+    assert_eq!((count(MASTER), count(VLAN)), (before + 1, 20));
+    drop(pods);
 }
 
 #[test]

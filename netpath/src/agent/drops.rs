@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Shared, notice::Notices};
+use super::{Shared, notice::Topic};
 use crate::{
     kernel::bpf::{
         events::{Consumer, EventsError},
@@ -39,10 +39,9 @@ enum DropsError {
 
 /// Reads for as long as the process lives.
 pub(super) fn run(shared: &Shared) {
-    let mut notices = Notices::default();
     let mut known = None;
     loop {
-        let result = read(shared, &mut notices);
+        let result = read(shared);
         // `netpath drops --follow` takes turns with us: who reads the events of a node is one.
         let text = result.err().map(|error| full(&error));
         if text != known {
@@ -57,7 +56,7 @@ pub(super) fn run(shared: &Shared) {
 }
 
 /// Reads until what is loaded is another one.
-fn read(shared: &Shared, notices: &mut Notices) -> Result<(), DropsError> {
+fn read(shared: &Shared) -> Result<(), DropsError> {
     let root = &shared.root;
     let Some(mut maps) = police::maps(root)? else { return Ok(()) };
     let mut consumer = Consumer::new(maps.pins(), &root.events_lock())?;
@@ -72,7 +71,7 @@ fn read(shared: &Shared, notices: &mut Notices) -> Result<(), DropsError> {
         names.learn(shared, &events)?;
         shared.report().drops_read += u64::try_from(events.len()).unwrap_or(u64::MAX);
         if let Some(report) = tally(now.duration_since(began), &LIMITS, &mut window, events) {
-            tell(shared, &maps, &report, &names, notices, now.duration_since(began));
+            tell(shared, &maps, &report, &names);
         }
         if GRANT <= now.duration_since(granted) {
             granted = now;
@@ -115,7 +114,7 @@ impl Names {
     }
 }
 
-fn tell(shared: &Shared, maps: &Maps, report: &Report, names: &Names, notices: &mut Notices, now: Duration) {
+fn tell(shared: &Shared, maps: &Maps, report: &Report, names: &Names) {
     shared.report().drops_withheld += report.withheld;
     for group in &report.groups {
         let event = &group.first;
@@ -134,7 +133,7 @@ fn tell(shared: &Shared, maps: &Maps, report: &Report, names: &Names, notices: &
         );
         if let Some(record) = record
             && !event.audited
-            && notices.allow(event.endpoint, event.generation, event.reason.number(), now)
+            && shared.may_tell((event.endpoint, event.generation), Topic::Drops(event.reason.number()))
         {
             shared.tell_pod(record, notice(maps, record, group));
         }

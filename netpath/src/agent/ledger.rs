@@ -83,6 +83,9 @@ pub(super) struct Series {
     pub(super) master: String,
     /// What earlier attachments of it counted.
     pub(super) carried: Totals,
+    /// How often others claimed an address of it.
+    #[serde(default)]
+    pub(super) conflicts: u64,
     /// Seconds since 1970 when it was seen in the kernel first, and last.
     since: u64,
     seen: u64,
@@ -128,6 +131,7 @@ impl Ledger {
                         network,
                         master,
                         carried: Totals::default(),
+                        conflicts: 0,
                         since: now,
                         seen: now,
                     };
@@ -146,6 +150,12 @@ impl Ledger {
                 }
         });
         changed || self.series.len() != before
+    }
+
+    /// Adds what was counted of claims by others. Returns whether the interface is known.
+    pub(super) fn add_conflicts(&mut self, name: &Name, count: u64) -> bool {
+        let series = self.series.get_mut(name);
+        series.map(|it| it.conflicts = it.conflicts.saturating_add(count)).is_some()
     }
 
     /// One series for each name that people know: of a pod that ends and one that takes its name the later one.
@@ -220,6 +230,21 @@ mod tests {
         assert_eq!(ledger.iter().next().expect("one").1.carried, totals(11));
         let text = serde_json::to_string(&ledger).expect("plain");
         assert_eq!(serde_json::from_str::<Ledger>(&text).expect("the same"), ledger);
+    }
+
+    #[test]
+    fn conflicts_go_on_as_long_as_the_pod_and_are_nobody_elses() {
+        let mut ledger = Ledger::default();
+        ledger.update(100, &[live("u", 5)], |_| None, None);
+        assert!(ledger.add_conflicts(&name("u"), 2) && !ledger.add_conflicts(&name("v"), 7));
+        ledger.update(101, &[live("u", 6)], |_| None, None);
+        assert!(ledger.add_conflicts(&name("u"), 3));
+        let text = serde_json::to_string(&ledger).expect("plain");
+        let read: Ledger = serde_json::from_str(&text).expect("the same");
+        assert_eq!(read.iter().next().expect("one").1.conflicts, 5);
+        // What an agent wrote that knew nothing of them.
+        let read: Ledger = serde_json::from_str(&text.replace("\"conflicts\":5,", "")).expect("older");
+        assert_eq!(read.iter().next().expect("one").1.conflicts, 0);
     }
 
     #[test]

@@ -3,7 +3,6 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     fmt, fs,
-    path::PathBuf,
     sync::Arc,
     time::{Instant, SystemTime, UNIX_EPOCH},
 };
@@ -18,7 +17,7 @@ use prometheus_client::{
 
 use super::{
     Shared,
-    ledger::{Id, Ledger, Live, Name, Totals},
+    ledger::{Id, Ledger, Live, Name, Series, Totals},
     watch::What,
 };
 use crate::{
@@ -36,39 +35,6 @@ use crate::{
     state::{self, Record, Records},
     whole,
 };
-
-/// What the threads have to say, beside what is in the kernel.
-#[derive(Debug, Default)]
-pub(super) struct Report {
-    /// Each watch that has answered, and what is wrong with it.
-    pub(super) watches: BTreeMap<What, Option<String>>,
-    pub(super) watch_errors: BTreeMap<What, u64>,
-    /// What could not be done, by what it was.
-    pub(super) errors: BTreeMap<&'static str, String>,
-    /// How often all was looked at.
-    pub(super) passes: u64,
-    /// The file that says that nothing is to be attached.
-    pub(super) disabled: Option<PathBuf>,
-    /// When the plugin's token ends, in seconds since 1970.
-    pub(super) token_expires: Option<u64>,
-    /// What others undid and the agent did again, by master and hook.
-    pub(super) repairs: BTreeMap<(String, &'static str), u64>,
-    /// Networks that cannot be put in force, and why.
-    pub(super) refused: BTreeMap<String, String>,
-    /// Zones that were put in force for attachments that run.
-    pub(super) zone_changes: u64,
-    /// Pods that run without what they asked for, and what is missing.
-    pub(super) bare: BTreeMap<String, String>,
-    /// Attachments whose pod was given another annotation since.
-    pub(super) pending: usize,
-    /// Sandboxes and attachments that were ended because nobody else would have.
-    pub(super) swept: u64,
-    pub(super) events_posted: u64,
-    pub(super) events_lost: u64,
-    /// Drop events that were read, and those that are in no line of the log.
-    pub(super) drops_read: u64,
-    pub(super) drops_withheld: u64,
-}
 
 type Labels = Vec<(&'static str, String)>;
 
@@ -133,6 +99,7 @@ struct Pods {
     sent: [Vec<Row>; 2],
     dropped: Vec<Row>,
     audited: Vec<Row>,
+    conflicts: Vec<Row>,
 }
 
 impl Scraper {
@@ -248,7 +215,14 @@ impl Scraper {
             let kept = fs::read(&path).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
             kept.unwrap_or_default()
         });
-        if ledger.update(seconds(), &live, last, uids.as_ref()) {
+        let mut changed = ledger.update(seconds(), &live, last, uids.as_ref());
+        // What was shown is written down, so it does not go back.
+        shared.report().conflicts.retain(|name, count| {
+            let is_known = ledger.add_conflicts(name, *count);
+            changed |= is_known;
+            !is_known
+        });
+        if changed {
             let written = serde_json::to_vec(ledger).map_err(std::io::Error::from);
             let written = written.map(|bytes| whole::replace(&path, &bytes));
             if let Ok(Err(error)) = written {
@@ -263,13 +237,14 @@ impl Scraper {
             sent: Default::default(),
             dropped: Vec::new(),
             audited: Vec::new(),
+            conflicts: Vec::new(),
         };
         for (name, series) in ledger.iter() {
             // Between two sandboxes what the last one counted is in the maps still.
             let counted = if there.contains(&series.id) { count(series.id) } else { last(series.id) };
             let mut totals = counted.unwrap_or_default();
             totals.add(&series.carried);
-            found.add(name, &series.network, &series.master, &totals);
+            found.add(name, series, &totals);
         }
         found.into_families(families);
         families.push(gauge(
@@ -285,13 +260,13 @@ impl Scraper {
 const LEDGER: &str = "run/netpath/agent/ledger.json";
 
 impl Pods {
-    fn add(&mut self, name: &Name, network: &str, master: &str, totals: &Totals) {
+    fn add(&mut self, name: &Name, series: &Series, totals: &Totals) {
         let labels = Arc::new(vec![
             ("namespace", name.namespace.clone()),
             ("pod", name.pod.clone()),
             ("interface", name.interface.clone()),
-            ("network", network.to_owned()),
-            ("master", master.to_owned()),
+            ("network", series.network.clone()),
+            ("master", series.master.clone()),
         ]);
         let [tx_packets, tx_bytes, rx_packets, rx_bytes, ..] = totals.counters;
         for (rows, value) in self.received.iter_mut().zip([rx_packets, rx_bytes]) {
@@ -299,6 +274,9 @@ impl Pods {
         }
         for (rows, value) in self.sent.iter_mut().zip([tx_packets, tx_bytes]) {
             rows.push(Row(Arc::clone(&labels), Vec::new(), value));
+        }
+        if series.conflicts != 0 {
+            self.conflicts.push(Row(Arc::clone(&labels), Vec::new(), series.conflicts));
         }
         let [tx_dropped, rx_dropped, tx_audited, rx_audited] = &totals.reasons[..] else { return };
         let both = [
@@ -333,6 +311,11 @@ impl Pods {
                 "netpath_pod_audited_packets",
                 "Packets that would have been dropped if the zone's mode were enforce",
                 self.audited,
+            ),
+            counter(
+                "netpath_pod_address_conflicts",
+                "How often somebody else claimed an address of a pod",
+                self.conflicts,
             ),
         ]);
     }
@@ -523,6 +506,12 @@ fn own(shared: &Shared, begun: Instant, families: &mut Vec<Family>) {
             one(report.drops_withheld),
         ),
     ]);
+    let fates = [("read", report.claims_read), ("lost", report.claims_lost)];
+    families.push(counter(
+        "netpath_neighbour_packets",
+        "ARP and neighbour discovery on masters in which claims are looked for",
+        fates.map(|(fate, count)| row([("fate", fate)], count)).into(),
+    ));
     if let Some(seconds) = report.token_expires {
         families.push(gauge(
             "netpath_agent_token_expiry_timestamp_seconds",

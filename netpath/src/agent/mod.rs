@@ -2,8 +2,9 @@
 //!
 //! Nothing that a pod needs goes through it: programs and maps enforce and count, and the plugin adds and deletes, while
 //! it is down. One thread looks at wish and reality and brings them together, each time anew; watches and timers only
-//! wake it. One thread reads drop events. The rest, which waits for others, is asynchronous.
+//! wake it. One thread reads drop events, one hears who claims addresses of pods. The rest, which waits for others, is asynchronous.
 
+mod conflicts;
 mod credentials;
 mod drops;
 mod guards;
@@ -15,6 +16,7 @@ mod metrics;
 mod networks;
 mod notice;
 mod repair;
+mod report;
 mod tell;
 mod watch;
 mod wish;
@@ -31,13 +33,13 @@ use std::{
         mpsc::{self, Receiver, SyncSender, TrySendError},
     },
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use kube::{Client, Config, config::Kubeconfig};
 use nix::fcntl::{Flock, FlockArg};
 
-use self::{metrics::Report, watch::What, wish::Wish};
+use self::{report::Report, watch::What, wish::Wish};
 use crate::{install::Site, plugin::full, root::Root};
 
 /// How an agent runs.
@@ -106,6 +108,8 @@ struct Shared {
     wish: Mutex<Wish>,
     report: Mutex<Report>,
     waiting: Mutex<tell::Waiting>,
+    notices: Mutex<notice::Notices>,
+    began: Instant,
     kick: SyncSender<()>,
 }
 
@@ -162,6 +166,8 @@ pub fn run(root: &Root, options: Options) -> Result<(), AgentError> {
         wish: Mutex::default(),
         report: Mutex::default(),
         waiting: Mutex::default(),
+        notices: Mutex::default(),
+        began: Instant::now(),
         kick,
     });
     let runtime =
@@ -182,6 +188,8 @@ async fn serve(shared: &Arc<Shared>, kicked: Receiver<()>) -> Result<(), AgentEr
     spawn("work", Box::new(move || work::run(&own, &kicked)))?;
     let own = Arc::clone(shared);
     spawn("drops", Box::new(move || drops::run(&own)))?;
+    let own = Arc::clone(shared);
+    spawn("conflicts", Box::new(move || conflicts::run(&own)))?;
     let watches = async {
         match client {
             Some((client, server)) => {

@@ -1,8 +1,17 @@
-//! When a pod's owner is told of drops: often enough to be of use, and never more than a cluster can bear.
+//! When a pod's owner is told of what happens to it: often enough to be of use, and never more than a cluster can bear.
 
 use std::{collections::BTreeMap, time::Duration};
 
-/// One pod is told of one reason so often.
+/// What an owner is told of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Topic {
+    /// Drops for the reason of this number.
+    Drops(u8),
+    /// That somebody else has its address.
+    Conflict,
+}
+
+/// One pod is told of one topic so often.
 const PAUSE: Duration = Duration::from_secs(300);
 /// A node tells so many in [`MINUTE`].
 const PER_MINUTE: usize = 20;
@@ -13,16 +22,16 @@ const REMEMBERED: usize = 4096;
 /// What was told when. Times are of any clock that does not go back.
 #[derive(Debug, Default)]
 pub(super) struct Notices {
-    told: BTreeMap<(u32, u32, u8), Duration>,
+    told: BTreeMap<(u32, u32, Topic), Duration>,
     lately: Vec<Duration>,
 }
 
 impl Notices {
-    /// Whether the owner of this use of an id may be told of this reason now; if so it counts as told.
-    pub(super) fn allow(&mut self, id: u32, generation: u32, reason: u8, now: Duration) -> bool {
+    /// Whether the owner of this use of an id may be told of this now; if so it counts as told.
+    pub(super) fn allow(&mut self, (id, generation): (u32, u32), topic: Topic, now: Duration) -> bool {
         self.lately.retain(|then| now.saturating_sub(*then) < MINUTE);
         self.told.retain(|_, then| now.saturating_sub(*then) < PAUSE);
-        let key = (id, generation, reason);
+        let key = (id, generation, topic);
         if self.told.contains_key(&key) || PER_MINUTE <= self.lately.len() || REMEMBERED <= self.told.len() {
             return false;
         }
@@ -40,13 +49,15 @@ mod tests {
     fn once_in_five_minutes_each_and_twenty_a_minute_in_all() {
         let mut notices = Notices::default();
         let at = Duration::from_secs;
-        assert!(notices.allow(1, 1, 14, at(0)) && !notices.allow(1, 1, 14, at(299)));
-        assert!(notices.allow(1, 1, 15, at(1)), "another reason");
-        assert!(notices.allow(1, 2, 14, at(2)), "another use of the id");
-        assert!(notices.allow(1, 1, 14, at(300)));
+        let drops = Topic::Drops(14);
+        assert!(notices.allow((1, 1), drops, at(0)) && !notices.allow((1, 1), drops, at(299)));
+        assert!(notices.allow((1, 1), Topic::Drops(15), at(1)), "another reason");
+        assert!(notices.allow((1, 1), Topic::Conflict, at(1)), "no drop at all");
+        assert!(notices.allow((1, 2), drops, at(2)), "another use of the id");
+        assert!(notices.allow((1, 1), drops, at(300)));
         let mut notices = Notices::default();
-        let told = (1..100).filter(|id| notices.allow(*id, 1, 14, at(0))).count();
+        let told = (1..100).filter(|id| notices.allow((*id, 1), drops, at(0))).count();
         assert_eq!(told, PER_MINUTE);
-        assert!(!notices.allow(200, 1, 14, at(59)) && notices.allow(200, 1, 14, at(60)));
+        assert!(!notices.allow((200, 1), drops, at(59)) && notices.allow((200, 1), drops, at(60)));
     }
 }

@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::Shared;
+use super::{Shared, notice::Topic};
 use crate::{
     cluster::{Api, Subject},
     spec::{Event, PodRef, Severity},
@@ -22,6 +22,13 @@ const WITHIN: Duration = Duration::from_secs(5);
 pub(super) struct Waiting(VecDeque<(Subject, PodRef, Event)>);
 
 impl Shared {
+    /// Whether the owner of this use of an id may be told of this now, whoever else tells of what; if so it counts as
+    /// told.
+    pub(super) fn may_tell(&self, id: (u32, u32), topic: Topic) -> bool {
+        let mut notices = self.notices.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        notices.allow(id, topic, self.began.elapsed())
+    }
+
     /// Tells the owner of an attachment's pod.
     pub(super) fn tell_pod(&self, record: &Record, event: Event) {
         if let Some(pod) = &record.pod {

@@ -7,10 +7,9 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::socket::{
-    AddressFamily, LinkAddr, MsgFlags, SockFlag, SockType, SockaddrLike, bind, recvfrom, send, socket,
-};
+use nix::sys::socket::{AddressFamily, LinkAddr, MsgFlags, SockFlag, SockType, recvfrom, send, socket};
 
+use super::packet;
 use crate::spec::Mac;
 
 /// How often each address is asked for (`PROBE_NUM`).
@@ -127,19 +126,7 @@ fn open(index: u32) -> Result<OwnedFd, ArpError> {
     let open = || -> io::Result<OwnedFd> {
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
         let socket = socket(AddressFamily::Packet, SockType::Raw, flags, None)?;
-        let address = libc::sockaddr_ll {
-            sll_family: u16::try_from(libc::AF_PACKET).map_err(io::Error::other)?,
-            sll_protocol: u16::try_from(libc::ETH_P_ARP).map_err(io::Error::other)?.to_be(),
-            sll_ifindex: i32::try_from(index).map_err(io::Error::other)?,
-            sll_hatype: 0,
-            sll_pkttype: 0,
-            sll_halen: 0,
-            sll_addr: [0; 8],
-        };
-        let length = libc::socklen_t::try_from(size_of_val(&address)).map_err(io::Error::other)?;
-        // SAFETY: `address` is a `sockaddr_ll` of `length` bytes, which is copied.
-        let address = unsafe { LinkAddr::from_raw((&raw const address).cast(), Some(length)) };
-        bind(socket.as_raw_fd(), &address.ok_or(Errno::EINVAL)?)?;
+        packet::bind_to(&socket, libc::ETH_P_ARP, index)?;
         Ok(socket)
     };
     open().map_err(|source| ArpError::Open { source })

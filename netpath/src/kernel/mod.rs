@@ -1,4 +1,4 @@
-//! Effects on the kernel: namespaces, netlink, sysctls, ARP and BPF.
+//! Effects on the kernel: namespaces, netlink, packet sockets, ARP, sysctls and BPF.
 
 use std::{fs, io, path::Path};
 
@@ -8,6 +8,7 @@ pub mod ethtool;
 pub mod mounts;
 pub mod netlink;
 pub mod netns;
+pub mod packet;
 pub mod pdeathsig;
 pub mod sysctl;
 

@@ -2,9 +2,10 @@
 
 #![allow(dead_code, reason = "each test binary uses a part of it")]
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Error};
+use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
-use std::process::{Child, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 
 use crate::api::FakeApi;
@@ -51,8 +52,27 @@ impl<'a> Agent<'a> {
 
     #[track_caller]
     pub(crate) fn begin_with(node: &'a Node, words: &[&str]) -> Self {
-        node.netns.ip("link set lo up");
+        Self::spawn(node, node.command(), words)
+    }
+
+    /// One that lacks a capability, by its number in `linux/capability.h`.
+    #[track_caller]
+    pub(crate) fn begin_without(node: &'a Node, capability: libc::c_ulong) -> Self {
+        std::fs::create_dir_all(directory(node)).expect("made");
         let mut command = node.command();
+        let give_up = move || {
+            // SAFETY: Takes numbers, and says by its result whether it was done.
+            let done = unsafe { libc::prctl(libc::PR_CAPBSET_DROP, capability, 0, 0, 0) };
+            if done == 0 { Ok(()) } else { Err(Error::last_os_error()) }
+        };
+        // SAFETY: Between fork and exec it makes one system call and allocates nothing.
+        unsafe { command.pre_exec(give_up) };
+        Self::spawn(node, command, &["--networks", "/etc/networks"])
+    }
+
+    #[track_caller]
+    fn spawn(node: &'a Node, mut command: Command, words: &[&str]) -> Self {
+        node.netns.ip("link set lo up");
         command.args(["agent", "--listen", ADDRESS, "--node", "worker01"]).args(words);
         command
             .env("NETPATH_LOG", std::env::var("NETPATH_LOG").unwrap_or_else(|_| "info".to_owned()))

@@ -26,6 +26,7 @@ const BY_CLSACT: &str = "NETPATH_TEST_TC=clsact";
 /// what the other has not. All the rest runs on each.
 const ON_ONE: &[(&str, Series)] = &[
     ("kernel_agent", Series::V6_1),
+    ("kernel_agent_conflicts", Series::V6_1),
     ("kernel_attach_beside", Series::V6_12),
     ("kernel_attach_bpffs", Series::V6_1),
     ("kernel_attach_lost", Series::V6_1),
@@ -50,6 +51,7 @@ const ENVIRONMENT: &str = "NETPATH_TEST_PART=30";
 const SECONDS: &[(&str, u32)] = &[
     ("bpf_programs", 100),
     ("kernel_agent", 90),
+    ("kernel_agent_conflicts", 90),
     ("kernel_attach", 50),
     ("kernel_attach_beside", 60),
     ("kernel_attach_bpffs", 50),
@@ -89,6 +91,11 @@ const LEFT_OUT: &[LeftOut] = &[
     },
     LeftOut {
         test: "owners_are_told_of_drops_and_of_what_is_missing",
+        on: &Series::ALL,
+        why: "agent, API server and pods would share one emulated CPU; nothing of it depends on the kernel",
+    },
+    LeftOut {
+        test: "an_address_that_a_host_takes_is_counted_logged_and_told",
         on: &Series::ALL,
         why: "agent, API server and pods would share one emulated CPU; nothing of it depends on the kernel",
     },
