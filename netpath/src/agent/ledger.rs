@@ -73,6 +73,8 @@ pub(super) struct Live {
     pub(super) id: Id,
     pub(super) network: String,
     pub(super) master: String,
+    /// Seconds since 1970 when it was made.
+    pub(super) created: u64,
 }
 
 /// One interface of one pod, for as long as there is the pod.
@@ -86,8 +88,8 @@ pub(super) struct Series {
     /// How often others claimed an address of it.
     #[serde(default)]
     pub(super) conflicts: u64,
-    /// Seconds since 1970 when it was seen in the kernel first, and last.
-    since: u64,
+    /// Seconds since 1970 when its first attachment was made, and when one was seen in the kernel last.
+    pub(super) since: u64,
     seen: u64,
 }
 
@@ -112,7 +114,7 @@ impl Ledger {
         pods: Option<&BTreeSet<String>>,
     ) -> bool {
         let mut changed = false;
-        for Live { name, id, network, master } in live {
+        for Live { name, id, network, master, created } in live {
             match self.series.get_mut(name) {
                 Some(series) if series.id == *id => series.seen = now,
                 Some(series) => {
@@ -132,7 +134,7 @@ impl Ledger {
                         master,
                         carried: Totals::default(),
                         conflicts: 0,
-                        since: now,
+                        since: *created,
                         seen: now,
                     };
                     self.series.insert(name.clone(), series);
@@ -209,6 +211,7 @@ mod tests {
             id: Id { id, generation: 1 },
             network: "default/priv".into(),
             master: "enp0s8".into(),
+            created: 100,
         }
     }
 

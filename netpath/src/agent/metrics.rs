@@ -2,21 +2,17 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
-    fmt, fs,
+    fs,
     sync::Arc,
     time::{Instant, SystemTime, UNIX_EPOCH},
 };
 
 use netpath_ebpf::abi::{ABI_VERSION, Endpoint, EndpointKey, Master, REASON_SLOTS, kind};
-use prometheus_client::{
-    collector::Collector,
-    encoding::{DescriptorEncoder, MetricEncoder},
-    metrics::MetricType,
-    registry::Registry,
-};
+use prometheus_client::metrics::MetricType;
 
 use super::{
     Shared,
+    exposition::{self, Family, Row, Subject, counter, gauge, row},
     ledger::{Id, Ledger, Live, Name, Series, Totals},
     watch::What,
 };
@@ -36,61 +32,21 @@ use crate::{
     whole,
 };
 
-type Labels = Vec<(&'static str, String)>;
-
-/// One number: labels it shares with others, its own, the value.
-struct Row(Arc<Labels>, Vec<(&'static str, &'static str)>, u64);
-
-/// All numbers of one name.
-struct Family {
-    name: &'static str,
-    help: &'static str,
-    kind: MetricType,
-    rows: Vec<Row>,
-}
-
-/// One answer to a scrape.
-struct Gathered(Vec<Family>);
-
-impl fmt::Debug for Gathered {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} families", self.0.len())
-    }
-}
-
-impl Collector for Gathered {
-    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
-        for family in &self.0 {
-            let mut metric = encoder.encode_descriptor(family.name, family.help, None, family.kind)?;
-            for Row(shared, own, value) in &family.rows {
-                if shared.is_empty() && own.is_empty() {
-                    encode(&mut metric, family.kind, *value)?;
-                } else {
-                    let labels = (shared.as_slice(), own.as_slice());
-                    encode(&mut metric.encode_family(&labels)?, family.kind, *value)?;
-                }
-            }
-        }
-        Ok(())
-    }
-}
-
-fn encode(metric: &mut MetricEncoder<'_>, kind: MetricType, value: u64) -> fmt::Result {
-    match kind {
-        MetricType::Counter => {
-            metric.encode_counter::<prometheus_client::encoding::NoLabelSet, u64, u64>(&value, None)
-        }
-        _ => metric.encode_gauge(&value),
-    }
-}
-
 /// What stays from one scrape to the next.
 #[derive(Default)]
 pub(super) struct Scraper {
     maps: Option<Maps>,
     ledger: Option<Ledger>,
     /// Who has which id. Records are read again when an id is not in it.
-    names: HashMap<Id, (Name, String)>,
+    names: HashMap<Id, Named>,
+}
+
+/// Whose an id is.
+struct Named {
+    name: Name,
+    network: String,
+    /// Seconds since 1970.
+    created: u64,
 }
 
 /// The rows of pods, by family.
@@ -115,12 +71,7 @@ impl Scraper {
             shared.report().errors.remove("read");
         }
         own(shared, begun, &mut families);
-        let mut registry = Registry::default();
-        registry.register_collector(Box::new(Gathered(families)));
-        let mut text = String::new();
-        // Writing to a string does not fail.
-        let _ = prometheus_client::encoding::text::encode(&mut text, &registry);
-        text
+        exposition::text(families)
     }
 
     fn kernel(&mut self, shared: &Shared, families: &mut Vec<Family>) -> Result<(), PoliceError> {
@@ -157,7 +108,7 @@ impl Scraper {
                 .iter()
                 .map(|zone| {
                     let labels = vec![("network", text(&zone.info.name)), ("zone", zone.id.to_string())];
-                    Row(Arc::new(labels), Vec::new(), zone.slot.generation)
+                    Row(Subject::of(labels), Vec::new(), zone.slot.generation)
                 })
                 .collect(),
         });
@@ -189,10 +140,16 @@ impl Scraper {
         let live: Vec<Live> = own
             .iter()
             .filter_map(|(key, row)| {
-                let (name, network) = self.names.get(&id_of(row))?;
+                let Named { name, network, created } = self.names.get(&id_of(row))?;
                 let master = masters.iter().find(|(id, _)| *id == key.master);
                 let master = master.map(|(_, row)| text(&row.name)).unwrap_or_default();
-                Some(Live { name: name.clone(), id: id_of(row), network: network.clone(), master })
+                Some(Live {
+                    name: name.clone(),
+                    id: id_of(row),
+                    network: network.clone(),
+                    master,
+                    created: *created,
+                })
             })
             .collect();
         let counters = maps.counters()?;
@@ -261,22 +218,23 @@ const LEDGER: &str = "run/netpath/agent/ledger.json";
 
 impl Pods {
     fn add(&mut self, name: &Name, series: &Series, totals: &Totals) {
-        let labels = Arc::new(vec![
+        let labels = vec![
             ("namespace", name.namespace.clone()),
             ("pod", name.pod.clone()),
             ("interface", name.interface.clone()),
             ("network", series.network.clone()),
             ("master", series.master.clone()),
-        ]);
+        ];
+        let subject = Arc::new(Subject { labels, since: Some(series.since) });
         let [tx_packets, tx_bytes, rx_packets, rx_bytes, ..] = totals.counters;
         for (rows, value) in self.received.iter_mut().zip([rx_packets, rx_bytes]) {
-            rows.push(Row(Arc::clone(&labels), Vec::new(), value));
+            rows.push(Row(Arc::clone(&subject), Vec::new(), value));
         }
         for (rows, value) in self.sent.iter_mut().zip([tx_packets, tx_bytes]) {
-            rows.push(Row(Arc::clone(&labels), Vec::new(), value));
+            rows.push(Row(Arc::clone(&subject), Vec::new(), value));
         }
         if series.conflicts != 0 {
-            self.conflicts.push(Row(Arc::clone(&labels), Vec::new(), series.conflicts));
+            self.conflicts.push(Row(Arc::clone(&subject), Vec::new(), series.conflicts));
         }
         let [tx_dropped, rx_dropped, tx_audited, rx_audited] = &totals.reasons[..] else { return };
         let both = [
@@ -285,7 +243,7 @@ impl Pods {
         ];
         for (rows, counted) in both {
             for (direction, reasons) in counted {
-                rows.extend(by_reason(&labels, direction, reasons));
+                rows.extend(by_reason(&subject, direction, reasons));
             }
         }
     }
@@ -323,19 +281,19 @@ impl Pods {
 
 /// A number for each reason that ever was one.
 fn by_reason(
-    labels: &Arc<Labels>,
+    subject: &Arc<Subject>,
     direction: &'static str,
     reasons: &[u64; REASON_SLOTS],
 ) -> impl Iterator<Item = Row> {
     let counted = (0u8..).zip(*reasons).filter(|(_, count)| *count != 0);
     counted.map(move |(number, count)| {
         let own = vec![("direction", direction), ("reason", Reason::from_number(number).label())];
-        Row(Arc::clone(labels), own, count)
+        Row(Arc::clone(subject), own, count)
     })
 }
 
 /// Names of the attachments of this boot that have a row.
-fn names(root: &Root) -> Result<HashMap<Id, (Name, String)>, PoliceError> {
+fn names(root: &Root) -> Result<HashMap<Id, Named>, PoliceError> {
     let boot = state::boot_id()?;
     let records = Records::new(root).all()?.records;
     let own = records.into_iter().filter(|record| record.boot_id == boot);
@@ -343,7 +301,8 @@ fn names(root: &Root) -> Result<HashMap<Id, (Name, String)>, PoliceError> {
         .filter_map(|record| {
             let endpoint = record.endpoint?;
             let id = Id { id: endpoint.id, generation: endpoint.generation };
-            Some((id, (name_of(&record), network_of(&record))))
+            let (name, network) = (name_of(&record), network_of(&record));
+            Some((id, Named { name, network, created: record.created }))
         })
         .collect())
 }
@@ -384,7 +343,7 @@ fn of_masters(
     let mut packets = Vec::new();
     let mut events = Vec::new();
     for (id, master) in masters {
-        let labels = Arc::new(vec![("master", text(&master.name))]);
+        let subject = Subject::of(vec![("master", text(&master.name))]);
         if master.netns_cookie == cookie {
             let states = attach::inspect(&root.pins(), *id, master.ifindex)?;
             for hook in Hook::ALL {
@@ -396,7 +355,7 @@ fn of_masters(
                 let works = state.is_some_and(|state| state.live && state.bound);
                 let own =
                     vec![("hook", hook.name()), ("via", state.map_or("none", |state| state.via.name()))];
-                attached.push(Row(Arc::clone(&labels), own, works.into()));
+                attached.push(Row(Arc::clone(&subject), own, works.into()));
             }
         }
         let c = counters.master(*id);
@@ -407,9 +366,9 @@ fn of_masters(
             ("unknown-dropped", c.unknown_dropped),
             ("group", c.group_packets),
         ];
-        packets.extend(kinds.map(|(kind, count)| Row(Arc::clone(&labels), vec![("kind", kind)], count)));
+        packets.extend(kinds.map(|(kind, count)| Row(Arc::clone(&subject), vec![("kind", kind)], count)));
         let fates = [("emitted", c.events_emitted), ("limited", c.events_limited), ("lost", c.events_lost)];
-        events.extend(fates.map(|(fate, count)| Row(Arc::clone(&labels), vec![("fate", fate)], count)));
+        events.extend(fates.map(|(fate, count)| Row(Arc::clone(&subject), vec![("fate", fate)], count)));
     }
     families.push(gauge(
         "netpath_attach_status",
@@ -431,9 +390,9 @@ fn of_masters(
 
 fn of_nobody(maps: &Maps, families: &mut Vec<Family>) -> Result<(), PoliceError> {
     let drops = maps.drops(0)?;
-    let labels = Arc::new(Vec::new());
+    let subject = Arc::default();
     let rows = [("tx", &drops.tx_dropped), ("rx", &drops.rx_dropped)];
-    let rows = rows.into_iter().flat_map(|(direction, reasons)| by_reason(&labels, direction, reasons));
+    let rows = rows.into_iter().flat_map(|(direction, reasons)| by_reason(&subject, direction, reasons));
     families.push(counter(
         "netpath_unattributed_dropped_packets",
         "Packets that were dropped and belong to nobody",
@@ -450,16 +409,16 @@ fn own(shared: &Shared, begun: Instant, families: &mut Vec<Family>) {
     families.push(gauge(
         "netpath_build_info",
         "Which netpath this is",
-        vec![Row(Arc::new(labels), Vec::new(), 1)],
+        vec![Row(Subject::of(labels), Vec::new(), 1)],
     ));
     let repairs = report.repairs.iter().map(|((master, what), count)| {
-        Row(Arc::new(vec![("master", master.clone())]), vec![("what", *what)], *count)
+        Row(Subject::of(vec![("master", master.clone())]), vec![("what", *what)], *count)
     });
     families.push(counter("netpath_repairs", "What others undid and the agent did again", repairs.collect()));
     let refused = report.refused.keys().map(|name| {
         let (namespace, name) = name.split_once('/').unwrap_or(("", name));
         let labels = vec![("namespace", namespace.to_owned()), ("name", name.to_owned())];
-        Row(Arc::new(labels), Vec::new(), 1)
+        Row(Subject::of(labels), Vec::new(), 1)
     });
     families.push(gauge(
         "netpath_network_refused",
@@ -540,18 +499,6 @@ fn process() -> Option<(u64, u64)> {
     // Clock ticks are hundredths on every platform Linux has BPF for, pages as large as the kernel says.
     let page = u64::try_from(nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE).ok()??).ok()?;
     Some((number(21)? * page, (number(11)? + number(12)?) / 100))
-}
-
-fn row<const N: usize>(own: [(&'static str, &'static str); N], value: u64) -> Row {
-    Row(Arc::new(Vec::new()), own.to_vec(), value)
-}
-
-fn gauge(name: &'static str, help: &'static str, rows: Vec<Row>) -> Family {
-    Family { name, help, kind: MetricType::Gauge, rows }
-}
-
-fn counter(name: &'static str, help: &'static str, rows: Vec<Row>) -> Family {
-    Family { name, help, kind: MetricType::Counter, rows }
 }
 
 fn count_of(number: usize) -> u64 {

@@ -7,6 +7,7 @@
 mod conflicts;
 mod credentials;
 mod drops;
+mod exposition;
 mod guards;
 mod http;
 mod installer;
