@@ -48,10 +48,10 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         if args.quick { (&[1, 100], 3) } else { (&[1, 250, 1000, 4096, 10_000], 30) };
     say("\n## sync: what grows with the endpoints of a node\n");
     say(
-        "| endpoints | rows into the maps, ms | counters read, us | list of rows, us | scrape over HTTP, ms | bytes of it | \
-         agent's memory, MiB |",
+        "| endpoints | rows into the maps, ms | counters read, us | list of rows, us | scrape over HTTP, ms | until it was \
+         written, ms | bytes of it | agent's memory, MiB |",
     );
-    say("|---:|---|---|---|---|---:|---:|");
+    say("|---:|---|---|---|---|---|---:|---:|");
     for endpoints in sizes {
         say(row(&binary, *endpoints, rounds).with_context(|| format!("{endpoints} endpoints"))?);
     }
@@ -75,24 +75,31 @@ fn row(binary: &PathBuf, endpoints: u32, rounds: usize) -> Result<String> {
     }
     records(node.root(), &node)?;
     let agent = Agent::start(binary, node.root())?;
-    let mut scrape = Samples::default();
+    let (mut scrape, mut gathered) = (Samples::default(), Samples::default());
     let mut text = String::new();
     for _ in 0..rounds {
         let begun = Instant::now();
         text = agent.get("/metrics")?.context("the agent answers")?;
         scrape.push(begun.elapsed().as_secs_f64() * 1e3);
+        gathered.push(value(&text, "netpath_scrape_microseconds")? / 1e3);
     }
     let sent = text.lines().filter(|line| line.starts_with("netpath_pod_transmit_packets_total{")).count();
     ensure!(sent == endpoints as usize, "{sent} endpoints are in what the agent says");
-    let memory = text.lines().find_map(|line| line.strip_prefix("process_resident_memory_bytes "));
-    let memory: f64 = memory.context("it says what memory it has")?.parse()?;
+    let memory = value(&text, "process_resident_memory_bytes")?;
     let (low, high) = scrape.spread();
     Ok(format!(
-        "| {endpoints} | {fill:.1} | {read} | {list} | {:.1} ({low:.1} to {high:.1}) | {} | {:.1} |",
+        "| {endpoints} | {fill:.1} | {read} | {list} | {:.1} ({low:.1} to {high:.1}) | {:.1} | {} | {:.1} |",
         scrape.median(),
+        gathered.median(),
         text.len(),
         memory / f64::from(1 << 20)
     ))
+}
+
+/// A number without labels in what the agent says.
+fn value(text: &str, name: &str) -> Result<f64> {
+    let found = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+    Ok(found.with_context(|| format!("the agent does not say {name}"))?.parse()?)
 }
 
 /// A record for each row, as the plugin leaves it.
