@@ -106,6 +106,8 @@ fn fuzz(words: &[&str]) -> Result<Command> {
     // Flags of its own would build everything anew in the directory of the others.
     let target = workspace::target_directory()?.join("fuzz");
     command.env("CARGO_TARGET_DIR", target).env("CARGO_PROFILE_DEV_OPT_LEVEL", "1");
+    // Mostly it is built once: what is kept for the next time, and lines of a backtrace below the panic's own, cost more.
+    command.env("CARGO_INCREMENTAL", "0").env("CARGO_PROFILE_DEV_DEBUG", "0");
     command.arg("fuzz").args(words).args(["--dev", "--sanitizer", "none"]);
     Ok(command)
 }
