@@ -64,7 +64,7 @@ impl Stamp {
 #[derive(Default)]
 pub(super) struct Listing {
     stamp: Stamp,
-    known: state::Known,
+    pub(super) known: state::Known,
     pub(super) records: Vec<Arc<Record>>,
 }
 

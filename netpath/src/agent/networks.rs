@@ -17,7 +17,7 @@ use crate::{
     plugin::full,
     police::{Network, NetworkError, PoliceError},
     root::Root,
-    state::Record,
+    state::{Known, Record},
     zone::{Masters, compile},
 };
 
@@ -86,7 +86,7 @@ impl Networks {
         zones: &Zones,
         (name, definition): (&str, &Definition),
         network: &Network,
-        own: &[&Record],
+        (own, known): (&[&Record], &mut Known),
     ) -> Result<bool, NetworkError> {
         let is_in_force = |outcome: Outcome| !own.iter().any(|record| outcome.differs(zones, record));
         if self.outcomes.get(name).is_some_and(|(_, outcome)| is_in_force(*outcome)) {
@@ -102,7 +102,7 @@ impl Networks {
         // What a record does not say of itself was decided before, by all definitions.
         let is_meant = |record: &Record| own.iter().any(|it| it.is_of(&record.container_id, &record.ifname));
         Ok(network
-            .put_in_force(root, maps, &resolved, is_meant)?
+            .put_in_force(root, maps, &resolved, known, is_meant)?
             .is_some_and(|applied| applied.endpoints != 0))
     }
 }

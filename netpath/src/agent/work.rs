@@ -343,7 +343,7 @@ impl<'a> Work<'a> {
                         &zones,
                         (name, definition),
                         network,
-                        &own,
+                        (&own, &mut self.listing.known),
                     )
                     .map_err(|error| (!is_elsewhere(&error)).then(|| full(&error))),
             };

@@ -15,6 +15,7 @@ use crate::{
     },
     police::{self, Applied, Network, NetworkError, Resolved},
     root::Root,
+    state::Known,
     zone::{Masters, Zone},
 };
 
@@ -79,7 +80,7 @@ fn resolve(masters: &Masters, node: &mut Netlink, network: &Network) -> Result<R
 
 fn apply(root: &Root, maps: &mut Maps, network: &Network, resolved: &Resolved) -> Result<(), NetworkError> {
     let (name, master) = (network.conf.name.as_str(), resolved.link.name.as_str());
-    match network.put_in_force(root, maps, resolved, |_| true)? {
+    match network.put_in_force(root, maps, resolved, &mut Known::default(), |_| true)? {
         Some(applied) => say(summary(name, master, resolved.zone.as_ref(), &applied)),
         None => say(format_args!(
             "{name}: valid, and {master} is not under police yet: no pod runs that it applies to"

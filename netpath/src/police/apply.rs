@@ -1,12 +1,14 @@
 //! A network that has changed: its zone for the attachments that run.
 
+use std::sync::Arc;
+
 use netpath_ebpf::abi::{Endpoint, EndpointKey, kind, mode};
 
 use super::{PoliceError, content, identity, image};
 use crate::{
     kernel::bpf::maps::Maps,
     root::Root,
-    state::{self, Record, Records},
+    state::{self, Known, Record, Records},
     zone::{Difference, Zone, ZoneImage, compile},
 };
 
@@ -35,18 +37,20 @@ pub struct Rewritten {
 }
 
 /// An attachment that runs: its record and its row.
-pub type Running = (Record, EndpointKey, Endpoint);
+pub type Running = (Arc<Record>, EndpointKey, Endpoint);
 
-/// The attachments that run on the master with dense id `master`, of those that `is_meant` picks.
+/// The attachments that run on the master with dense id `master`, of those that `is_meant` picks. What is `known` of the
+/// records is brought up to date.
 pub fn running(
     root: &Root,
     maps: &Maps,
     master: u16,
+    known: &mut Known,
     is_meant: impl Fn(&Record) -> bool,
 ) -> Result<Vec<Running>, PoliceError> {
     let boot = state::boot_id()?;
     let rows = maps.endpoints()?;
-    let records = Records::new(root).all()?.records.into_iter();
+    let records = Records::new(root).refresh(known)?.into_iter();
     let found = records.filter(|record| record.boot_id == boot && is_meant(record));
     let found = found.filter_map(|record| {
         let own = record.endpoint?;

@@ -18,7 +18,7 @@ use crate::{
         Acd, ConfError, NetConf,
         json::{View, is_same_key},
     },
-    state::{Lock, Record},
+    state::{Known, Lock, Record},
     zone::{Masters, MastersError, Refusal, Zone, ZoneConf, ZoneError, resolve},
 };
 
@@ -204,6 +204,7 @@ impl Network {
         root: &Root,
         maps: &mut Maps,
         resolved: &Resolved,
+        known: &mut Known,
         is_meant: impl Fn(&Record) -> bool,
     ) -> Result<Option<Applied>, NetworkError> {
         let cookie = netns::cookie().unwrap_or(0);
@@ -211,8 +212,8 @@ impl Network {
         let found =
             masters.iter().find(|(_, row)| row.ifindex == resolved.link.index && row.netns_cookie == cookie);
         let Some((id, _)) = found else { return Ok(None) };
-        let own = |maps: &Maps| -> Result<Vec<Running>, PoliceError> {
-            running(root, maps, *id, |record| self.is_of(record) && is_meant(record))
+        let mut own = |maps: &Maps| -> Result<Vec<Running>, PoliceError> {
+            running(root, maps, *id, known, |record| self.is_of(record) && is_meant(record))
         };
         let zones: Vec<u32> =
             own(maps)?.iter().map(|(_, _, row)| row.zone).filter(|zone| *zone != 0).collect();
