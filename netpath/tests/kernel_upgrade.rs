@@ -15,7 +15,7 @@ use netpath::kernel::bpf::TcHook;
 use netpath::kernel::bpf::attach::{Programs, Target};
 use netpath::kernel::bpf::object::{self, Settings};
 use netpath::police;
-use netpath::state::Lock;
+use netpath::state::{Known, Lock};
 use netpath::zone::{Zone, ZoneConf, resolve};
 use serde_json::{Value, json};
 
@@ -133,9 +133,10 @@ fn zones_are_replaced_a_thousand_times_under_a_flood() {
     let mut maps = node.maps();
     let row = maps.zones().expect("readable")[0].id;
     under_flood(&node, &refs(&pods), || {
-        let running =
-            police::running(&node.root, &maps, 1, |record| record.network.as_str() == "privatezone")
-                .expect("readable");
+        let running = police::running(&node.root, &maps, 1, &mut Known::default(), |record| {
+            record.network.as_str() == "privatezone"
+        })
+        .expect("readable");
         assert_eq!(running.len(), 3);
         for round in 0..times(1000) {
             maps.settle(&[row]).expect("settled");
@@ -185,9 +186,10 @@ fn zones_are_replaced_where_membarrier_is_refused() {
             // The filter stays with the thread.
             refuse_membarrier();
             let mut maps = node.maps();
-            let running =
-                police::running(&node.root, &maps, 1, |record| record.network.as_str() == "privatezone")
-                    .expect("readable");
+            let running = police::running(&node.root, &maps, 1, &mut Known::default(), |record| {
+                record.network.as_str() == "privatezone"
+            })
+            .expect("readable");
             for round in 0..times(100) {
                 let zone = &zones[(round % 2) as usize].1;
                 let applied = police::apply(&mut maps, &running, "privatezone", Some(zone)).expect("applied");

@@ -4,7 +4,7 @@
 //! The kernel counts by attachment. A pod whose sandbox is made again gets a new one, and what the old one counted has
 //! to be added. The maps keep that until the id is used again, after all others were.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use netpath_ebpf::abi::{Counters, DropCounters, REASON_SLOTS};
 use serde::{Deserialize, Serialize};
@@ -68,11 +68,11 @@ impl Totals {
 
 /// An attachment that is there.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Live {
-    pub(super) name: Name,
+pub(super) struct Live<'a> {
+    pub(super) name: &'a Name,
     pub(super) id: Id,
-    pub(super) network: String,
-    pub(super) master: String,
+    pub(super) network: &'a str,
+    pub(super) master: &'a str,
     /// Seconds since 1970 when it was made.
     pub(super) created: u64,
 }
@@ -105,36 +105,35 @@ pub(super) struct Ledger {
 
 impl Ledger {
     /// Brings it up to date with what is `live` at `now`. `last` is what the kernel still has of an id that was
-    /// replaced; `pods` are the UIDs of the node's pods, where they are known. Returns whether anything is to be kept.
+    /// replaced; `is_there` says of a UID whether the node has such a pod, where that is known. Returns whether anything is to
+    /// be kept.
     pub(super) fn update(
         &mut self,
         now: u64,
-        live: &[Live],
+        live: &[Live<'_>],
         last: impl Fn(Id) -> Option<Totals>,
-        pods: Option<&BTreeSet<String>>,
+        is_there: Option<&dyn Fn(&str) -> bool>,
     ) -> bool {
         let mut changed = false;
-        for Live { name, id, network, master, created } in live {
+        for &Live { name, id, network, master, created } in live {
             match self.series.get_mut(name) {
-                Some(series) if series.id == *id => series.seen = now,
+                Some(series) if series.id == id => series.seen = now,
                 Some(series) => {
                     if let Some(last) = last(series.id) {
                         series.carried.add(&last);
                     }
-                    (series.id, series.seen) = (*id, now);
-                    series.network.clone_from(network);
-                    series.master.clone_from(master);
+                    (series.id, series.seen) = (id, now);
+                    (series.network, series.master) = (network.to_owned(), master.to_owned());
                     changed = true;
                 }
                 None => {
-                    let (network, master) = (network.clone(), master.clone());
                     let series = Series {
-                        id: *id,
-                        network,
-                        master,
+                        id,
+                        network: network.to_owned(),
+                        master: master.to_owned(),
                         carried: Totals::default(),
                         conflicts: 0,
-                        since: *created,
+                        since: created,
                         seen: now,
                     };
                     self.series.insert(name.clone(), series);
@@ -145,9 +144,9 @@ impl Ledger {
         let before = self.series.len();
         self.series.retain(|name, series| {
             series.seen == now
-                || match pods.filter(|_| !name.uid.is_empty()) {
+                || match is_there.filter(|_| !name.uid.is_empty()) {
                     // Between two sandboxes of one pod.
-                    Some(pods) => pods.contains(&name.uid),
+                    Some(is_there) => is_there(&name.uid),
                     None => now.saturating_sub(series.seen) < AWAY,
                 }
         });
@@ -161,17 +160,26 @@ impl Ledger {
     }
 
     /// One series for each name that people know: of a pod that ends and one that takes its name the later one.
-    pub(super) fn iter(&self) -> impl Iterator<Item = (&Name, &Series)> {
-        let mut shown: BTreeMap<(&str, &str, &str), (&Name, &Series)> = BTreeMap::new();
+    pub(super) fn shown(&self) -> Vec<(&Name, &Series)> {
         let order = |series: &Series| (series.seen, series.since, series.id.id);
-        for (name, series) in &self.series {
-            let key = (name.namespace.as_str(), name.pod.as_str(), name.interface.as_str());
-            match shown.get(&key) {
-                Some((_, other)) if order(series) < order(other) => {}
-                _ => drop(shown.insert(key, (name, series))),
+        let mut shown = Vec::with_capacity(self.series.len());
+        // Those of one pod's name stand together, and mostly are of one pod.
+        let all: Vec<_> = self.series.iter().collect();
+        for same in all.chunk_by(|(a, _), (b, _)| (&a.namespace, &a.pod) == (&b.namespace, &b.pod)) {
+            if same.iter().all(|(name, _)| name.uid == same[0].0.uid) {
+                shown.extend(same);
+                continue;
             }
+            let mut latest: BTreeMap<&str, (&Name, &Series)> = BTreeMap::new();
+            for &(name, series) in same {
+                match latest.get(name.interface.as_str()) {
+                    Some((_, other)) if order(series) < order(other) => {}
+                    _ => drop(latest.insert(&name.interface, (name, series))),
+                }
+            }
+            shown.extend(latest.into_values());
         }
-        shown.into_values()
+        shown
     }
 }
 
@@ -205,14 +213,8 @@ mod tests {
         Name { namespace: "default".into(), pod: "web".into(), uid: uid.into(), interface: "net1".into() }
     }
 
-    fn live(uid: &str, id: u32) -> Live {
-        Live {
-            name: name(uid),
-            id: Id { id, generation: 1 },
-            network: "default/priv".into(),
-            master: "enp0s8".into(),
-            created: 100,
-        }
+    fn live(name: &Name, id: u32) -> Live<'_> {
+        Live { name, id: Id { id, generation: 1 }, network: "default/priv", master: "enp0s8", created: 100 }
     }
 
     fn totals(count: u64) -> Totals {
@@ -221,48 +223,49 @@ mod tests {
 
     #[test]
     fn a_pod_whose_sandbox_is_made_again_goes_on_counting() {
-        let mut ledger = Ledger::default();
+        let (mut ledger, u) = (Ledger::default(), name("u"));
         let known = |id: Id| (id.id != 9).then(|| totals(u64::from(id.id)));
-        assert!(ledger.update(100, &[live("u", 5)], known, None));
-        assert!(!ledger.update(101, &[live("u", 5)], known, None), "nothing new is nothing to write");
-        assert!(ledger.update(102, &[live("u", 6)], known, None));
-        let (_, series) = ledger.iter().next().expect("one");
+        assert!(ledger.update(100, &[live(&u, 5)], known, None));
+        assert!(!ledger.update(101, &[live(&u, 5)], known, None), "nothing new is nothing to write");
+        assert!(ledger.update(102, &[live(&u, 6)], known, None));
+        let (_, series) = ledger.shown()[0];
         assert_eq!((series.id.id, &series.carried), (6, &totals(5)));
-        assert!(ledger.update(103, &[live("u", 9)], known, None));
-        assert!(ledger.update(104, &[live("u", 7)], known, None), "what the kernel has forgotten is lost");
-        assert_eq!(ledger.iter().next().expect("one").1.carried, totals(11));
+        assert!(ledger.update(103, &[live(&u, 9)], known, None));
+        assert!(ledger.update(104, &[live(&u, 7)], known, None), "what the kernel has forgotten is lost");
+        assert_eq!(ledger.shown()[0].1.carried, totals(11));
         let text = serde_json::to_string(&ledger).expect("plain");
         assert_eq!(serde_json::from_str::<Ledger>(&text).expect("the same"), ledger);
     }
 
     #[test]
     fn conflicts_go_on_as_long_as_the_pod_and_are_nobody_elses() {
-        let mut ledger = Ledger::default();
-        ledger.update(100, &[live("u", 5)], |_| None, None);
+        let (mut ledger, u) = (Ledger::default(), name("u"));
+        ledger.update(100, &[live(&u, 5)], |_| None, None);
         assert!(ledger.add_conflicts(&name("u"), 2) && !ledger.add_conflicts(&name("v"), 7));
-        ledger.update(101, &[live("u", 6)], |_| None, None);
+        ledger.update(101, &[live(&u, 6)], |_| None, None);
         assert!(ledger.add_conflicts(&name("u"), 3));
         let text = serde_json::to_string(&ledger).expect("plain");
         let read: Ledger = serde_json::from_str(&text).expect("the same");
-        assert_eq!(read.iter().next().expect("one").1.conflicts, 5);
+        assert_eq!(read.shown()[0].1.conflicts, 5);
         // What an agent wrote that knew nothing of them.
         let read: Ledger = serde_json::from_str(&text.replace("\"conflicts\":5,", "")).expect("older");
-        assert_eq!(read.iter().next().expect("one").1.conflicts, 0);
+        assert_eq!(read.shown()[0].1.conflicts, 0);
     }
 
     #[test]
     fn a_series_ends_with_its_pod() {
         let mut ledger = Ledger::default();
-        let pods = BTreeSet::from(["u".to_owned()]);
-        let gone = BTreeSet::new();
-        ledger.update(100, &[live("u", 5)], |_| None, Some(&pods));
-        assert!(!ledger.update(10_000, &[], |_| None, Some(&pods)), "its sandbox is being made again");
-        assert!(ledger.update(10_001, &[], |_| None, Some(&gone)));
-        assert_eq!(ledger.iter().count(), 0);
+        let (u, v) = (name("u"), name("v"));
+        let pods: &dyn Fn(&str) -> bool = &|uid| uid == "u";
+        let gone: &dyn Fn(&str) -> bool = &|_| false;
+        ledger.update(100, &[live(&u, 5)], |_| None, Some(pods));
+        assert!(!ledger.update(10_000, &[], |_| None, Some(pods)), "its sandbox is being made again");
+        assert!(ledger.update(10_001, &[], |_| None, Some(gone)));
+        assert_eq!(ledger.shown().len(), 0);
         // A later pod of that name is another one.
-        ledger.update(100, &[live("u", 5), live("v", 6)], |_| None, Some(&gone));
+        ledger.update(100, &[live(&u, 5), live(&v, 6)], |_| None, Some(gone));
         assert_eq!(ledger.series.len(), 2, "what is in the kernel is there, whatever the API says");
-        let shown: Vec<_> = ledger.iter().map(|(name, _)| name.uid.as_str()).collect();
+        let shown: Vec<_> = ledger.shown().into_iter().map(|(name, _)| name.uid.as_str()).collect();
         assert_eq!(shown, ["v"], "and has one name only once");
         assert!(!ledger.update(399, &[], |_| None, None));
         assert!(ledger.update(400, &[], |_| None, None));

@@ -1,7 +1,7 @@
 //! What the agent says in numbers. Names and labels are an interface: docs/metrics.md lists them.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    collections::{BTreeMap, HashMap, HashSet},
     fs,
     sync::Arc,
     time::{Instant, SystemTime, UNIX_EPOCH},
@@ -137,19 +137,13 @@ impl Scraper {
         if own.iter().any(|(_, row)| !self.names.contains_key(&id_of(row))) {
             self.names = names(root)?;
         }
-        let live: Vec<Live> = own
+        let masters: HashMap<u16, String> = masters.iter().map(|(id, row)| (*id, text(&row.name))).collect();
+        let live: Vec<Live<'_>> = own
             .iter()
             .filter_map(|(key, row)| {
                 let Named { name, network, created } = self.names.get(&id_of(row))?;
-                let master = masters.iter().find(|(id, _)| *id == key.master);
-                let master = master.map(|(_, row)| text(&row.name)).unwrap_or_default();
-                Some(Live {
-                    name: name.clone(),
-                    id: id_of(row),
-                    network: network.clone(),
-                    master,
-                    created: *created,
-                })
+                let master = masters.get(&key.master).map_or("", String::as_str);
+                Some(Live { name, id: id_of(row), network, master, created: *created })
             })
             .collect();
         let counters = maps.counters()?;
@@ -165,14 +159,17 @@ impl Scraper {
         };
         let there: HashSet<Id> = live.iter().map(|live| live.id).collect();
         let last = |id: Id| count(id).filter(|_| maps.is_last_use(id.id, id.generation).unwrap_or(false));
-        let uids: Option<BTreeSet<String>> =
-            shared.wish().pods.as_ref().map(|pods| pods.values().map(|pod| pod.uid.clone()).collect());
         let path = root.join(LEDGER);
         let ledger = self.ledger.get_or_insert_with(|| {
             let kept = fs::read(&path).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
             kept.unwrap_or_default()
         });
-        let mut changed = ledger.update(seconds(), &live, last, uids.as_ref());
+        let mut changed = {
+            let wish = shared.wish();
+            let is_there = wish.pods.as_ref().map(|pods| |uid: &str| pods.values().any(|pod| pod.uid == uid));
+            let is_there = is_there.as_ref().map(|is_there| is_there as &dyn Fn(&str) -> bool);
+            ledger.update(seconds(), &live, last, is_there)
+        };
         // What was shown is written down, so it does not go back.
         shared.report().conflicts.retain(|name, count| {
             let is_known = ledger.add_conflicts(name, *count);
@@ -196,7 +193,7 @@ impl Scraper {
             audited: Vec::new(),
             conflicts: Vec::new(),
         };
-        for (name, series) in ledger.iter() {
+        for (name, series) in ledger.shown() {
             // Between two sandboxes what the last one counted is in the maps still.
             let counted = if there.contains(&series.id) { count(series.id) } else { last(series.id) };
             let mut totals = counted.unwrap_or_default();
