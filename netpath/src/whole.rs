@@ -176,6 +176,11 @@ impl Unfit {
 
 /// What is in a configuration or a record: an ordinary file of at most 4 MiB. Nothing else is waited for.
 pub fn bytes(path: &Path) -> io::Result<Vec<u8>> {
+    bytes_up_to(path, LARGEST)
+}
+
+/// The same of at most `largest` bytes.
+pub fn bytes_up_to(path: &Path, largest: u64) -> io::Result<Vec<u8>> {
     let file = File::options().read(true).custom_flags(OFlag::O_NONBLOCK.bits()).open(path)?;
     let kind = file.metadata()?.file_type();
     let found = match () {
@@ -189,8 +194,8 @@ pub fn bytes(path: &Path) -> io::Result<Vec<u8>> {
         return Err(io::Error::new(ErrorKind::InvalidInput, Unfit::Kind { found }));
     }
     let mut bytes = Vec::new();
-    file.take(LARGEST + 1).read_to_end(&mut bytes)?;
-    match u64::try_from(bytes.len()).is_ok_and(|length| length <= LARGEST) {
+    file.take(largest.saturating_add(1)).read_to_end(&mut bytes)?;
+    match u64::try_from(bytes.len()).is_ok_and(|length| length <= largest) {
         true => Ok(bytes),
         false => Err(io::Error::new(ErrorKind::InvalidInput, Unfit::Large)),
     }

@@ -104,8 +104,10 @@ pub(crate) fn is_source_open(skb: *mut __sk_buff, ethertype: u16) -> bool {
     let addresses = match ethertype {
         ETH_IPV4 => 34,
         ETH_IPV6 => 54,
-        // Nothing else has a checksum that the kernel leaves to others.
-        _ => return true,
+        // It has none that anybody could fill in.
+        ETH_ARP => return true,
+        // Of anything else only the MAC is looked at.
+        _ => 14,
     };
     checksum_field(skb).is_none_or(|field| field < addresses)
 }

@@ -62,7 +62,7 @@ pub(super) fn run(shared: &Shared) {
 #[derive(Debug)]
 struct Holder {
     id: (u32, u32),
-    mac: Mac,
+    key: EndpointKey,
     name: Name,
     record: Arc<Record>,
 }
@@ -94,7 +94,7 @@ impl Index {
             let Some(record) = records.get(&(row.id, row.generation)) else { continue };
             let holder = Arc::new(Holder {
                 id: (row.id, row.generation),
-                mac: Mac::new(key.mac),
+                key: *key,
                 name: name_of(record),
                 record: Arc::clone(record),
             });
@@ -118,7 +118,7 @@ impl Index {
     /// Whose address is claimed by somebody else: what a holder says of itself is no news.
     fn wronged(&self, master: u32, claim: &Claim) -> &[Arc<Holder>] {
         let holders = self.holders.get(&(master, claim.address)).map_or(&[][..], Vec::as_slice);
-        match holders.iter().any(|holder| holder.mac == claim.mac) {
+        match holders.iter().any(|holder| Mac::new(holder.key.mac) == claim.mac) {
             true => &[],
             false => holders,
         }
@@ -184,8 +184,11 @@ impl<'a> Conflicts<'a> {
     fn look(&mut self) {
         match self.index() {
             Ok(index) => self.index = index,
-            // Whoever puts it in force, or counts it, says so.
-            Err(error) => tracing::debug!(error = full(&error), "it is not known who has which address"),
+            // Whoever puts it in force, or counts it, says so. Of who had them nobody is told.
+            Err(error) => {
+                tracing::debug!(error = full(&error), "it is not known who has which address");
+                self.index = Index::default();
+            }
         }
         let lost: u64 = self.ears.values().map(|ear| ear.lost().unwrap_or(0)).sum();
         let wanted = self.index.heard();
@@ -304,7 +307,10 @@ impl<'a> Conflicts<'a> {
             self.budget.used += read;
             self.shared.report().claims_read += u64::from(read);
             for (master, claim) in claims {
-                for holder in self.index.wronged(master, &claim).to_vec() {
+                let wronged = self.index.wronged(master, &claim);
+                for holder in
+                    wronged.iter().filter(|holder| self.is_there(holder)).cloned().collect::<Vec<_>>()
+                {
                     self.tell(master, claim.address, &holder, Rival::Host(claim.mac));
                 }
             }
@@ -312,6 +318,12 @@ impl<'a> Conflicts<'a> {
                 thread::park_timeout(GATHER.min(left));
             }
         }
+    }
+
+    /// Whether it still has its row: whose address was given back a moment ago has it no more.
+    fn is_there(&self, holder: &Holder) -> bool {
+        let row = self.maps.as_ref().and_then(|maps| maps.endpoint(holder.key).ok().flatten());
+        row.is_some_and(|row| (row.id, row.generation) == holder.id)
     }
 
     /// Waits until something can be read, and says of which sockets.

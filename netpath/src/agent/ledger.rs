@@ -104,6 +104,12 @@ pub(super) struct Ledger {
 }
 
 impl Ledger {
+    /// What was read of a file, in which nothing was seen later than `now`.
+    pub(super) fn until(mut self, now: u64) -> Self {
+        self.series.values_mut().for_each(|series| series.seen = series.seen.min(now));
+        self
+    }
+
     /// Brings it up to date with what is `live` at `now`. `last` is what the kernel still has of an id that was
     /// replaced; `is_there` says of a UID whether the node has such a pod, where that is known. Returns whether anything is to
     /// be kept.
@@ -119,8 +125,10 @@ impl Ledger {
             match self.series.get_mut(name) {
                 Some(series) if series.id == id => series.seen = now,
                 Some(series) => {
-                    if let Some(last) = last(series.id) {
-                        series.carried.add(&last);
+                    match last(series.id) {
+                        Some(last) => series.carried.add(&last),
+                        // What it counted is lost, so the sum begins anew.
+                        None => (series.carried, series.since) = (Totals::default(), created),
                     }
                     (series.id, series.seen) = (id, now);
                     (series.network, series.master) = (network.to_owned(), master.to_owned());
@@ -232,7 +240,8 @@ mod tests {
         assert_eq!((series.id.id, &series.carried), (6, &totals(5)));
         assert!(ledger.update(103, &[live(&u, 9)], known, None));
         assert!(ledger.update(104, &[live(&u, 7)], known, None), "what the kernel has forgotten is lost");
-        assert_eq!(ledger.shown()[0].1.carried, totals(11));
+        let (_, series) = ledger.shown()[0];
+        assert_eq!((&series.carried, series.since), (&Totals::default(), 100), "and it begins anew");
         let text = serde_json::to_string(&ledger).expect("plain");
         assert_eq!(serde_json::from_str::<Ledger>(&text).expect("the same"), ledger);
     }

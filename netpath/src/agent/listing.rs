@@ -71,9 +71,14 @@ pub(super) struct Listing {
 impl Listing {
     pub(super) fn read(&mut self, root: &Root) -> Result<(), state::StateError> {
         if self.stamp.is_stale(&root.state()) {
-            let boot = state::boot_id()?;
-            self.records = Records::new(root).refresh(&mut self.known)?;
-            self.records.retain(|record| record.boot_id == boot);
+            let mut read = || -> Result<_, state::StateError> {
+                let boot = state::boot_id()?;
+                let mut records = Records::new(root).refresh(&mut self.known)?;
+                records.retain(|record| record.boot_id == boot);
+                Ok(records)
+            };
+            // What could not be read is tried again.
+            self.records = read().inspect_err(|_| self.stamp = Stamp::default())?;
         }
         Ok(())
     }
@@ -89,7 +94,7 @@ pub(super) struct SandboxListing {
 impl SandboxListing {
     pub(super) fn read(&mut self, root: &Root) -> Result<(), state::StateError> {
         if self.stamp.is_stale(&root.state().join("sandboxes")) {
-            self.all = Sandboxes::new(root).all()?;
+            self.all = Sandboxes::new(root).all().inspect_err(|_| self.stamp = Stamp::default())?;
         }
         Ok(())
     }

@@ -161,8 +161,9 @@ impl Scraper {
         let last = |id: Id| count(id).filter(|_| maps.is_last_use(id.id, id.generation).unwrap_or(false));
         let path = root.join(LEDGER);
         let ledger = self.ledger.get_or_insert_with(|| {
-            let kept = fs::read(&path).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
-            kept.unwrap_or_default()
+            let kept = whole::bytes_up_to(&path, LARGEST).ok();
+            let kept: Option<Ledger> = kept.and_then(|bytes| serde_json::from_slice(&bytes).ok());
+            kept.unwrap_or_default().until(seconds())
         });
         let mut changed = {
             let wish = shared.wish();
@@ -212,6 +213,8 @@ impl Scraper {
 
 /// Where the ledger is kept: with the maps, whose counters a reboot ends.
 const LEDGER: &str = "run/netpath/agent/ledger.json";
+/// A ledger of more bytes is none: ten thousand pods have six million.
+const LARGEST: u64 = 64 << 20;
 
 impl Pods {
     fn add(&mut self, name: &Name, series: &Series, totals: &Totals) {

@@ -13,7 +13,7 @@ pub(super) enum Topic {
 
 /// One pod is told of one topic so often.
 const PAUSE: Duration = Duration::from_secs(300);
-/// A node tells so many in [`MINUTE`].
+/// A node tells so many in [`MINUTE`], of drops and of conflicts each: who provokes the one hides nothing of the other.
 const PER_MINUTE: usize = 20;
 const MINUTE: Duration = Duration::from_secs(60);
 /// What is remembered: a pod that ends leaves its place to others.
@@ -23,20 +23,21 @@ const REMEMBERED: usize = 4096;
 #[derive(Debug, Default)]
 pub(super) struct Notices {
     told: BTreeMap<(u32, u32, Topic), Duration>,
-    lately: Vec<Duration>,
+    lately: Vec<(bool, Duration)>,
 }
 
 impl Notices {
     /// Whether the owner of this use of an id may be told of this now; if so it counts as told.
     pub(super) fn allow(&mut self, (id, generation): (u32, u32), topic: Topic, now: Duration) -> bool {
-        self.lately.retain(|then| now.saturating_sub(*then) < MINUTE);
+        self.lately.retain(|(_, then)| now.saturating_sub(*then) < MINUTE);
         self.told.retain(|_, then| now.saturating_sub(*then) < PAUSE);
-        let key = (id, generation, topic);
-        if self.told.contains_key(&key) || PER_MINUTE <= self.lately.len() || REMEMBERED <= self.told.len() {
+        let (key, is_conflict) = ((id, generation, topic), topic == Topic::Conflict);
+        let lately = self.lately.iter().filter(|(other, _)| *other == is_conflict).count();
+        if self.told.contains_key(&key) || PER_MINUTE <= lately || REMEMBERED <= self.told.len() {
             return false;
         }
         self.told.insert(key, now);
-        self.lately.push(now);
+        self.lately.push((is_conflict, now));
         true
     }
 }

@@ -14,6 +14,8 @@ use crate::spec::Mac;
 
 /// How often each address is asked for (`PROBE_NUM`).
 const PROBES: u32 = 3;
+/// Packets that are looked at after the time is over: more than the kernel has room for.
+const LATE: u32 = 1024;
 /// Ethernet, IPv4, lengths 6 and 4.
 const FORM: [u8; 6] = [0, 1, 8, 0, 6, 4];
 const REQUEST: u16 = 1;
@@ -61,6 +63,14 @@ pub enum ArpError {
         /// What the system said.
         source: io::Error,
     },
+    /// More was said about the addresses than could be heard.
+    #[error(
+        "{count} ARP packets about these addresses found no room, so it is not known whether one says that it is in use"
+    )]
+    Lost {
+        /// How many.
+        count: u64,
+    },
     /// Another interface has an address.
     #[error(
         "{address} is in use by {mac} on this network: give each node a range of its own (`ipam.perNode`), or \
@@ -103,7 +113,7 @@ pub struct Interface {
 
 /// Asks three times within `within` who has `addresses`; an error names the first that somebody has or wants too.
 pub fn probe(interface: Interface, addresses: &[Ipv4Addr], within: Duration) -> Result<(), ArpError> {
-    let socket = open(interface.index)?;
+    let socket = open(interface.index, Some(addresses))?;
     let start = Instant::now();
     for round in 1..=PROBES {
         for address in addresses {
@@ -112,20 +122,28 @@ pub fn probe(interface: Interface, addresses: &[Ipv4Addr], within: Duration) -> 
         }
         listen(&socket, interface.mac, addresses, start + within * round / PROBES)?;
     }
-    Ok(())
+    match packet::lost(&socket) {
+        Ok(0) => Ok(()),
+        Ok(count) => Err(ArpError::Lost { count }),
+        Err(source) => Err(ArpError::Receive { source }),
+    }
 }
 
 /// Says once who has `addresses`, as the kernel does for those of a link that goes up.
 pub fn announce(interface: Interface, addresses: &[Ipv4Addr]) -> Result<(), ArpError> {
-    let socket = open(interface.index)?;
+    let socket = open(interface.index, None)?;
     addresses.iter().try_for_each(|address| ask(&socket, interface.mac, *address, *address))
 }
 
-/// A socket for ARP on one interface. Of others it never hears: until it is bound it has no protocol.
-fn open(index: u32) -> Result<OwnedFd, ArpError> {
+/// A socket for ARP on one interface; with `about` it hears only what names one of these as its sender's address, or asks
+/// for one without a sender. Of other interfaces it never hears: until it is bound it has no protocol.
+fn open(index: u32, about: Option<&[Ipv4Addr]>) -> Result<OwnedFd, ArpError> {
     let open = || -> io::Result<OwnedFd> {
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
         let socket = socket(AddressFamily::Packet, SockType::Raw, flags, None)?;
+        if let Some(addresses) = about {
+            packet::attach(&socket, &mut filter(addresses))?;
+        }
         packet::bind_to(&socket, libc::ETH_P_ARP, index)?;
         Ok(socket)
     };
@@ -141,11 +159,40 @@ fn ask(socket: &OwnedFd, mac: Mac, sender: Ipv4Addr, target: Ipv4Addr) -> Result
     }
 }
 
-/// Hears what there is until `deadline`. Whatever came before it is looked at, however late this process runs.
+/// What may be a conflict, so that others do not take the room of one that is.
+fn filter(addresses: &[Ipv4Addr]) -> Vec<libc::sock_filter> {
+    const SENDER: u32 = 28;
+    const TARGET: u32 = 38;
+    let any = |at: u32| {
+        let each = addresses.iter().flat_map(|address| {
+            [
+                packet::step(packet::EQUAL, address.to_bits(), 0, 1),
+                packet::step(packet::RETURN, u32::MAX, 0, 0),
+            ]
+        });
+        std::iter::once(packet::step(packet::LOAD_WORD, at, 0, 0)).chain(each)
+    };
+    let mut program: Vec<_> = any(SENDER).collect();
+    program.extend([packet::step(packet::EQUAL, 0, 1, 0), packet::step(packet::RETURN, 0, 0, 0)]);
+    program.extend(any(TARGET));
+    program.push(packet::step(packet::RETURN, 0, 0, 0));
+    program
+}
+
+/// Hears what there is until `deadline`. Whatever came before it is looked at, however late this process runs, as far as the
+/// kernel has room for it.
 fn listen(socket: &OwnedFd, own: Mac, addresses: &[Ipv4Addr], deadline: Instant) -> Result<(), ArpError> {
     let failed = |errno: Errno| ArpError::Receive { source: errno.into() };
+    let mut late = 0;
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            late += 1;
+        }
+        // Who sends without end does not make it longer.
+        if LATE < late {
+            return Ok(());
+        }
         let whole = PollTimeout::try_from(left.as_millis() + 1).unwrap_or(PollTimeout::MAX);
         let timeout = if left.is_zero() { PollTimeout::ZERO } else { whole };
         match poll(&mut [PollFd::new(socket.as_fd(), PollFlags::POLLIN)], timeout) {

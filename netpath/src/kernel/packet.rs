@@ -65,9 +65,7 @@ impl Ear {
         // Without a protocol, so that nothing comes before the filter is there. By datagrams: behind the link's header.
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
         let fd = socket(AddressFamily::Packet, SockType::Datagram, flags, None)?;
-        let mut program = filter(ifindex, heard);
-        let length = u16::try_from(program.len()).map_err(io::Error::other)?;
-        setsockopt(&fd, AttachFilter, &libc::sock_fprog { len: length, filter: program.as_mut_ptr() })?;
+        attach(&fd, &mut filter(ifindex, heard))?;
         bind_to(&fd, protocol, ifindex)?;
         Ok(Self { fd })
     }
@@ -91,7 +89,7 @@ impl Ear {
 
     /// How many packets found no room since this was asked last.
     pub fn lost(&self) -> io::Result<u64> {
-        Ok(getsockopt(&self.fd, Statistics)?.tp_drops.into())
+        lost(&self.fd)
     }
 }
 
@@ -99,6 +97,17 @@ impl AsFd for Ear {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
     }
+}
+
+/// Has a socket be handed only what this classic BPF program lets through.
+pub(super) fn attach(socket: &OwnedFd, program: &mut [libc::sock_filter]) -> io::Result<()> {
+    let length = u16::try_from(program.len()).map_err(io::Error::other)?;
+    Ok(setsockopt(socket, AttachFilter, &libc::sock_fprog { len: length, filter: program.as_mut_ptr() })?)
+}
+
+/// How many packets found no room at a packet socket since this was asked last.
+pub(super) fn lost(socket: &OwnedFd) -> io::Result<u64> {
+    Ok(getsockopt(socket, Statistics)?.tp_drops.into())
 }
 
 /// Has a packet socket hear one protocol (`ETH_P_*`) on one device, where it had none.
@@ -119,6 +128,18 @@ pub(super) fn bind_to(socket: &OwnedFd, protocol: libc::c_int, ifindex: u32) -> 
     Ok(())
 }
 
+/// `BPF_LD | BPF_W | BPF_ABS` of `linux/bpf_common.h`.
+pub(super) const LOAD_WORD: u16 = 0x20;
+/// `BPF_JMP | BPF_JEQ | BPF_K`.
+pub(super) const EQUAL: u16 = 0x15;
+/// `BPF_RET | BPF_K`.
+pub(super) const RETURN: u16 = 0x06;
+
+/// An instruction, with how many are skipped where it holds, and where it does not.
+pub(super) fn step(code: u16, k: u32, holds: u8, fails: u8) -> libc::sock_filter {
+    libc::sock_filter { code, jt: holds, jf: fails, k }
+}
+
 /// Hands on what is meant for this device and can be a claim.
 ///
 /// A frame with the tag of a VLAN that has a device here arrives as that device's, one of any other VLAN as if it were for
@@ -127,17 +148,12 @@ fn filter(ifindex: u32, heard: Heard) -> Vec<libc::sock_filter> {
     // `BPF_LD | BPF_B | BPF_ABS` and so on, of `linux/bpf_common.h`.
     const LOAD_BYTE: u16 = 0x30;
     const LOAD_HALF: u16 = 0x28;
-    const LOAD_WORD: u16 = 0x20;
-    const EQUAL: u16 = 0x15;
     const GREATER: u16 = 0x25;
-    const RETURN: u16 = 0x06;
     /// Next header and hop limit of neighbour discovery.
     const DISCOVERY: u32 = 0x3aff;
     const ALL: u32 = u32::MAX;
     // Of what the kernel knows of the packet beside its bytes.
     let known = |what: i32| (libc::SKF_AD_OFF + what).cast_unsigned();
-    // Each with how many instructions are skipped where it holds, and where it does not.
-    let step = |code: u16, k: u32, jt: u8, jf: u8| libc::sock_filter { code, jt, jf, k };
     let mut program = vec![
         step(LOAD_WORD, known(libc::SKF_AD_PKTTYPE), 0, 0),
         // For this host, for all, for a group; greater is another's, or our own.

@@ -55,8 +55,12 @@ pub(super) fn add(call: &Call<'_>) -> Result<Value, PluginError> {
         Some(made) if made.kind == Kind::Macvlan && made.netns == record.netns && made.mac == record.mac => {
             if rules.zone.is_none() && made.zone.is_some() {
                 // Being named twice must not make anything laxer.
-                if acd == Acd::On {
-                    run(&mut effects, plan::probe(ifname, &ips))?;
+                if acd == Acd::On
+                    && let Err(failed) = run(&mut effects, plan::probe(ifname, &ips))
+                {
+                    // It must not go on with an address that is somebody else's.
+                    effects.sandbox().set_down(link.index)?;
+                    return Err(failed);
                 }
                 return Ok(result);
             }
