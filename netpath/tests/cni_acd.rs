@@ -387,7 +387,9 @@ fn whoever_stands_in_a_list_twice_is_asked_for_as_either_says() {
     assert_eq!(far.heard(), [PROBE; 3]);
     site.outside.ip("addr add 10.9.0.100/24 dev wire");
     let wire = mac_on(&site.outside, "wire");
-    is_a_conflict(&site, &site.ours("ADD", &behind(&result, &Value::Null)), "10.9.0.100", &wire);
+    let conf = behind(&result, &Value::Null);
+    site.ours("ADD", &conf).fails(121, &format!("10.9.0.100 is in use by {wire} on this network"));
+    assert!(site.pod.ip("link show net1").contains("state DOWN"), "until the runtime ends the list");
 }
 
 #[test]
