@@ -9,7 +9,8 @@ use std::net::Ipv4Addr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::SystemTime;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, SystemTime};
 
 use aya::maps::{Array, Map, MapData};
 use common::enforce::{POD, is_well, leaves};
@@ -127,17 +128,28 @@ fn send(node: &Node, pod: &Pod) {
 /// Ends an upgrade when it has replaced one hook of two; the caller holds the lock.
 #[track_caller]
 fn killed_between_hooks(node: &Node) {
-    let ended = catch_unwind(AssertUnwindSafe(|| {
-        node.netns.within(|| {
-            let mut netlink = Netlink::open().expect("netlink");
-            police::upgrade(&node.root, &mut netlink, false, &mut |step| {
-                // Who waits for the lock waits for one holder 2 s: each step is as good as another one.
+    let is_over = AtomicBool::new(false);
+    let ended = std::thread::scope(|scope| {
+        // Who waits for the lock waits for one holder 2 s, and an emulated CPU may need more for a step: by this it is
+        // another holder each time.
+        scope.spawn(|| {
+            while !is_over.load(Ordering::Relaxed) {
                 File::open(node.root.lock()).expect("held").set_modified(SystemTime::now()).expect("touched");
-                assert!(step != Step::Replaced(1, Hook::Egress), "killed");
-                Ok(())
+                std::thread::park_timeout(Duration::from_millis(100));
+            }
+        });
+        let ended = catch_unwind(AssertUnwindSafe(|| {
+            node.netns.within(|| {
+                let mut netlink = Netlink::open().expect("netlink");
+                police::upgrade(&node.root, &mut netlink, false, &mut |step| {
+                    assert!(step != Step::Replaced(1, Hook::Egress), "killed");
+                    Ok(())
+                })
             })
-        })
-    }));
+        }));
+        is_over.store(true, Ordering::Relaxed);
+        ended
+    });
     assert!(ended.is_err());
 }
 
