@@ -10,20 +10,17 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{AddressFamily, LinkAddr, MsgFlags, SockFlag, SockType, recvfrom, send, socket};
 
 use super::packet;
+use crate::observe::arp::{Arp, FORM, REQUEST};
 use crate::spec::Mac;
 
 /// How often each address is asked for (`PROBE_NUM`).
 const PROBES: u32 = 3;
 /// Packets that are looked at after the time is over: more than the kernel has room for.
 const LATE: u32 = 1024;
-/// Ethernet, IPv4, lengths 6 and 4.
-const FORM: [u8; 6] = [0, 1, 8, 0, 6, 4];
-const REQUEST: u16 = 1;
-const REPLY: u16 = 2;
 /// Ethernet's header.
 const ETHERNET: usize = 14;
 /// An ARP packet behind it.
-const ARP: usize = 28;
+const PACKET: usize = 28;
 
 /// Why addresses are not known to be free, or could not be announced.
 #[derive(Debug, thiserror::Error)]
@@ -206,8 +203,8 @@ fn listen(socket: &OwnedFd, own: Mac, addresses: &[Ipv4Addr], deadline: Instant)
             // Another station's: what a NIC in promiscuous mode hears, or what is tagged for a VLAN that is not ours.
             Ok((_, Some(from))) if from.pkttype() == libc::PACKET_OTHERHOST => {}
             Ok((length, _)) => {
-                let heard = buffer.get(ETHERNET..length).and_then(Packet::read);
-                if let Some(conflict) = heard.and_then(|packet| packet.conflict(own, addresses)) {
+                let heard = buffer.get(ETHERNET..length).and_then(Arp::read);
+                if let Some(conflict) = heard.and_then(|packet| conflict(packet, own, addresses)) {
                     return Err(conflict);
                 }
             }
@@ -217,8 +214,8 @@ fn listen(socket: &OwnedFd, own: Mac, addresses: &[Ipv4Addr], deadline: Instant)
     }
 }
 
-fn request(mac: Mac, sender: Ipv4Addr, target: Ipv4Addr) -> [u8; ETHERNET + ARP] {
-    let mut frame = [0; ETHERNET + ARP];
+fn request(mac: Mac, sender: Ipv4Addr, target: Ipv4Addr) -> [u8; ETHERNET + PACKET] {
+    let mut frame = [0; ETHERNET + PACKET];
     let mut rest = &mut frame[..];
     let mac = mac.bytes();
     let (sender, target) = (sender.octets(), target.octets());
@@ -232,49 +229,26 @@ fn request(mac: Mac, sender: Ipv4Addr, target: Ipv4Addr) -> [u8; ETHERNET + ARP]
     frame
 }
 
-/// What an ARP packet says.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Packet {
-    operation: u16,
-    mac: Mac,
-    sender: Ipv4Addr,
-    target: Ipv4Addr,
-}
-
-impl Packet {
-    /// Reads one, without Ethernet's header; nothing where it is not about IPv4 on Ethernet.
-    fn read(bytes: &[u8]) -> Option<Self> {
-        let four = |at: usize| -> Option<[u8; 4]> { bytes.get(at..at + 4)?.try_into().ok() };
-        let operation = u16::from_be_bytes(bytes.get(6..8)?.try_into().ok()?);
-        let packet = Self {
-            operation,
-            mac: Mac::new(bytes.get(8..14)?.try_into().ok()?),
-            sender: four(14)?.into(),
-            target: four(24)?.into(),
-        };
-        (bytes.starts_with(&FORM) && matches!(operation, REQUEST | REPLY)).then_some(packet)
-    }
-
-    /// What it says against our using one of `addresses` (section 2.1.1).
-    fn conflict(self, own: Mac, addresses: &[Ipv4Addr]) -> Option<ArpError> {
-        let is_probe = self.operation == REQUEST && self.sender.is_unspecified();
-        match self {
-            // A switch may send back what is ours.
-            Self { mac, .. } if mac == own => None,
-            Self { mac, sender: address, .. } if addresses.contains(&address) => {
-                Some(ArpError::InUse { address, mac })
-            }
-            Self { mac, target: address, .. } if is_probe && addresses.contains(&address) => {
-                Some(ArpError::Probed { address, mac })
-            }
-            _ => None,
+/// What a packet says against our using one of `addresses` (section 2.1.1).
+fn conflict(packet: Arp, own: Mac, addresses: &[Ipv4Addr]) -> Option<ArpError> {
+    let is_probe = packet.operation == REQUEST && packet.sender.is_unspecified();
+    match packet {
+        // A switch may send back what is ours.
+        Arp { mac, .. } if mac == own => None,
+        Arp { mac, sender: address, .. } if addresses.contains(&address) => {
+            Some(ArpError::InUse { address, mac })
         }
+        Arp { mac, target: address, .. } if is_probe && addresses.contains(&address) => {
+            Some(ArpError::Probed { address, mac })
+        }
+        _ => None,
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::observe::arp::REPLY;
 
     const OURS: Mac = Mac::new([2, 0, 0, 0, 0, 1]);
     const THEIRS: Mac = Mac::new([2, 0, 0, 0, 0, 2]);
@@ -292,29 +266,29 @@ mod tests {
             &[0, 0, 0, 0, 0, 0, 10, 9, 0, 7],
         ];
         assert_eq!(frame[..], expected.concat());
-        let read = Packet { operation: REQUEST, mac: OURS, sender: NOBODY, target: FIRST };
-        assert_eq!(Packet::read(&frame[ETHERNET..]), Some(read));
+        let read = Arp { operation: REQUEST, mac: OURS, sender: NOBODY, target: FIRST };
+        assert_eq!(Arp::read(&frame[ETHERNET..]), Some(read));
     }
 
     #[test]
     fn what_is_no_arp_of_ours_is_passed_over() {
         let good = request(THEIRS, FIRST, OTHER);
         let body = &good[ETHERNET..];
-        assert!(Packet::read(body).is_some());
-        assert!(Packet::read(&[body, &[0; 18]].concat()).is_some(), "padded");
-        assert_eq!(Packet::read(&body[..27]), None);
-        assert_eq!(Packet::read(&[]), None);
+        assert!(Arp::read(body).is_some());
+        assert!(Arp::read(&[body, &[0; 18]].concat()).is_some(), "padded");
+        assert_eq!(Arp::read(&body[..27]), None);
+        assert_eq!(Arp::read(&[]), None);
         for (at, byte) in [(0, 1), (1, 6), (2, 0x86), (3, 6), (4, 8), (5, 16), (6, 1), (7, 3), (7, 0)] {
             let mut other = body.to_vec();
             other[at] = byte;
-            assert_eq!(Packet::read(&other), None, "byte {at} is {byte}");
+            assert_eq!(Arp::read(&other), None, "byte {at} is {byte}");
         }
     }
 
     #[test]
     fn who_has_an_address_or_wants_it_is_named() {
         let said = |operation, mac, sender, target| {
-            let conflict = Packet { operation, mac, sender, target }.conflict(OURS, &[FIRST, SECOND]);
+            let conflict = conflict(Arp { operation, mac, sender, target }, OURS, &[FIRST, SECOND]);
             conflict.map(|it| it.to_string().split(':').next().unwrap_or_default().to_owned())
         };
         for (operation, sender, target, expected) in [

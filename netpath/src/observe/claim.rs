@@ -2,8 +2,9 @@
 //!
 //! Whoever is on the wire writes these bytes: what is cut off or contradicts itself says nothing.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv6Addr};
 
+use super::{arp::Arp, part};
 use crate::spec::Mac;
 
 /// That a station has an address.
@@ -29,14 +30,9 @@ impl Claim {
     ///
     /// A probe, whose sender has no address yet, claims nothing: it asks whether it may.
     pub fn of_arp(body: &[u8]) -> Option<Self> {
-        let kinds: [u8; 6] = part(body, 0)?;
-        let operation = u16::from_be_bytes(part(body, 6)?);
-        let (mac, address) = (Mac::new(part(body, 8)?), Ipv4Addr::from(part::<4>(body, 14)?));
-        // Of the target nothing is read, but it has to be there.
-        let _: [u8; 10] = part(body, 18)?;
-        let is_ipv4 = kinds == [0, 1, 8, 0, 6, 4] && matches!(operation, 1 | 2);
-        let is_claim = is_ipv4 && !address.is_unspecified() && mac.bytes() != [0; 6];
-        is_claim.then_some(Self { address: address.into(), mac })
+        let Arp { mac, sender, .. } = Arp::read(body)?;
+        let is_claim = !sender.is_unspecified() && mac.bytes() != [0; 6];
+        is_claim.then_some(Self { address: sender.into(), mac })
     }
 
     /// What a neighbour solicitation says of its sender, an advertisement of its target. `packet` begins with the IPv6
@@ -76,13 +72,10 @@ fn link_layer_address(mut options: &[u8], wanted: u8) -> Option<Option<Mac>> {
     options.is_empty().then_some(found)
 }
 
-/// The bytes from `at` on.
-fn part<const N: usize>(bytes: &[u8], at: usize) -> Option<[u8; N]> {
-    bytes.get(at..)?.first_chunk().copied()
-}
-
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv4Addr;
+
     use proptest::prelude::*;
 
     use super::*;

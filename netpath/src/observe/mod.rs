@@ -4,6 +4,7 @@
 //! programs; [`tally`] keeps a flood of them readable. [`Claim`] is what a packet of the wire says of an address.
 //! Nothing here reads a clock.
 
+pub mod arp;
 mod claim;
 mod docs;
 mod event;
@@ -14,3 +15,8 @@ pub use claim::Claim;
 pub use docs::drop_reasons_markdown;
 pub use event::{DecodeError, Direction, Event, Reason};
 pub use tally::{Group, Limits, Report, Window, tally};
+
+/// The bytes of a packet from `at` on.
+fn part<const N: usize>(bytes: &[u8], at: usize) -> Option<[u8; N]> {
+    bytes.get(at..)?.first_chunk().copied()
+}

@@ -59,8 +59,7 @@ pub(super) fn add(call: &Call<'_>) -> Result<Value, PluginError> {
                     && let Err(failed) = run(&mut effects, plan::probe(ifname, &ips))
                 {
                     // It must not go on with an address that is somebody else's.
-                    effects.sandbox().set_down(link.index)?;
-                    return Err(failed);
+                    return Err(undone(failed, lower(&mut effects, link.index)));
                 }
                 return Ok(result);
             }
@@ -88,12 +87,13 @@ pub(super) fn add(call: &Call<'_>) -> Result<Value, PluginError> {
         // With a row left behind the record stays: DEL finds in it what to end.
         Err(failed @ PluginError::Undo { .. }) => Err(failed),
         // The interface stays down: the runtime calls DEL on the whole list, and until then it must not talk.
-        Err(failed) => match earlier
-            .map_or_else(|| records.remove(container_id, ifname).map(drop), |earlier| records.write(&earlier))
-        {
-            Ok(()) => Err(failed),
-            Err(error) => Err(PluginError::Undo { failed: Box::new(failed), left: vec![full(&error)] }),
-        },
+        Err(failed) => {
+            let undo = match earlier {
+                Some(earlier) => records.write(&earlier),
+                None => records.remove(container_id, ifname).map(drop),
+            };
+            Err(undone(failed, undo.map_err(PluginError::from)))
+        }
     }
 }
 
@@ -125,13 +125,23 @@ fn police(
     let entered = rules.enter(call, effects.node(), &attachment)?;
     let Err(failed) = raise(call, effects, link.index, &routes, ips) else { return Ok(entered) };
     // The link before its row: a pod must not send without one.
-    let down = match effects.sandbox().set_down(link.index) {
+    let down = lower(effects, link.index);
+    Err(undone(failed, down.and_then(|()| leave(call, &entered))))
+}
+
+/// Sets the link down, if it is still there.
+fn lower(effects: &mut Effects, index: u32) -> Result<(), PluginError> {
+    match effects.sandbox().set_down(index) {
         Err(error) if !error.is_absent() => Err(error.into()),
         _ => Ok(()),
-    };
-    match down.and_then(|()| leave(call, &entered)) {
-        Ok(()) => Err(failed),
-        Err(error) => Err(PluginError::Undo { failed: Box::new(failed), left: vec![full(&error)] }),
+    }
+}
+
+/// What failed, and with it what could not be undone.
+fn undone(failed: PluginError, undo: Result<(), PluginError>) -> PluginError {
+    match undo {
+        Ok(()) => failed,
+        Err(error) => PluginError::Undo { failed: Box::new(failed), left: vec![full(&error)] },
     }
 }
 
