@@ -41,7 +41,7 @@ use kube::{Client, Config, config::Kubeconfig};
 use nix::fcntl::{Flock, FlockArg};
 
 use self::{report::Report, watch::What, wish::Wish};
-use crate::{install::Site, plugin::full, root::Root};
+use crate::{install::Site, kernel::allocator, plugin::full, root::Root};
 
 /// How an agent runs.
 #[derive(Clone, Debug)]
@@ -157,19 +157,9 @@ impl Shared {
     }
 }
 
-/// Has all threads take memory from one place. Each would have one of its own, and keep what it once needed; they are few, and
-/// mostly wait.
-fn share_memory() {
-    #[cfg(target_env = "gnu")]
-    // SAFETY: No memory is passed, and no other thread runs yet.
-    unsafe {
-        libc::mallopt(libc::M_ARENA_MAX, 1);
-    }
-}
-
 /// Runs the agent until it is told to end.
 pub fn run(root: &Root, options: Options) -> Result<(), AgentError> {
-    share_memory();
+    allocator::share_memory();
     let _lock = lock(root)?;
     let (kick, kicked) = mpsc::sync_channel(1);
     let shared = Arc::new(Shared {

@@ -2,6 +2,7 @@
 
 use std::{fs, io, path::Path};
 
+pub mod allocator;
 pub mod arp;
 pub mod bpf;
 pub mod ethtool;

@@ -1,0 +1,11 @@
+//! The C library's allocator.
+
+/// Has all threads of this process take memory from one place. Each would have one of its own, and keep what it once
+/// needed. For processes whose threads are few and mostly wait.
+pub fn share_memory() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: No memory is passed, and the allocator takes its own lock.
+    unsafe {
+        libc::mallopt(libc::M_ARENA_MAX, 1);
+    }
+}
