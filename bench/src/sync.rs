@@ -73,6 +73,7 @@ fn row(binary: &PathBuf, endpoints: u32, rounds: usize) -> Result<String> {
         ensure!(maps.endpoints()?.len() == endpoints as usize, "all are listed");
         list.push(begun.elapsed().as_secs_f64() * 1e6);
     }
+    settings(node.root(), endpoints)?;
     records(node.root(), &node)?;
     let agent = Agent::start(binary, node.root())?;
     let (mut scrape, mut gathered) = (Samples::default(), Samples::default());
@@ -100,6 +101,13 @@ fn row(binary: &PathBuf, endpoints: u32, rounds: usize) -> Result<String> {
 fn value(text: &str, name: &str) -> Result<f64> {
     let found = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
     Ok(found.with_context(|| format!("the agent does not say {name}"))?.parse()?)
+}
+
+/// Says that the maps are meant to be as large as they are.
+fn settings(root: &Root, endpoints: u32) -> Result<()> {
+    let path = root.settings();
+    fs::create_dir_all(path.parent().context("is in a directory")?)?;
+    Ok(fs::write(path, json!({ "endpoints": endpoints.max(4096) }).to_string())?)
 }
 
 /// A record for each row, as the plugin leaves it.
