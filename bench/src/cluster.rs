@@ -20,7 +20,12 @@ use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 
 use self::cri::{Cri, LinuxPodSandboxConfig, PodSandboxConfig, PodSandboxMetadata};
-use crate::{samples::Samples, say};
+use crate::{
+    Effort,
+    figures::{Figures, Unit},
+    samples::Samples,
+    say,
+};
 
 /// Where the cluster lies; `cargo xtask bench cluster` sets it.
 const CLUSTER_VARIABLE: &str = "NETPATH_CLUSTER";
@@ -32,14 +37,6 @@ const NETWORKS: &str = "k8s.v1.cni.cncf.io/networks";
 /// Turns that are not counted: files are read for the first time, programs are attached.
 const WARM_UP: usize = 3;
 
-/// Options of the suite.
-#[derive(Clone, Copy, Debug, clap::Args)]
-pub(crate) struct Args {
-    /// Pods of each kind.
-    #[arg(long, default_value_t = 40)]
-    pods: usize,
-}
-
 /// A kind of pod, and what it asks for.
 const KINDS: [(&str, Option<&str>); 3] = [
     ("default network alone", None),
@@ -47,10 +44,16 @@ const KINDS: [(&str, Option<&str>); 3] = [
     ("one NAD more, with a zone", Some("private")),
 ];
 
-pub(crate) fn run(args: &Args) -> Result<()> {
+/// Runs the suite.
+pub(crate) fn run(effort: Effort, figures: &mut Figures) -> Result<()> {
+    let pods = match effort {
+        Effort::Quick => 2,
+        Effort::Usual => 40,
+        Effort::Full => 100,
+    };
     let dir = std::env::var_os(CLUSTER_VARIABLE).map(PathBuf::from);
     let cluster = Cluster::at(dir.with_context(|| format!("{CLUSTER_VARIABLE} is not set"))?)?;
-    let turns = args.pods + WARM_UP;
+    let turns = pods + WARM_UP;
     let uids = cluster.make_pods(turns)?;
     let mut times: Vec<Samples> = KINDS.iter().map(|_| Samples::default()).collect();
     let mut more: Vec<Samples> = times.clone();
@@ -79,7 +82,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             }
         }
     }
-    say(format_args!("RunPodSandbox, milliseconds, {} of each kind: median (8 of 10 within)", args.pods));
+    say(format_args!("RunPodSandbox, milliseconds, {pods} of each kind: median (8 of 10 within)"));
     let alone = times[0].median();
     for (kind, (name, _)) in KINDS.iter().enumerate() {
         let above = more[kind].median();
@@ -88,6 +91,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             times[kind].to_string(),
             above / alone * 100.0
         ));
+        figures.put(format!("cluster/sandbox/{name}"), Unit::Milliseconds, times[kind].clone());
     }
     Ok(())
 }

@@ -13,20 +13,17 @@ use std::time::Instant;
 use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::{Value, json};
 
-use crate::{BINARY_VARIABLE, samples::Samples, say};
+use crate::{
+    Effort, binary,
+    figures::{Figures, Unit},
+    samples::Samples,
+    say,
+};
 
 /// Where Debian has the standard plugins.
 const STANDARD: &str = "/usr/lib/cni";
 /// The plugin that both networks execute: a real one that does least, so that its own time spreads least.
 const PLUGIN: &str = "loopback";
-
-/// Arguments of the suite.
-#[derive(clap::Args)]
-pub(crate) struct Args {
-    /// A few rounds: every case runs, its times mean little.
-    #[arg(long)]
-    quick: bool,
-}
 
 /// Who is called.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,7 +57,7 @@ struct Pod(String);
 impl Pod {
     fn new() -> Result<Self> {
         let name = format!("npbench-{}", std::process::id());
-        run(Command::new("ip").args(["netns", "add", &name]))?;
+        succeed(Command::new("ip").args(["netns", "add", &name]))?;
         Ok(Self(name))
     }
 }
@@ -79,23 +76,25 @@ struct Bench {
 }
 
 /// Runs the suite.
-pub(crate) fn run_suite(args: &Args) -> Result<()> {
-    let binary = std::env::var_os(BINARY_VARIABLE).map(PathBuf::from);
-    let binary =
-        binary.with_context(|| format!("{BINARY_VARIABLE} is not set: start by `cargo xtask bench cni`"))?;
+pub(crate) fn run(effort: Effort, figures: &mut Figures) -> Result<()> {
+    let binary = binary()?;
     ensure!(Path::new(STANDARD).join(PLUGIN).exists(), "{STANDARD}/{PLUGIN} is missing: cargo xtask setup");
     let pod = Pod::new()?;
     let root = std::env::temp_dir().join(format!("npbench-{}", std::process::id()));
-    let result = measure(&Bench { binary, root: root.clone(), netns: format!("/run/netns/{}", pod.0) }, args);
+    let result = measure(&Bench { binary, root: root.clone(), netns: format!("/run/netns/{}", pod.0) }, effort, figures);
     // The directory is of no use to anybody; that it stays is no failure of the benchmark.
     let _ = fs::remove_dir_all(root);
     result
 }
 
-fn measure(bench: &Bench, args: &Args) -> Result<()> {
+fn measure(bench: &Bench, effort: Effort, figures: &mut Figures) -> Result<()> {
     let server = server::Server::start()?;
     bench.prepare(server.address())?;
-    let rounds = if args.quick { 5 } else { 200 };
+    let rounds = match effort {
+        Effort::Quick => 5,
+        Effort::Usual => 100,
+        Effort::Full => 200,
+    };
     let mut times: Vec<(Samples, Samples)> = vec![Default::default(); ALL.len()];
     let (mut own, mut own_del): (Vec<Samples>, Vec<Samples>) =
         (vec![Samples::default(); ALL.len()], vec![Samples::default(); ALL.len()]);
@@ -129,6 +128,7 @@ fn measure(bench: &Bench, args: &Args) -> Result<()> {
     say("| what | ADD | DEL | ADD, above the plugins | DEL, above the plugins |");
     say("|---|---|---|---|---|");
     for (at, who) in ALL.into_iter().enumerate() {
+        figures.put(format!("cni/meta/{}/add", who.name()), Unit::Microseconds, times[at].0.clone());
         say(format_args!(
             "| {} | {} | {} | {} | {} |",
             who.name(),
@@ -257,7 +257,7 @@ fn finish(mut program: impl std::borrow::BorrowMut<Command>, stdin: &str) -> Res
     Ok(())
 }
 
-fn run(command: &mut Command) -> Result<()> {
+fn succeed(command: &mut Command) -> Result<()> {
     ensure!(command.status()?.success(), "{command:?} failed");
     Ok(())
 }

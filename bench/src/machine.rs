@@ -1,36 +1,75 @@
 //! What the figures were taken on: without it they say nothing to anybody else.
 
-use std::fs;
+use std::{fs, process::Command};
 
-/// The machine, a line each, as a Markdown list.
-pub(crate) fn describe() -> Vec<String> {
+use serde_json::{Value, json};
+
+/// A machine, and the state it was in.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Machine {
+    cpu: String,
+    cpus: usize,
+    is_virtual: bool,
+    kernel: String,
+    jit: String,
+    hardening: String,
+    mitigations: String,
+    load: String,
+    object: String,
+    commit: String,
+}
+
+/// This machine.
+pub(crate) fn describe() -> Machine {
     let cpuinfo = read("/proc/cpuinfo");
     let cpu = |key: &str| {
         let line = cpuinfo.lines().find(|line| line.split(':').next().is_some_and(|name| name.trim() == key));
         line.and_then(|line| line.split_once(':')).map_or("", |(_, value)| value.trim()).to_owned()
     };
-    let count = cpuinfo.lines().filter(|line| line.starts_with("processor")).count();
-    let virtual_machine = match cpu("flags").split(' ').any(|flag| flag == "hypervisor") {
-        true => "a virtual machine",
-        false => "no hypervisor",
-    };
-    let (release, version) = (read("/proc/sys/kernel/osrelease"), read("/proc/sys/kernel/version"));
-    let jit = read("/proc/sys/net/core/bpf_jit_enable");
-    let harden = read("/proc/sys/net/core/bpf_jit_harden");
-    vec![
-        format!("- CPU: {count} × {}, {virtual_machine}", cpu("model name")),
-        format!(
-            "- kernel: {} ({}), BPF JIT {}, hardening {}",
-            release.trim(),
-            version.trim(),
-            jit.trim(),
-            harden.trim()
-        ),
-        format!("- mitigations: {}", mitigations()),
-        format!("- load average at the start: {}", read("/proc/loadavg").trim()),
-        format!("- netpath object: {:016x}", netpath::kernel::bpf::object::digest()),
-        String::new(),
-    ]
+    let sys = |name: &str| read(&format!("/proc/sys/{name}")).trim().to_owned();
+    Machine {
+        cpu: cpu("model name"),
+        cpus: cpuinfo.lines().filter(|line| line.starts_with("processor")).count(),
+        is_virtual: cpu("flags").split(' ').any(|flag| flag == "hypervisor"),
+        kernel: format!("{} ({})", sys("kernel/osrelease"), sys("kernel/version")),
+        jit: sys("net/core/bpf_jit_enable"),
+        hardening: sys("net/core/bpf_jit_harden"),
+        mitigations: mitigations(),
+        load: read("/proc/loadavg").trim().to_owned(),
+        object: format!("{:016x}", netpath::kernel::bpf::object::digest()),
+        commit: commit(),
+    }
+}
+
+impl Machine {
+    /// A line each, as a Markdown list.
+    pub(crate) fn lines(&self) -> Vec<String> {
+        let Self { cpu, cpus, is_virtual, kernel, jit, hardening, mitigations, load, object, commit } = self;
+        let hypervisor = if *is_virtual { "a virtual machine" } else { "no hypervisor" };
+        vec![
+            format!("- CPU: {cpus} × {cpu}, {hypervisor}"),
+            format!("- kernel: {kernel}, BPF JIT {jit}, hardening {hardening}"),
+            format!("- mitigations: {mitigations}"),
+            format!("- load average at the start: {load}"),
+            format!("- netpath object: {object}, commit {commit}"),
+            String::new(),
+        ]
+    }
+
+    /// The same for the history.
+    pub(crate) fn json(&self) -> Value {
+        let Self { cpu, cpus, is_virtual, kernel, jit, hardening, mitigations, load, object, commit } = self;
+        json!({ "cpu": cpu, "cpus": cpus, "virtual": is_virtual, "kernel": kernel, "jit": jit, "hardening": hardening,
+            "mitigations": mitigations, "load": load, "object": object, "commit": commit })
+    }
+}
+
+/// Of which commit the sources are.
+fn commit() -> String {
+    let directory = env!("CARGO_MANIFEST_DIR");
+    let output = Command::new("git").args(["-C", directory, "describe", "--always", "--dirty"]).output();
+    let output = output.ok().filter(|output| output.status.success());
+    output.map_or_else(|| "unknown".to_owned(), |output| String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }
 
 /// What the kernel does about the CPU's weaknesses, where it does something.

@@ -9,6 +9,8 @@ use anyhow::{Context as _, Result, ensure};
 use netpath::kernel::bpf::Hook;
 
 use crate::{
+    Effort,
+    figures::Figures,
     frames::{
         self, AT_DESTINATION_MAC, AT_DESTINATION4, AT_SOURCE_MAC, AT_SOURCE4, HOST_MAC, Mac, PEER_MAC, POD4,
         POD6, PREFIX4_STEP, UNKNOWN_MAC, pod_mac,
@@ -18,20 +20,6 @@ use crate::{
     say,
     stage::{Reference, Stage, Vary},
 };
-
-/// Options of the suite.
-#[derive(Clone, Copy, Debug, clap::Args)]
-pub(crate) struct Args {
-    /// Every case once or twice, for whoever wants to know that all of them run; its times mean little.
-    #[arg(long)]
-    quick: bool,
-    /// Rounds over all cases.
-    #[arg(long, default_value_t = 42, conflicts_with = "quick")]
-    rounds: usize,
-    /// Packets of one case in one round.
-    #[arg(long, default_value_t = 50_000, conflicts_with = "quick")]
-    packets: u32,
-}
 
 /// Where the kinds of traffic are measured, and what the size of a node is held against.
 const USUAL: Shape = Shape { endpoints: 100, prefixes: 8 };
@@ -159,9 +147,12 @@ struct Floor {
 }
 
 /// Runs the suite and prints its tables.
-pub(crate) fn run(args: &Args, reference: &Path) -> Result<()> {
-    let (rounds, packets, copies) =
-        if args.quick { (2, 2_000, 1) } else { (args.rounds, args.packets, COPIES) };
+pub(crate) fn run(effort: Effort, _figures: &mut Figures, reference: &Path) -> Result<()> {
+    let (rounds, packets, copies) = match effort {
+        Effort::Quick => (2, 2_000, 1),
+        Effort::Usual => (18, 50_000, COPIES),
+        Effort::Full => (42, 50_000, COPIES),
+    };
     let mut cases: Vec<Case> = keys()
         .into_iter()
         .map(|key| Case { key, plan: key.traffic.plan(key.hook, key.shape), above: Samples::default() })

@@ -21,7 +21,8 @@ use netpath::{
 use serde_json::json;
 
 use crate::{
-    BINARY_VARIABLE,
+    Effort, binary,
+    figures::Figures,
     frames::pod_mac,
     node::{Node, Shape},
     samples::Samples,
@@ -31,21 +32,14 @@ use crate::{
 /// How long the agent may take until it is ready.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Arguments of the suite.
-#[derive(clap::Args)]
-pub(crate) struct Args {
-    /// Few endpoints and few rounds: every case runs, its times mean little.
-    #[arg(long)]
-    quick: bool,
-}
-
 /// Runs the suite.
-pub(crate) fn run(args: &Args) -> Result<()> {
-    let binary = std::env::var_os(BINARY_VARIABLE).map(PathBuf::from);
-    let binary =
-        binary.with_context(|| format!("{BINARY_VARIABLE} is not set: start by `cargo xtask bench sync`"))?;
-    let (sizes, rounds): (&[u32], _) =
-        if args.quick { (&[1, 100], 3) } else { (&[1, 250, 1000, 4096, 10_000], 30) };
+pub(crate) fn run(effort: Effort, _figures: &mut Figures) -> Result<()> {
+    let binary = binary()?;
+    let (sizes, rounds): (&[u32], _) = match effort {
+        Effort::Quick => (&[1, 100], 3),
+        Effort::Usual => (&[1, 250, 1000, 10_000], 10),
+        Effort::Full => (&[1, 250, 1000, 4096, 10_000], 30),
+    };
     say("\n## sync: what grows with the endpoints of a node\n");
     say(
         "| endpoints | rows into the maps, ms | counters read, us | list of rows, us | scrape over HTTP, ms | until it was \

@@ -95,7 +95,7 @@ enum Command {
         #[arg(long)]
         abi_compatible: bool,
     },
-    /// Build, then run the benchmark with these arguments: `micro`, `micro --quick`.
+    /// Build, then run the benchmark with these arguments; `cargo xtask bench --help` has them.
     Bench {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<String>,

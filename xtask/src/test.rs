@@ -90,7 +90,7 @@ struct Run {
 
 const RUNS: &[Run] = &[
     Run { selection: Selection::Fuzz, command: "cargo xtask fuzz", run: fuzz::brief },
-    Run { selection: Selection::Bench, command: "cargo xtask bench --quick, every suite", run: bench::quick },
+    Run { selection: Selection::Bench, command: "cargo xtask bench --quick", run: bench::quick },
 ];
 
 /// What the summary lines of test runs add up to.

@@ -1,0 +1,92 @@
+//! The table of goals, and which ratios are beyond theirs.
+
+use std::fmt::Write as _;
+
+use crate::{
+    figures::{Figure, Figures},
+    goals::{Goal, Outcome},
+    samples::{Samples, decimals},
+};
+
+/// The table, as Markdown; only goals of which this run took something.
+pub(crate) fn table(goals: &[Goal], figures: &Figures, slack: f64) -> String {
+    let mut text = String::from(
+        "\n## Goals\n\n| goal | what | ours | peer | found | limit | reached |\n|---|---|---:|---:|---:|---:|---|\n",
+    );
+    for goal in goals {
+        let Goal { id, what, ours, .. } = goal;
+        let unit = match figures.get(ours) {
+            Some(Figure::Taken { unit, .. }) => unit.symbol(),
+            Some(Figure::Missing(_)) | None => "",
+        };
+        let limit = goal.limit();
+        // Writing into a `String` cannot fail.
+        let _ = match goal.held(figures, slack) {
+            Outcome::NotTaken => Ok(()),
+            Outcome::Missing(why) => writeln!(text, "| {id} | {what} | | | | {limit} | {why} |"),
+            Outcome::Held { ours, peer, value, reached } => {
+                let amount = |samples: &Samples| {
+                    let median = samples.median();
+                    format!("{median:.*} {unit}", decimals(median)).trim_end().to_owned()
+                };
+                let found = match goal.is_ratio() {
+                    true => format!("{:.2}", value.median()),
+                    false => amount(&value),
+                };
+                let (ours, peer) = (amount(&ours), peer.as_ref().map(amount).unwrap_or_default());
+                let reached = if reached { "yes" } else { "**no**" };
+                writeln!(text, "| {id} | {what} | {ours} | {peer} | {found} | {limit} | {reached} |")
+            }
+        };
+    }
+    text
+}
+
+/// A line for each ratio beyond its goal. A time is never a failure: it says more of the machine than of us.
+pub(crate) fn beyond(goals: &[Goal], figures: &Figures, slack: f64) -> Vec<String> {
+    let ratios = goals.iter().filter(|goal| goal.is_ratio());
+    ratios
+        .filter_map(|goal| match goal.held(figures, slack) {
+            Outcome::Held { value, reached: false, .. } => {
+                let Goal { id, what, .. } = goal;
+                Some(format!("{id}: {:.2}, not {}: {what}", value.median(), goal.limit()))
+            }
+            _ => None,
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{figures::Unit, goals};
+
+    fn goal(id: &str) -> Goal {
+        goals::all().expect("goals").into_iter().find(|goal| goal.id == id).expect("such a goal")
+    }
+
+    #[test]
+    fn a_goal_has_a_line_where_something_was_taken_and_none_elsewhere() {
+        let mut figures = Figures::default();
+        figures.put("live/ingress/denied/netpath/100", Unit::Nanoseconds, [300.0].into_iter().collect());
+        figures.put("live/ingress/denied/xdp-empty", Unit::Nanoseconds, [200.0].into_iter().collect());
+        let goals = [goal("P5"), goal("P12")];
+        let text = table(&goals, &figures, 1.0);
+        assert!(text.contains("| 300 ns | 200 ns | 1.50 | ≤ 1.35 | **no** |"), "{text}");
+        assert!(!text.contains("P12"), "{text}");
+        assert!(table(&goals, &figures, 1.15).contains("| yes |"));
+        assert_eq!(beyond(&goals, &figures, 1.0).len(), 1);
+        assert!(beyond(&goals, &figures, 1.15).is_empty());
+    }
+
+    #[test]
+    fn a_time_is_shown_and_never_a_failure() {
+        let goal = Goal { at_most: Some(15.0), ..goal("P14") };
+        let mut figures = Figures::default();
+        figures.put("sync/fill/10000", Unit::Milliseconds, [129.0].into_iter().collect());
+        assert!(
+            table(std::slice::from_ref(&goal), &figures, 1.0).contains("| 129 ms |  | 129 ms | ≤ 15 | **no** |")
+        );
+        assert!(beyond(&[goal], &figures, 1.0).is_empty());
+    }
+}
