@@ -1,0 +1,194 @@
+//! What the meta-plugin adds to the plugins that it executes: ADD and DEL of a pod with its first network and one
+//! more, beside the bare calls of the same plugins, all in turn.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::{Result, ensure};
+use serde_json::{Value, json};
+
+use super::{
+    PLUGIN, STANDARD,
+    call::{Call, timed},
+    lab::{Directory, NetNs, nad},
+    server,
+};
+use crate::{
+    Effort,
+    figures::{Figures, Unit},
+    samples::Samples,
+    say,
+};
+
+/// Who is called.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Who {
+    /// The two plugins, one after the other.
+    Bare,
+    /// The meta-plugin, networks in a directory.
+    Directory,
+    /// The meta-plugin before an API server, with an agent that will post events.
+    Api,
+    /// The same without an agent: it posts two events.
+    ApiAndEvents,
+}
+
+const ALL: [Who; 4] = [Who::Bare, Who::Directory, Who::Api, Who::ApiAndEvents];
+
+impl Who {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Bare => "the two plugins alone",
+            Self::Directory => "netpath, NAD directory",
+            Self::Api => "netpath, API server (GET, PATCH)",
+            Self::ApiAndEvents => "netpath, API server, and two events",
+        }
+    }
+}
+
+struct Bench<'a> {
+    binary: &'a Path,
+    directory: Directory,
+    netns: PathBuf,
+}
+
+/// Runs the cases.
+pub(super) fn run(effort: Effort, figures: &mut Figures, binary: &Path) -> Result<()> {
+    let pod = NetNs::new("meta")?;
+    measure(&Bench { binary, directory: Directory::new("meta")?, netns: pod.path() }, effort, figures)
+}
+
+fn measure(bench: &Bench<'_>, effort: Effort, figures: &mut Figures) -> Result<()> {
+    let server = server::Server::start()?;
+    bench.prepare(server.address())?;
+    let rounds = match effort {
+        Effort::Quick => 5,
+        Effort::Usual => 100,
+        Effort::Full => 200,
+    };
+    let mut times: Vec<(Samples, Samples)> = vec![Default::default(); ALL.len()];
+    let (mut own, mut own_del): (Vec<Samples>, Vec<Samples>) =
+        (vec![Samples::default(); ALL.len()], vec![Samples::default(); ALL.len()]);
+    let mut starts = [Samples::default(), Samples::default(), Samples::default()];
+    for round in 0..rounds {
+        let mut bare = (0.0, 0.0);
+        for (at, who) in ALL.into_iter().enumerate() {
+            let id = format!("c{at}-{round}");
+            let agent = (who == Who::Api).then(|| bench.agent()).transpose()?;
+            let add = bench.time(who, "ADD", &id)?;
+            let del = bench.time(who, "DEL", &id)?;
+            drop(agent);
+            if who == Who::Bare {
+                bare = (add, del);
+            }
+            times[at].0.push(add);
+            times[at].1.push(del);
+            own[at].push(add - bare.0);
+            own_del[at].push(del - bare.1);
+        }
+        starts[0].push(Call::from(Command::new("/bin/true")).time()?);
+        starts[1].push(bench.netpath("VERSION", "", r#"{"cniVersion": "1.0.0"}"#).time()?);
+    }
+    let calls = server.calls();
+    let adds = rounds * 2;
+    ensure!(
+        (calls.gets, calls.patches, calls.posts) == (adds, adds, rounds * 2),
+        "{adds} ADDs before the API made {calls:?}"
+    );
+    say("\n## cni: default network and one NAD, microseconds\n");
+    say("| what | ADD | DEL | ADD, above the plugins | DEL, above the plugins |");
+    say("|---|---|---|---|---|");
+    for (at, who) in ALL.into_iter().enumerate() {
+        figures.put(format!("cni/meta/{}/add", who.name()), Unit::Microseconds, times[at].0.clone());
+        figures.put(format!("cni/meta/{}/del", who.name()), Unit::Microseconds, times[at].1.clone());
+        say(format_args!(
+            "| {} | {} | {} | {} | {} |",
+            who.name(),
+            times[at].0,
+            times[at].1,
+            own[at],
+            own_del[at]
+        ));
+    }
+    say(format_args!(
+        "\nAPI calls: {} GET, {} PATCH for {adds} ADDs and as many DELs; {} POST of events.",
+        calls.gets, calls.patches, calls.posts
+    ));
+    say(format_args!(
+        "Start: /bin/true {} · netpath VERSION {}: {:.2} of it.",
+        starts[0],
+        starts[1],
+        starts[1].median() / starts[0].median()
+    ));
+    Ok(())
+}
+
+impl Bench<'_> {
+    fn prepare(&self, server: std::net::SocketAddr) -> Result<()> {
+        let kubeconfig = json!({"clusters": [{"name": "c", "cluster": {"server": format!("http://{server}")}}],
+            "users": [{"name": "u", "user": {"token": "x"}}],
+            "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u"}}]});
+        for (path, text) in [
+            ("nads/a.yaml", nad("a", "web", &network("a").to_string())),
+            ("etc/kubeconfig", kubeconfig.to_string()),
+            ("etc/cni/net.d/10-first.conf", network("first").to_string()),
+            ("run/netpath/agent.lock", String::new()),
+        ] {
+            self.directory.write(path, &text)?;
+        }
+        Ok(())
+    }
+
+    /// Holds the lock that an agent holds.
+    fn agent(&self) -> Result<nix::fcntl::Flock<fs::File>> {
+        let file = fs::File::open(self.directory.root().agent_lock())?;
+        nix::fcntl::Flock::lock(file, nix::fcntl::FlockArg::LockExclusive).map_err(|(_, errno)| errno.into())
+    }
+
+    /// One ADD or DEL, in microseconds.
+    fn time(&self, who: Who, command: &str, id: &str) -> Result<f64> {
+        let mut meta = json!({"cniVersion": "1.0.0", "name": "cluster", "type": "netpath",
+            "clusterNetwork": "/etc/cni/net.d/10-first.conf",
+            "runtimeConfig": {"io.kubernetes.cri.pod-annotations": {"k8s.v1.cni.cncf.io/networks": "a"}}});
+        match who {
+            Who::Bare => {
+                let program = Path::new(STANDARD).join(PLUGIN);
+                return timed(|| {
+                    [("eth0", "first"), ("net1", "a")].into_iter().try_for_each(|(ifname, name)| {
+                        let mut plugin = self.plugin(&program, command, id, network(name).to_string());
+                        plugin.command.env("CNI_IFNAME", ifname);
+                        plugin.run()
+                    })
+                });
+            }
+            Who::Directory => meta["networks"] = json!("/nads"),
+            Who::Api | Who::ApiAndEvents => meta["kubeconfig"] = json!("/etc/kubeconfig"),
+        }
+        self.netpath(command, id, &meta.to_string()).time()
+    }
+
+    fn netpath(&self, command: &str, id: &str, stdin: &str) -> Call {
+        let mut netpath = self.plugin(self.binary, command, id, stdin.to_owned());
+        netpath.command.env("NETPATH_ROOT", self.directory.root().path());
+        netpath
+    }
+
+    fn plugin(&self, program: &Path, verb: &str, id: &str, stdin: String) -> Call {
+        let mut command = Command::new(program);
+        command
+            .env("CNI_COMMAND", verb)
+            .env("CNI_CONTAINERID", id)
+            .env("CNI_IFNAME", "eth0")
+            .env("CNI_NETNS", &self.netns)
+            .env("CNI_PATH", STANDARD)
+            .env("CNI_ARGS", "IgnoreUnknown=1;K8S_POD_NAMESPACE=web;K8S_POD_NAME=p;K8S_POD_UID=u1");
+        Call { command, stdin }
+    }
+}
+
+fn network(name: &str) -> Value {
+    json!({"cniVersion": "1.0.0", "name": name, "type": PLUGIN})
+}
