@@ -34,7 +34,10 @@ impl Unit {
 /// What is known of a figure.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Figure {
-    Taken { unit: Unit, samples: Samples },
+    Taken {
+        unit: Unit,
+        samples: Samples,
+    },
     /// This machine cannot take it, and why: neither a win nor a loss.
     Missing(String),
 }

@@ -173,10 +173,7 @@ mod tests {
             reached(&goal, &[("live/a", &[1.0, 20.0, 3.0]), ("live/b", &[1.0, 10.0, 3.0])], 1.0),
             Some((1.0, true))
         );
-        assert_eq!(
-            reached(&goal, &[("live/a", &[3.0, 5.0]), ("live/b", &[2.0])], 1.0),
-            Some((2.0, false))
-        );
+        assert_eq!(reached(&goal, &[("live/a", &[3.0, 5.0]), ("live/b", &[2.0])], 1.0), Some((2.0, false)));
     }
 
     #[test]

@@ -18,8 +18,10 @@ use crate::{
 
 /// Appends a line for each figure; each says by itself where, when and how it was taken.
 pub(crate) fn append(file: &Path, machine: &Machine, effort: Effort, figures: &Figures) -> Result<()> {
-    let taken = SystemTime::now().duration_since(UNIX_EPOCH).context("the clock stands before 1970")?.as_secs();
-    let text: String = figures.iter().map(|(name, figure)| line(name, figure, machine, effort, taken)).collect();
+    let taken =
+        SystemTime::now().duration_since(UNIX_EPOCH).context("the clock stands before 1970")?.as_secs();
+    let text: String =
+        figures.iter().map(|(name, figure)| line(name, figure, machine, effort, taken)).collect();
     let said = || format!("--json {}", file.display());
     let mut file = fs::OpenOptions::new().create(true).append(true).open(file).with_context(said)?;
     file.write_all(text.as_bytes()).with_context(said)
@@ -32,7 +34,8 @@ fn line(name: &str, figure: &Figure, machine: &Machine, effort: Effort, taken: u
         Effort::Usual => "",
         Effort::Full => " --full",
     };
-    let mut line = json!({ "figure": name, "taken": taken, "repeat": format!("cargo xtask bench {suite}{flag}") });
+    let mut line =
+        json!({ "figure": name, "taken": taken, "repeat": format!("cargo xtask bench {suite}{flag}") });
     let more = match figure {
         Figure::Taken { unit, samples } => {
             let (low, high) = samples.spread();
@@ -60,7 +63,10 @@ mod tests {
         let text = line("cni/exec", &figure, &Machine::default(), Effort::Full, 7);
         let line: Value = serde_json::from_str(&text).expect("JSON");
         assert_eq!(line["repeat"], "cargo xtask bench cni --full");
-        assert_eq!((&line["median"], &line["samples"], &line["unit"]), (&json!(2.0), &json!(3), &json!("us")));
+        assert_eq!(
+            (&line["median"], &line["samples"], &line["unit"]),
+            (&json!(2.0), &json!(3), &json!("us"))
+        );
         assert!(line["machine"].get("kernel").is_some(), "{line}");
         assert!(text.ends_with("}\n"));
     }
@@ -69,7 +75,8 @@ mod tests {
     fn what_is_missing_says_why() {
         let figure = Figure::Missing("not in this kernel".to_owned());
         let line: Value =
-            serde_json::from_str(&line("live/x", &figure, &Machine::default(), Effort::Usual, 7)).expect("JSON");
+            serde_json::from_str(&line("live/x", &figure, &Machine::default(), Effort::Usual, 7))
+                .expect("JSON");
         assert_eq!((&line["missing"], line.get("median")), (&json!("not in this kernel"), None));
     }
 }

@@ -69,7 +69,10 @@ fn commit() -> String {
     let directory = env!("CARGO_MANIFEST_DIR");
     let output = Command::new("git").args(["-C", directory, "describe", "--always", "--dirty"]).output();
     let output = output.ok().filter(|output| output.status.success());
-    output.map_or_else(|| "unknown".to_owned(), |output| String::from_utf8_lossy(&output.stdout).trim().to_owned())
+    output.map_or_else(
+        || "unknown".to_owned(),
+        |output| String::from_utf8_lossy(&output.stdout).trim().to_owned(),
+    )
 }
 
 /// What the kernel does about the CPU's weaknesses, where it does something.

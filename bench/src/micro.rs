@@ -7,10 +7,14 @@ use std::{collections::BTreeMap, path::Path};
 
 use anyhow::{Context as _, Result, ensure};
 use netpath::kernel::bpf::Hook;
+use nix::{
+    sched::{CpuSet, sched_setaffinity},
+    unistd::Pid,
+};
 
 use crate::{
     Effort,
-    figures::Figures,
+    figures::{Figures, Unit},
     frames::{
         self, AT_DESTINATION_MAC, AT_DESTINATION4, AT_SOURCE_MAC, AT_SOURCE4, HOST_MAC, Mac, PEER_MAC, POD4,
         POD6, PREFIX4_STEP, UNKNOWN_MAC, pod_mac,
@@ -25,8 +29,24 @@ use crate::{
 const USUAL: Shape = Shape { endpoints: 100, prefixes: 8 };
 /// How often a program is loaded: where its code comes to lie moves its time by up to ten nanoseconds.
 const COPIES: usize = 6;
-const ENDPOINTS: [u32; 3] = [1, 100, 4096];
-const PREFIXES: [u32; 5] = [1, 8, 9, 100, 10_000];
+
+/// Sizes of the tables.
+fn endpoints(effort: Effort) -> &'static [u32] {
+    match effort {
+        Effort::Quick => &[1, 100, 1024],
+        Effort::Usual => &[1, 100, 1024, 100_000],
+        Effort::Full => &[1, 100, 1024, 4096, 100_000],
+    }
+}
+
+/// As [`endpoints`].
+fn prefixes(effort: Effort) -> &'static [u32] {
+    match effort {
+        Effort::Quick => &[1, 8, 9, 1000],
+        Effort::Usual => &[1, 8, 9, 100, 1000, 10_000],
+        Effort::Full => &[1, 4, 8, 9, 16, 100, 1000, 10_000],
+    }
+}
 
 /// What passes by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -44,6 +64,20 @@ enum Traffic {
 }
 
 impl Traffic {
+    /// How it is called in the names of figures.
+    fn slug(self) -> &'static str {
+        match self {
+            Self::Allowed4 => "allowed4",
+            Self::Allowed6 => "allowed6",
+            Self::Denied4 => "denied4",
+            Self::Unknown => "unknown",
+            Self::Host => "host",
+            Self::Sibling => "sibling",
+            Self::AllEndpoints => "endpoints",
+            Self::AllPrefixes => "prefixes",
+        }
+    }
+
     /// How it is called in the tables.
     fn name(self, hook: Hook) -> &'static str {
         match (self, hook) {
@@ -135,6 +169,8 @@ struct Case {
     key: Key,
     plan: Plan,
     above: Samples,
+    /// With the empty program's share.
+    whole: Samples,
 }
 
 /// A reference program beside the empty one.
@@ -147,16 +183,13 @@ struct Floor {
 }
 
 /// Runs the suite and prints its tables.
-pub(crate) fn run(effort: Effort, _figures: &mut Figures, reference: &Path) -> Result<()> {
+pub(crate) fn run(effort: Effort, figures: &mut Figures, reference: &Path) -> Result<()> {
     let (rounds, packets, copies) = match effort {
         Effort::Quick => (2, 2_000, 1),
         Effort::Usual => (18, 50_000, COPIES),
         Effort::Full => (42, 50_000, COPIES),
     };
-    let mut cases: Vec<Case> = keys()
-        .into_iter()
-        .map(|key| Case { key, plan: key.traffic.plan(key.hook, key.shape), above: Samples::default() })
-        .collect();
+    let mut cases: Vec<Case> = keys(effort).into_iter().map(Case::new).collect();
     let mut nodes = BTreeMap::new();
     let mut stages = BTreeMap::new();
     for key in cases.iter().map(|case| case.key) {
@@ -176,6 +209,8 @@ pub(crate) fn run(effort: Effort, _figures: &mut Figures, reference: &Path) -> R
         empty.insert((hook, copy), Stage::of_reference(reference, hook, Reference::Empty)?);
     }
     let mut floors = floors(reference)?;
+    let mut limiter = Limiter::new(reference, copies)?;
+    let mut two_cpus = TwoCpus::new(reference, nodes.get(&USUAL).context("the usual node")?)?;
     for copy in (0..copies).cycle().take(rounds) {
         for floor in &mut floors {
             let bare = empty.get_mut(&(floor.hook, copy)).context("an empty program of each type")?;
@@ -189,26 +224,46 @@ pub(crate) fn run(effort: Effort, _figures: &mut Figures, reference: &Path) -> R
             case.measure(node, bare, stage, packets)
                 .with_context(|| format!("{}, {}, {shape:?}", hook.name(), traffic.name(hook)))?;
         }
+        let limited = stages.get_mut(&(USUAL, Hook::Egress, copy)).context("a stage of each program")?;
+        limiter.measure(limited, copy, packets).context("egress, drops without a budget for events")?;
+        if let Some(two_cpus) = &mut two_cpus {
+            two_cpus.measure(packets).context("egress on two CPUs")?;
+        }
     }
-    report(&cases, &floors, rounds, packets);
+    report(effort, &cases, &floors, rounds, packets);
+    limiter.finish(figures);
+    match two_cpus {
+        Some(two_cpus) => two_cpus.finish(figures),
+        None => TwoCpus::NAMES.into_iter().for_each(|name| figures.miss(name, "one CPU")),
+    }
+    for floor in floors {
+        let kind = if floor.hook == Hook::Xdp { "xdp" } else { "tc" };
+        figures.put(format!("micro/{kind}/{}", floor.reference.slug()), Unit::Nanoseconds, floor.above);
+    }
+    for Case { key: Key { hook, shape, traffic }, above, whole, .. } in cases {
+        let Shape { endpoints, prefixes } = shape;
+        let name = format!("micro/{}/{}/{endpoints}/{prefixes}", hook.name(), traffic.slug());
+        figures.put(format!("{name}/whole"), Unit::Nanoseconds, whole);
+        figures.put(name, Unit::Nanoseconds, above);
+    }
     Ok(())
 }
 
 /// Everything that is measured, each once, in the order of the tables.
-fn keys() -> Vec<Key> {
+fn keys(effort: Effort) -> Vec<Key> {
     let mut keys = Vec::new();
     for hook in Hook::ALL {
         keys.extend(kinds(hook).into_iter().map(|traffic| Key { hook, shape: USUAL, traffic }));
-        for endpoints in ENDPOINTS {
-            let shape = Shape { endpoints, ..USUAL };
+        for endpoints in endpoints(effort) {
+            let shape = Shape { endpoints: *endpoints, ..USUAL };
             keys.extend([Traffic::Allowed4, Traffic::AllEndpoints].map(|traffic| Key {
                 hook,
                 shape,
                 traffic,
             }));
         }
-        for prefixes in PREFIXES {
-            let shape = Shape { prefixes, ..USUAL };
+        for prefixes in prefixes(effort) {
+            let shape = Shape { prefixes: *prefixes, ..USUAL };
             keys.extend(LISTED.map(|traffic| Key { hook, shape, traffic }));
         }
     }
@@ -231,6 +286,11 @@ fn kinds(hook: Hook) -> Vec<Traffic> {
 const LISTED: [Traffic; 4] = [Traffic::Allowed4, Traffic::Allowed6, Traffic::Denied4, Traffic::AllPrefixes];
 
 impl Case {
+    fn new(key: Key) -> Self {
+        let plan = key.traffic.plan(key.hook, key.shape);
+        Self { key, plan, above: Samples::default(), whole: Samples::default() }
+    }
+
     /// One round of it.
     fn measure(&mut self, node: &Node, bare: &mut Stage, stage: &mut Stage, packets: u32) -> Result<()> {
         let Plan { frame, vary, passes, counted } = &self.plan;
@@ -245,8 +305,109 @@ impl Case {
             );
         }
         self.above.push(run.nanoseconds - below.nanoseconds);
+        self.whole.push(run.nanoseconds);
         Ok(())
     }
+}
+
+/// What it costs that the events of a flood are held back: a drop whose budget for events is used up, beside one in
+/// maps without a row for budgets, which is only counted.
+struct Limiter {
+    node: Node,
+    silent: Vec<Stage>,
+    above: Samples,
+}
+
+impl Limiter {
+    fn new(reference: &Path, copies: usize) -> Result<Self> {
+        let node = Node::without_budgets(USUAL, copies)?;
+        let silent = node.programs(Hook::Egress)?.into_iter();
+        let silent =
+            silent.map(|program| Stage::of(reference, Hook::Egress, program)).collect::<Result<_>>()?;
+        Ok(Self { node, silent, above: Samples::default() })
+    }
+
+    fn measure(&mut self, limited: &mut Stage, copy: usize, packets: u32) -> Result<()> {
+        let Plan { frame, vary, .. } = Traffic::Denied4.plan(Hook::Egress, USUAL);
+        let silent = self.silent[copy].run(&frame, vary, packets)?;
+        let limited = limited.run(&frame, vary, packets)?;
+        ensure!(!silent.passed && !limited.passed, "a packet passed");
+        ensure!(self.node.events_limited()? == 0, "there was a budget");
+        self.above.push(limited.nanoseconds - silent.nanoseconds);
+        Ok(())
+    }
+
+    fn finish(self, figures: &mut Figures) {
+        say(format_args!("\nAn event held back, above a drop that is only counted: {} ns.", self.above));
+        figures.put("micro/egress/limiter", Unit::Nanoseconds, self.above);
+    }
+}
+
+/// One endpoint that sends by one CPU, and by two at once.
+struct TwoCpus {
+    stages: [Stage; 2],
+    alone: Samples,
+    both: Samples,
+}
+
+impl TwoCpus {
+    const NAMES: [&str; 2] = ["micro/egress/cpus/1", "micro/egress/cpus/2"];
+
+    /// `None` where there is one CPU.
+    fn new(reference: &Path, node: &Node) -> Result<Option<Self>> {
+        if std::thread::available_parallelism()?.get() < 2 {
+            return Ok(None);
+        }
+        let program = *node.programs(Hook::Egress)?.first().context("a copy")?;
+        let stage = || Stage::of(reference, Hook::Egress, program);
+        Ok(Some(Self { stages: [stage()?, stage()?], alone: Samples::default(), both: Samples::default() }))
+    }
+
+    fn measure(&mut self, packets: u32) -> Result<()> {
+        let Plan { frame, vary, .. } = Traffic::Allowed4.plan(Hook::Egress, USUAL);
+        let start = std::sync::Barrier::new(2);
+        let [first, second] = &mut self.stages;
+        let on = |cpu: usize, stage: &mut Stage, waits: bool| -> Result<f64> {
+            stay_on(cpu)?;
+            if waits {
+                start.wait();
+            }
+            let run = stage.run(&frame, vary, packets)?;
+            ensure!(run.passed, "a packet was dropped");
+            Ok(run.nanoseconds)
+        };
+        // Threads of their own: this one stays where the kernel puts it.
+        let alone = std::thread::scope(|scope| joined(scope.spawn(|| on(0, first, false))))?;
+        let (one, other) = std::thread::scope(|scope| {
+            let other = scope.spawn(|| on(1, second, true));
+            let one = scope.spawn(|| on(0, first, true));
+            (joined(one), joined(other))
+        });
+        self.alone.push(alone);
+        self.both.push((one? + other?) / 2.0);
+        Ok(())
+    }
+
+    fn finish(self, figures: &mut Figures) {
+        say(format_args!(
+            "One endpoint on one CPU: {} ns, on two at once: {} ns each.",
+            self.alone, self.both
+        ));
+        for (name, samples) in Self::NAMES.into_iter().zip([self.alone, self.both]) {
+            figures.put(name, Unit::Nanoseconds, samples);
+        }
+    }
+}
+
+fn joined<T>(thread: std::thread::ScopedJoinHandle<'_, Result<T>>) -> Result<T> {
+    thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+}
+
+/// Keeps this thread on one CPU.
+fn stay_on(cpu: usize) -> Result<()> {
+    let mut cpus = CpuSet::new();
+    cpus.set(cpu)?;
+    sched_setaffinity(Pid::from_raw(0), &cpus).with_context(|| format!("cannot run on CPU {cpu}"))
 }
 
 fn floors(reference: &Path) -> Result<Vec<Floor>> {
@@ -276,7 +437,7 @@ impl Floor {
 }
 
 /// The tables.
-fn report(cases: &[Case], floors: &[Floor], rounds: usize, packets: u32) {
+fn report(effort: Effort, cases: &[Case], floors: &[Floor], rounds: usize, packets: u32) {
     let find = |hook, shape, traffic| {
         let key = Key { hook, shape, traffic };
         cases.iter().find(|case| case.key == key).map_or(Samples::default(), |case| case.above.clone())
@@ -310,23 +471,24 @@ fn report(cases: &[Case], floors: &[Floor], rounds: usize, packets: u32) {
             ));
         }
     }
-    let shapes = ENDPOINTS.map(|endpoints| (endpoints, Shape { endpoints, ..USUAL }));
-    sweep(&find, "endpoints", &shapes, &[Traffic::Allowed4, Traffic::AllEndpoints], (1, 4096));
-    let shapes = PREFIXES.map(|prefixes| (prefixes, Shape { prefixes, ..USUAL }));
-    sweep(&find, "prefixes of each family", &shapes, &LISTED, (9, 10_000));
+    let shapes = endpoints(effort).iter().map(|count| (*count, Shape { endpoints: *count, ..USUAL }));
+    sweep(&find, "endpoints", &shapes.collect::<Vec<_>>(), &[Traffic::Allowed4, Traffic::AllEndpoints], 1);
+    let shapes = prefixes(effort).iter().map(|count| (*count, Shape { prefixes: *count, ..USUAL }));
+    sweep(&find, "prefixes of each family", &shapes.collect::<Vec<_>>(), &LISTED, 9);
 }
 
 /// The programs in the order of the tables.
 const HOOKS: [Hook; 3] = [Hook::Egress, Hook::Ingress, Hook::Xdp];
 
-/// A table over one size: a column for each, and the ratio of two of them.
+/// A table over one size: a column for each, and the ratio of the largest to `small`.
 fn sweep(
     find: &impl Fn(Hook, Shape, Traffic) -> Samples,
     what: &str,
     shapes: &[(u32, Shape)],
     rows: &[Traffic],
-    (small, large): (u32, u32),
+    small: u32,
 ) {
+    let large = shapes.last().map_or(small, |(count, _)| *count);
     let columns: Vec<String> = shapes.iter().map(|(count, _)| count.to_string()).collect();
     say(format_args!(
         "\n### Over {what}\n\n| program | packet | {} | {large} / {small} |\n|---|---|{}---:|",

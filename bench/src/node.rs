@@ -11,14 +11,14 @@ use aya::{Ebpf, programs::Program};
 use netpath::{
     kernel::bpf::{
         Hook, bpffs,
-        maps::Maps,
+        maps::{Maps, pin_of},
         object::{self, Settings},
     },
     police,
     root::Root,
     zone::{self, ZoneConf},
 };
-use netpath_ebpf::abi::{Endpoint, EndpointKey, HOST_MACS, Master, kind, mode, unknown_source};
+use netpath_ebpf::abi::{Endpoint, EndpointKey, HOST_MACS, Master, Owner, kind, mode, unknown_source};
 use serde_json::json;
 
 use crate::frames::{HOST_MAC, POD4, POD6, pod_mac, prefix4, prefix6};
@@ -73,6 +73,22 @@ pub(crate) struct Node {
 impl Node {
     /// Makes the maps, fills them, loads the three programs, each `copies` times.
     pub(crate) fn new(shape: Shape, copies: usize) -> Result<Self> {
+        let (mut node, settings) = Self::filled(shape)?;
+        node.load(&settings, copies)?;
+        Ok(node)
+    }
+
+    /// The same with programs that find no budget for events: a drop is counted, and that is all.
+    pub(crate) fn without_budgets(shape: Shape, copies: usize) -> Result<Self> {
+        let (mut node, settings) = Self::filled(shape)?;
+        fs::remove_file(pin_of(&node.scene.root.pins(), "budgets"))?;
+        // The maps that are there stay as they are; the one that is missing is made with the row that is nobody's.
+        node.load(&Settings { endpoints: 0, ..settings }, copies)?;
+        Ok(node)
+    }
+
+    /// Maps and rows.
+    fn filled(shape: Shape) -> Result<(Self, Settings)> {
         let scene = Scene::new()?;
         let pins = scene.root.pins();
         // The same sizes on every node: what differs is how much is in the maps.
@@ -88,9 +104,14 @@ impl Node {
             rows.push((row.id, row.generation));
         }
         let filling = begun.elapsed();
-        let mut loaded = Vec::new();
+        Ok((Self { rows, filling, maps, loaded: Vec::new(), scene }, settings))
+    }
+
+    /// Loads the three programs, each `copies` times.
+    fn load(&mut self, settings: &Settings, copies: usize) -> Result<()> {
+        let pins = self.scene.root.pins();
         for _ in 0..copies {
-            let mut object = object::load(&pins, &settings, MASTER, object::cpus())?;
+            let mut object = object::load(&pins, settings, MASTER, object::cpus())?;
             for hook in Hook::ALL {
                 match object.program_mut(hook.name()) {
                     Some(Program::SchedClassifier(program)) => program.load()?,
@@ -98,9 +119,9 @@ impl Node {
                     _ => bail!("the object has no program {}", hook.name()),
                 }
             }
-            loaded.push(object);
+            self.loaded.push(object);
         }
-        Ok(Self { rows, filling, maps, loaded, scene })
+        Ok(())
     }
 
     /// Where all of it is.
@@ -118,10 +139,36 @@ impl Node {
         self.filling
     }
 
+    /// How long it takes to write the same rows into maps of their own, as an upgrade does.
+    pub(crate) fn carried(&self) -> Result<Duration> {
+        let scene = Scene::new()?;
+        let settings =
+            Settings { endpoints: u32::try_from(self.rows.len())?.max(4096), ..Settings::default() };
+        let mut maps = object::finish(&scene.root.pins(), &settings)?;
+        let (meta, rows) = (self.maps.meta()?, self.maps.endpoints()?);
+        let owner = |(key, row): &(EndpointKey, Endpoint)| {
+            (row.id, Owner { key: *key, generation: row.generation, pad: 0 })
+        };
+        let owners: Vec<(u32, Owner)> = rows.iter().map(owner).collect();
+        let begun = Instant::now();
+        maps.restore(&meta, &[(MASTER, master())], &owners)?;
+        for (key, row) in &rows {
+            maps.set_endpoint(*key, row)?;
+        }
+        let took = begun.elapsed();
+        ensure!(maps.endpoints()?.len() == rows.len(), "all are there");
+        Ok(took)
+    }
+
     /// Every copy of a loaded program.
     pub(crate) fn programs(&self, hook: Hook) -> Result<Vec<&Program>> {
         let missing = || format!("the object has no program {}", hook.name());
         self.loaded.iter().map(|object| object.program(hook.name()).with_context(missing)).collect()
+    }
+
+    /// Events held back so far.
+    pub(crate) fn events_limited(&self) -> Result<u64> {
+        Ok(self.maps.counters()?.master(MASTER).events_limited)
     }
 
     /// What was counted so far, of all endpoints together and of the master.

@@ -37,6 +37,17 @@ pub(crate) enum Reference {
     Lookup,
 }
 
+impl Reference {
+    /// How it is called in the names of figures.
+    pub(crate) fn slug(self) -> &'static str {
+        match self {
+            Self::Empty => "empty",
+            Self::Parse => "parse",
+            Self::Lookup => "lookup",
+        }
+    }
+}
+
 /// A program that can be run.
 pub(crate) struct Stage {
     hook: Hook,

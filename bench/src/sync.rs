@@ -1,14 +1,19 @@
-//! What grows with the pods of a node: rows into maps, counters out of them, and a scrape of the agent.
+//! Suite `sync`: what grows with the pods of a node: rows into maps, counters out of them, a scrape of the agent, and how long
+//! a change of a network takes.
 //!
-//! The endpoints are rows and records that the library writes; no pod is behind them. The agent is the binary that
-//! ships, and is asked over HTTP as Prometheus asks it.
+//! The endpoints of the first table are rows and records that the library writes; no pod is behind them. Those of the second are
+//! attachments that the plugin made. The agent is the binary that ships, and is asked over HTTP as Prometheus asks it.
+
+mod api;
+mod fleet;
 
 use std::{
     fs,
     io::{Read as _, Write as _},
     net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
-    path::PathBuf,
+    path::Path,
     process::{Child, Command, Stdio},
+    thread,
     time::{Duration, Instant},
 };
 
@@ -18,11 +23,13 @@ use netpath::{
     root::Root,
     state::{self, Record, Records},
 };
+use nix::sched::{CloneFlags, setns};
 use serde_json::json;
 
+use self::fleet::Fleet;
 use crate::{
     Effort, binary,
-    figures::Figures,
+    figures::{Figures, Unit},
     frames::pod_mac,
     node::{Node, Shape},
     samples::Samples,
@@ -33,39 +40,112 @@ use crate::{
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Runs the suite.
-pub(crate) fn run(effort: Effort, _figures: &mut Figures) -> Result<()> {
+pub(crate) fn run(effort: Effort, figures: &mut Figures) -> Result<()> {
     let binary = binary()?;
-    let (sizes, rounds): (&[u32], _) = match effort {
-        Effort::Quick => (&[1, 100], 3),
-        Effort::Usual => (&[1, 250, 1000, 10_000], 10),
-        Effort::Full => (&[1, 250, 1000, 4096, 10_000], 30),
+    let (sizes, rounds, pods): (&[u32], _, _) = match effort {
+        Effort::Quick => (&[1, 100], 3, 10),
+        Effort::Usual => (&[1, 250, 1000, 10_000], 10, 1000),
+        Effort::Full => (&[1, 250, 1000, 4096, 10_000], 30, 1000),
     };
     say("\n## sync: what grows with the endpoints of a node\n");
     say(
-        "| endpoints | rows into the maps, ms | counters read, us | list of rows, us | scrape over HTTP, ms | until it was \
+        "| endpoints | rows into the maps by ADDs, ms | by an upgrade, ms | counters read, ms | list of rows, ms | scrape over HTTP, ms | until it was \
          written, ms | bytes of it | agent's memory, MiB |",
     );
-    say("|---:|---|---|---|---|---|---:|---:|");
+    say("|---:|---|---|---|---|---|---|---:|---:|");
     for endpoints in sizes {
-        say(row(&binary, *endpoints, rounds).with_context(|| format!("{endpoints} endpoints"))?);
+        let found = row(&binary, *endpoints, rounds).with_context(|| format!("{endpoints} endpoints"))?;
+        say(&found);
+        found.put(*endpoints, figures);
     }
+    attached(&binary, pods, rounds, figures).with_context(|| format!("{pods} attachments"))
+}
+
+/// What takes real attachments, and an agent that follows an API server.
+fn attached(binary: &Path, pods: u32, rounds: usize, figures: &mut Figures) -> Result<()> {
+    // One of its own: whoever uninstalled netpath must not have it come back.
+    let bare = Fleet::new(binary)?;
+    let load: Samples = (0..rounds).map(|_| bare.load()).collect::<Result<_>>()?;
+    drop(bare);
+    let mut fleet = Fleet::new(binary)?;
+    fleet.attach(pods)?;
+    let (api, agent) = fleet.agent()?;
+    let edits: Samples = (1..).take(rounds).map(|round| fleet.edit(&api, round)).collect::<Result<_>>()?;
+    let text = agent.get("/metrics")?.context("the agent answers")?;
+    let sent = text.lines().filter(|line| line.starts_with("netpath_pod_transmit_packets_total{")).count();
+    ensure!(sent == pods as usize, "{sent} of {pods} attachments are in what the agent says");
+    let memory: Samples = [resident(&text)?].into_iter().collect();
+    say(format_args!(
+        "\nWith {pods} attachments: a zone is edited, from the API's word until it holds, {edits} ms; the agent's memory then \
+         {memory} MiB. Programs are loaded and attached, with the start of `netpath attach`, in {load} ms."
+    ));
+    figures.put(format!("sync/edit/{pods}"), Unit::Milliseconds, edits);
+    figures.put(format!("sync/agent/{pods}"), Unit::Mebibytes, memory);
+    figures.put("sync/load", Unit::Milliseconds, load);
     Ok(())
 }
 
 /// One line of the table.
-fn row(binary: &PathBuf, endpoints: u32, rounds: usize) -> Result<String> {
+struct Row {
+    endpoints: u32,
+    fill: Samples,
+    carry: Samples,
+    read: Samples,
+    list: Samples,
+    scrape: Samples,
+    gathered: Samples,
+    bytes: usize,
+    memory: f64,
+}
+
+impl std::fmt::Display for Row {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { endpoints, fill, carry, read, list, scrape, gathered, bytes, memory } = self;
+        write!(
+            f,
+            "| {endpoints} | {fill} | {carry} | {read} | {list} | {scrape} | {gathered} | {bytes} | {memory:.1} |"
+        )
+    }
+}
+
+impl Row {
+    fn put(self, endpoints: u32, figures: &mut Figures) {
+        for (what, samples) in [
+            ("fill", self.fill),
+            ("carry", self.carry),
+            ("read", self.read),
+            ("list", self.list),
+            ("render", self.scrape),
+        ] {
+            figures.put(format!("sync/{what}/{endpoints}"), Unit::Milliseconds, samples);
+        }
+        figures.put(format!("sync/memory/{endpoints}"), Unit::Mebibytes, [self.memory].into_iter().collect());
+    }
+}
+
+/// How often the maps are filled anew.
+const FILLS: usize = 3;
+
+/// Measures one.
+fn row(binary: &Path, endpoints: u32, rounds: usize) -> Result<Row> {
     // No program is loaded: nothing of this depends on one.
-    let node = Node::new(Shape { endpoints, prefixes: 8 }, 0)?;
-    let fill = node.filling().as_secs_f64() * 1e3;
+    let new = || Node::new(Shape { endpoints, prefixes: 8 }, 0);
+    let mut fill = Samples::default();
+    for _ in 1..FILLS {
+        fill.push(milliseconds(new()?.filling()));
+    }
+    let node = new()?;
+    fill.push(milliseconds(node.filling()));
+    let carry = (0..FILLS).map(|_| Ok(milliseconds(node.carried()?))).collect::<Result<_>>()?;
     let maps = police::maps(node.root())?.context("maps are there")?;
     let (mut read, mut list) = (Samples::default(), Samples::default());
     for _ in 0..rounds {
         let begun = Instant::now();
         ensure!(node.counted()?.sent == 0, "nothing was sent");
-        read.push(begun.elapsed().as_secs_f64() * 1e6);
+        read.push(milliseconds(begun.elapsed()));
         let begun = Instant::now();
         ensure!(maps.endpoints()?.len() == endpoints as usize, "all are listed");
-        list.push(begun.elapsed().as_secs_f64() * 1e6);
+        list.push(milliseconds(begun.elapsed()));
     }
     settings(node.root(), endpoints)?;
     records(node.root(), &node)?;
@@ -75,20 +155,22 @@ fn row(binary: &PathBuf, endpoints: u32, rounds: usize) -> Result<String> {
     for _ in 0..rounds {
         let begun = Instant::now();
         text = agent.get("/metrics")?.context("the agent answers")?;
-        scrape.push(begun.elapsed().as_secs_f64() * 1e3);
+        scrape.push(milliseconds(begun.elapsed()));
         gathered.push(value(&text, "netpath_scrape_microseconds")? / 1e3);
     }
     let sent = text.lines().filter(|line| line.starts_with("netpath_pod_transmit_packets_total{")).count();
     ensure!(sent == endpoints as usize, "{sent} endpoints are in what the agent says");
-    let memory = value(&text, "process_resident_memory_bytes")?;
-    let (low, high) = scrape.spread();
-    Ok(format!(
-        "| {endpoints} | {fill:.1} | {read} | {list} | {:.1} ({low:.1} to {high:.1}) | {:.1} | {} | {:.1} |",
-        scrape.median(),
-        gathered.median(),
-        text.len(),
-        memory / f64::from(1 << 20)
-    ))
+    let (bytes, memory) = (text.len(), resident(&text)?);
+    Ok(Row { endpoints, fill, carry, read, list, scrape, gathered, bytes, memory })
+}
+
+/// Memory of the agent that says `text`, in MiB.
+fn resident(text: &str) -> Result<f64> {
+    Ok(value(text, "process_resident_memory_bytes")? / f64::from(1 << 20))
+}
+
+fn milliseconds(time: Duration) -> f64 {
+    time.as_secs_f64() * 1e3
 }
 
 /// A number without labels in what the agent says.
@@ -133,23 +215,34 @@ fn records(root: &Root, node: &Node) -> Result<()> {
 struct Agent {
     process: Child,
     address: SocketAddr,
+    /// The network namespace that it listens in, by name; none: ours.
+    netns: Option<String>,
 }
 
 impl Agent {
     /// Starts one and waits until it answers.
-    fn start(binary: &PathBuf, root: &Root) -> Result<Self> {
+    fn start(binary: &Path, root: &Root) -> Result<Self> {
         let networks = root.path().join("networks");
         fs::create_dir_all(&networks)?;
+        let mut command = Command::new(binary);
+        command.args(["agent", "--networks", "/networks"]);
+        Self::spawn(command, root, None)
+    }
+
+    /// Starts `command`, an agent with its source of networks, and waits until it answers.
+    fn spawn(mut command: Command, root: &Root, netns: Option<&str>) -> Result<Self> {
+        let netns = netns.map(str::to_owned);
         // Free a moment ago; should somebody take it meanwhile, the agent says so and ends.
-        let address = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?;
-        let process = Command::new(binary)
-            .args(["agent", "--node", "bench", "--networks", "/networks", "--listen"])
+        let free = || Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?);
+        let address = within(netns.as_deref(), free)?;
+        let process = command
+            .args(["--node", "bench", "--listen"])
             .arg(address.to_string())
             .env("NETPATH_ROOT", root.path())
-            .env("NETPATH_LOG", "error")
+            .env("NETPATH_LOG", std::env::var("NETPATH_LOG").unwrap_or_else(|_| "error".to_owned()))
             .stdin(Stdio::null())
             .spawn()?;
-        let mut agent = Self { process, address };
+        let mut agent = Self { process, address, netns };
         let begun = Instant::now();
         while agent
             .get("/metrics")
@@ -166,13 +259,26 @@ impl Agent {
 
     /// The body of an answer; `None` where it is no success.
     fn get(&self, path: &str) -> Result<Option<String>> {
-        let mut stream = TcpStream::connect(self.address)?;
+        let mut stream = within(self.netns.as_deref(), || Ok(TcpStream::connect(self.address)?))?;
         write!(stream, "GET {path} HTTP/1.1\r\nHost: agent\r\nConnection: close\r\n\r\n")?;
         let mut answer = String::new();
         stream.read_to_string(&mut answer)?;
         let (head, body) = answer.split_once("\r\n\r\n").context("no HTTP")?;
         Ok(head.starts_with("HTTP/1.1 200").then(|| body.to_owned()))
     }
+}
+
+/// Runs `f` in a network namespace: in a thread of its own, since it does not come back from there. Sockets stay where they
+/// were opened.
+fn within<T: Send>(netns: Option<&str>, f: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+    let Some(netns) = netns else { return f() };
+    let entered = || {
+        setns(fs::File::open(Path::new("/run/netns").join(netns))?, CloneFlags::CLONE_NEWNET)?;
+        f()
+    };
+    thread::scope(|scope| {
+        scope.spawn(entered).join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
 }
 
 impl Drop for Agent {
