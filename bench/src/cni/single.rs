@@ -5,9 +5,8 @@ use std::{fs, io::Write as _, path::Path, process::Command};
 use anyhow::{Context as _, Result};
 
 use super::{
-    STANDARD,
     call::{Call, timed},
-    lab::{BEYOND, GATEWAY, IFNAME, Lab, MACVLAN, MASTER, Pod, Who},
+    lab::{BEYOND, GATEWAY, IFNAME, Lab, MASTER, Pod, Who},
     ratio,
     raw::Raw,
 };
@@ -25,6 +24,8 @@ enum Case {
     Exec,
     /// The standard macvlan asked for its version: what a plugin in Go takes to do nothing.
     Go,
+    /// netpath asked for its version: what of an ADD is its start.
+    Version,
     /// Netlink alone, in process.
     Raw,
     /// `ip -batch` on the node, then in the pod.
@@ -35,9 +36,10 @@ enum Case {
     Fsync,
 }
 
-const ALL: [Case; 9] = [
+const ALL: [Case; 10] = [
     Case::Exec,
     Case::Go,
+    Case::Version,
     Case::Raw,
     Case::IpBatch,
     Case::Plugin(Who::Loopback),
@@ -99,17 +101,18 @@ impl Single<'_> {
         self.count += 1;
         let took = match case {
             Case::Exec => Call::from(Command::new("/bin/true")).time().map(alone),
-            Case::Go => {
-                let mut command = Command::new(Path::new(STANDARD).join(MACVLAN));
-                command.env("CNI_COMMAND", "VERSION");
-                Call { command, stdin: r#"{"cniVersion": "1.0.0"}"#.to_owned() }.time().map(alone)
-            }
+            Case::Go => self.version(Who::Standard),
+            Case::Version => self.version(Who::Plain),
             Case::Raw => self.raw(),
             Case::IpBatch => self.ip_batch(),
             Case::Plugin(who) => self.plugin(who),
             Case::Fsync => fsync(&self.lab.addresses()).map(alone),
         };
         took.with_context(|| format!("case {case:?}"))
+    }
+
+    fn version(&self, who: Who) -> Result<Took> {
+        self.lab.call(who, "VERSION", &self.pod.netns, "single").time().map(alone)
     }
 
     fn raw(&mut self) -> Result<Took> {
@@ -186,6 +189,11 @@ fn record(lab: &Lab, found: &[Found], figures: &mut Figures) -> Result<()> {
             "a Go plugin that does nothing (macvlan VERSION)",
             "cni/go/version",
             Found { add: go, ..Found::default() },
+        ),
+        (
+            "netpath that does nothing (VERSION)",
+            "cni/netpath/version",
+            Found { add: of(Case::Version)?.add, ..Found::default() },
         ),
         ("netlink alone, in process", "cni/raw", raw),
         ("`ip -batch` twice", "cni/ip-batch", of(Case::IpBatch)?),
