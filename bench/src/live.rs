@@ -1,9 +1,76 @@
-//! Suite `live`.
+//! Suite `live`: CPU time of real traffic of pods, with netpath and with other ways to police it.
+//!
+//! netpath is the real thing: the binary that ships added the pods and attached its programs. All cases run in one
+//! process, on one CPU, one slice of each in every round, so that what the machine does meanwhile meets all of them. A
+//! slice counts only if every packet of it became what it should.
+
+mod egress;
+mod flood;
+mod ingress;
+mod lab;
+mod peers;
+mod policed;
+mod programs;
+mod scene;
+mod verdict;
+
+use std::{
+    collections::BTreeSet,
+    time::{Duration, Instant},
+};
 
 use anyhow::Result;
+use nix::{
+    sched::{CpuSet, sched_getcpu, sched_setaffinity},
+    time::ClockId,
+    unistd::Pid,
+};
 
-use crate::{Effort, figures::Figures};
+use self::{peers::Peer, scene::Scene};
+use crate::{Effort, binary, figures::Figures, reference, say};
 
-pub(crate) fn run(_effort: Effort, _figures: &mut Figures) -> Result<()> {
-    Ok(())
+/// How long what is under way may take to be counted.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Runs the suite.
+pub(crate) fn run(effort: Effort, figures: &mut Figures) -> Result<()> {
+    let (binary, reference) = (binary()?, reference()?);
+    let peers: BTreeSet<Peer> =
+        egress::peers(effort).into_iter().chain(ingress::peers()).chain([flood::NODE]).collect();
+    let mut scene = Scene::new(&binary, &reference, &peers)?;
+    say("\n## live: CPU time of traffic of a pod");
+    let outside = scene.outside.path();
+    // The generator sends from the namespace that its thread is in. And the thread ends, and with it its affinity, which
+    // processes that are started later would inherit.
+    netpath::kernel::netns::within(&outside, || {
+        stay_on_this_cpu()?;
+        egress::run(effort, &scene, figures)?;
+        ingress::run(effort, &mut scene, figures)
+    })??;
+    netpath::kernel::netns::within(&outside, || flood::run(effort, &binary, &mut scene, figures))?
+}
+
+/// CPU time of the calling thread, and of the soft interrupts that run in it. (A kernel that was built with
+/// IRQ_TIME_ACCOUNTING keeps those apart: there these figures lack the receiving side.)
+fn thread_time() -> Result<Duration> {
+    Ok(ClockId::CLOCK_THREAD_CPUTIME_ID.now()?.into())
+}
+
+/// Waits until `ready`, or for so long that it will not come any more.
+fn eventually(mut ready: impl FnMut() -> Result<bool>) -> Result<bool> {
+    let deadline = Instant::now() + PATIENCE;
+    while !ready()? {
+        if deadline < Instant::now() {
+            return Ok(false);
+        }
+        std::thread::park_timeout(Duration::from_millis(1));
+    }
+    Ok(true)
+}
+
+/// What is sent runs to its end on the CPU that sends it, and what it finds in the caches is what it left there.
+fn stay_on_this_cpu() -> Result<()> {
+    let mut cpus = CpuSet::new();
+    cpus.set(sched_getcpu()?)?;
+    Ok(sched_setaffinity(Pid::from_raw(0), &cpus)?)
 }

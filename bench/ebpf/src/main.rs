@@ -4,6 +4,8 @@
 
 #[cfg(target_arch = "bpf")]
 mod programs;
+#[cfg(target_arch = "bpf")]
+mod traffic;
 
 /// The host has nothing to run.
 #[cfg(not(target_arch = "bpf"))]

@@ -1,0 +1,257 @@
+//! What a pod's `sendto` costs: CPU time of the thread that calls it. All that follows runs in it as well, through the
+//! pod's macvlan and the master to the far end of the wire, where a TC program counts the frame and drops it: the
+//! least that an end can do, and the same for all. The receiving side of a veth without NAPI runs at the end of the
+//! system call, on the same CPU.
+
+use std::{net::Ipv4Addr, os::fd::AsRawFd as _};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use netpath_ebpf::abi::Counters;
+use nix::{
+    errno::Errno,
+    sys::socket::{MsgFlags, SockaddrIn, sendto},
+};
+
+use super::{
+    eventually,
+    peers::{Kind, Peer},
+    scene::{Place, Scene},
+    thread_time,
+    verdict::Verdict,
+};
+use crate::{
+    Effort,
+    figures::{Figures, Unit},
+    samples::Samples,
+    say,
+};
+
+/// Bytes of each datagram.
+const PAYLOAD: [u8; 18] = [0; 18];
+/// Packets before each slice, which warm what the slices of others have cooled down.
+const WARM: u32 = 16;
+/// Packets of a slice; fewer where each walks a list of a thousand.
+const SLICE: u32 = 1024;
+const SHORT: u32 = 128;
+
+/// One figure in the making.
+struct Case {
+    peer: Peer,
+    verdict: Verdict,
+    packets: u32,
+    /// Nanoseconds a packet, by round.
+    time: Samples,
+}
+
+/// Which peers, in which sizes.
+pub(super) fn peers(effort: Effort) -> Vec<Peer> {
+    let (pods, sizes): (&[u32], &[u32]) = match effort {
+        Effort::Quick => (&[1, 100], &[1, 100]),
+        Effort::Usual => (&[1, 10, 100, 1000, 10_000, 100_000], &[1, 10, 100]),
+        Effort::Full => (&[1, 10, 100, 1000, 10_000, 100_000], &[1, 10, 100, 1000]),
+    };
+    ALL.into_iter()
+        .flat_map(|kind| {
+            let sizes = match kind {
+                Kind::Netpath => pods,
+                kind if kind.is_sized() => sizes,
+                _ => &[1],
+            };
+            sizes.iter().map(move |size| Peer { kind, size: *size })
+        })
+        .collect()
+}
+
+/// In the order of the table.
+const ALL: [Kind; 13] = [
+    Kind::None,
+    Kind::NoneAgain,
+    Kind::TcEmpty,
+    Kind::Netpath,
+    Kind::IptablesLegacy,
+    Kind::IptablesNft,
+    Kind::NftList,
+    Kind::NftSet,
+    Kind::Mnp,
+    Kind::MnpEstablished,
+    Kind::NftNetdev,
+    Kind::NftNetdevSet,
+    Kind::U32,
+];
+
+/// What `kind` is measured with.
+fn verdicts(kind: Kind) -> &'static [Verdict] {
+    match kind {
+        // Nothing denies there, and conntrack never knew of what was denied.
+        Kind::None | Kind::NoneAgain | Kind::MnpEstablished => &[Verdict::Allowed],
+        _ => &[Verdict::Allowed, Verdict::Denied],
+    }
+}
+
+/// Measures all cases and prints the table. On one CPU, in the namespace of the far ends.
+pub(super) fn run(effort: Effort, scene: &Scene, figures: &mut Figures) -> Result<()> {
+    let rounds = match effort {
+        Effort::Quick => 2,
+        Effort::Usual => 70,
+        Effort::Full => 120,
+    };
+    let peers = peers(effort);
+    let of = |peer: Peer| verdicts(peer.kind).iter().map(move |verdict| (peer, *verdict));
+    let there = |(peer, verdict): &(Peer, Verdict)| scene.place(*peer, *verdict).is_some();
+    let mut cases: Vec<Case> = peers
+        .iter()
+        .flat_map(|peer| of(*peer))
+        .filter(there)
+        .map(|(peer, verdict)| Case {
+            peer,
+            verdict,
+            packets: if peer.size < 1000 || peer.kind == Kind::Netpath { SLICE } else { SHORT },
+            time: Samples::default(),
+        })
+        .collect();
+    for _ in 0..rounds {
+        for case in &mut cases {
+            case.measure(scene)
+                .with_context(|| format!("{} {}", figure(case.peer, case.verdict), "cannot be taken"))?;
+        }
+    }
+    for (peer, verdict) in peers.iter().flat_map(|peer| of(*peer)) {
+        if let Some(why) = scene.missing.get(&peer.kind) {
+            figures.miss(figure(peer, verdict), why);
+        }
+    }
+    report(&cases, scene, rounds);
+    for Case { peer, verdict, time, .. } in cases {
+        figures.put(figure(peer, verdict), Unit::Nanoseconds, time);
+    }
+    Ok(())
+}
+
+/// A figure's name.
+fn figure(peer: Peer, verdict: Verdict) -> String {
+    format!("live/egress/{}/{peer}", verdict.name())
+}
+
+impl Case {
+    /// One slice of it; every packet must have become what the verdict says.
+    fn measure(&mut self, scene: &Scene) -> Result<()> {
+        let Self { peer, verdict, packets, .. } = *self;
+        let place = scene.place(peer, verdict).context("there is no such site")?;
+        let all = u64::from(WARM + packets);
+        let (sunk, counted) = (scene.programs.sunk()?, counted(place)?);
+        let warmed = send(place, verdict.other_end(), WARM)?;
+        let begun = thread_time()?;
+        let sent = send(place, verdict.other_end(), packets)?;
+        let time = thread_time()? - begun;
+        let expected = if verdict == Verdict::Allowed { all } else { 0 };
+        let arrived = || -> Result<u64> { Ok(scene.programs.sunk()?.wrapping_sub(sunk)) };
+        eventually(|| Ok(arrived()? == expected))?;
+        ensure!(arrived()? == expected, "of {all} packets {} have left the node, not {expected}", arrived()?);
+        let refused = if verdict == Verdict::Denied && peer.kind.is_in_pod() { all } else { 0 };
+        ensure!(
+            warmed.refused + sent.refused == refused,
+            "{} of {all} packets were refused, not {refused}",
+            warmed.refused + sent.refused
+        );
+        if let (Some(before), Some(after)) = (counted, self::counted(place)?) {
+            let found = [after.tx_packets - before.tx_packets, after.tx_dropped - before.tx_dropped];
+            let wanted = if verdict == Verdict::Allowed { [all, 0] } else { [0, all] };
+            ensure!(found == wanted, "netpath counted {found:?}, passed and dropped, not {wanted:?}");
+        }
+        self.time.push(time.as_secs_f64() * 1e9 / f64::from(packets));
+        Ok(())
+    }
+}
+
+/// What netpath has counted at a place that it polices.
+fn counted(place: &Place) -> Result<Option<Counters>> {
+    place.policed.as_ref().map(|policed| policed.counted()).transpose()
+}
+
+/// What came of system calls.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Sent {
+    /// Those that failed with EPERM, as netfilter has it. What TC drops may look sent.
+    pub(super) refused: u64,
+}
+
+/// Sends datagrams from the pod's socket, one by one.
+pub(super) fn send(place: &Place, to: Ipv4Addr, packets: u32) -> Result<Sent> {
+    let [a, b, c, d] = to.octets();
+    let (socket, to) = (place.socket.as_raw_fd(), SockaddrIn::new(a, b, c, d, 53));
+    let mut sent = Sent::default();
+    for _ in 0..packets {
+        match sendto(socket, &PAYLOAD, &to, MsgFlags::empty()) {
+            Ok(_) | Err(Errno::ENOBUFS) => {}
+            Err(Errno::EPERM) => sent.refused += 1,
+            Err(errno) => bail!("sendto: {errno}"),
+        }
+    }
+    Ok(sent)
+}
+
+/// The table, and where netpath is not the cheapest.
+fn report(cases: &[Case], scene: &Scene, rounds: usize) {
+    let sizes: std::collections::BTreeSet<u32> =
+        cases.iter().filter(|case| case.peer.kind.is_sized()).map(|case| case.peer.size).collect();
+    let find = |kind, size, verdict| {
+        let peer = Peer { kind, size };
+        cases.iter().find(|case| case.peer == peer && case.verdict == verdict).map(|case| &case.time)
+    };
+    let none = find(Kind::None, 1, Verdict::Allowed).cloned().unwrap_or_default();
+    say(format_args!(
+        "\n### From a pod\n\n{rounds} rounds of slices of {SLICE} datagrams, {SHORT} where a list has a thousand entries; all \
+         cases in each round. CPU nanoseconds a datagram, median, and in brackets of `no policy` in the same round.\n"
+    ));
+    let columns: Vec<String> = sizes.iter().map(u32::to_string).collect();
+    say(format_args!("| | | {} |", columns.join(" | ")));
+    say(format_args!("|---|---|{}", "---:|".repeat(columns.len())));
+    let cell = |time: Option<&Samples>| {
+        time.map_or_else(String::new, |time| {
+            let ratio = time.paired(&none, |time, none| time / none).unwrap_or_default();
+            format!("{:.0} ({:.2})", time.median(), ratio.median())
+        })
+    };
+    for kind in ALL {
+        if let Some(why) = scene.missing.get(&kind) {
+            say(format_args!("| {} | {why} |{}", kind.what(), " |".repeat(columns.len())));
+            continue;
+        }
+        for verdict in verdicts(kind) {
+            let cells: Vec<String> = match kind.is_sized() {
+                true => sizes.iter().map(|size| cell(find(kind, *size, *verdict))).collect(),
+                // The same whatever the size.
+                false => sizes
+                    .iter()
+                    .enumerate()
+                    .map(|(at, _)| match at {
+                        0 => cell(find(kind, 1, *verdict)),
+                        _ => String::new(),
+                    })
+                    .collect(),
+            };
+            say(format_args!("| {} | {} | {} |", kind.what(), verdict.name(), cells.join(" | ")));
+        }
+    }
+    if scene.drop == Some(super::peers::Drop::ToDown) {
+        say("\ntc u32 drops by sending to a device that is down: this kernel has no action that drops.");
+    }
+    for verdict in [Verdict::Allowed, Verdict::Denied] {
+        let Some(ours) = find(Kind::Netpath, 100, verdict) else { continue };
+        let cheaper = cases
+            .iter()
+            .filter(|case| case.verdict == verdict && is_policy(case.peer.kind))
+            .filter_map(|case| {
+                let ratio = case.time.paired(ours, |peer, ours| peer / ours)?.median();
+                (ratio < 1.0).then(|| format!("{} ({ratio:.2} of ours)", case.peer))
+            });
+        let cheaper: Vec<String> = cheaper.collect();
+        let cheaper = if cheaper.is_empty() { "nothing".to_owned() } else { cheaper.join(", ") };
+        say(format_args!("\nCheaper than netpath with 100 pods, {}: {cheaper}.", verdict.name()));
+    }
+}
+
+/// Whether it decides anything.
+fn is_policy(kind: Kind) -> bool {
+    !matches!(kind, Kind::None | Kind::NoneAgain | Kind::TcEmpty | Kind::XdpEmpty | Kind::Netpath)
+}
