@@ -4,6 +4,7 @@
 //! process, on one CPU, one slice of each in every round, so that what the machine does meanwhile meets all of them. A
 //! slice counts only if every packet of it became what it should.
 
+mod clock;
 mod egress;
 mod flood;
 mod ingress;
@@ -22,7 +23,6 @@ use std::{
 use anyhow::Result;
 use nix::{
     sched::{CpuSet, sched_getcpu, sched_setaffinity},
-    time::ClockId,
     unistd::Pid,
 };
 
@@ -44,16 +44,11 @@ pub(crate) fn run(effort: Effort, figures: &mut Figures) -> Result<()> {
     // processes that are started later would inherit.
     netpath::kernel::netns::within(&outside, || {
         stay_on_this_cpu()?;
-        egress::run(effort, &scene, figures)?;
-        ingress::run(effort, &mut scene, figures)
+        let clock = egress::clock(&scene)?;
+        egress::run(effort, &scene, clock, figures)?;
+        ingress::run(effort, &mut scene, clock, figures)
     })??;
     netpath::kernel::netns::within(&outside, || flood::run(effort, &binary, &mut scene, figures))?
-}
-
-/// CPU time of the calling thread, and of the soft interrupts that run in it. (A kernel that was built with
-/// IRQ_TIME_ACCOUNTING keeps those apart: there these figures lack the receiving side.)
-fn thread_time() -> Result<Duration> {
-    Ok(ClockId::CLOCK_THREAD_CPUTIME_ID.now()?.into())
 }
 
 /// Waits until `ready`, or for so long that it will not come any more.

@@ -63,7 +63,9 @@ pub(super) fn run(effort: Effort, binary: &Path, scene: &mut Scene, figures: &mu
             let place = scene.place(NODE, Verdict::Denied).context("there is no such site")?;
             egress::send(place, Verdict::Denied.other_end(), packets).map(drop)
         })?);
-        far.push(flood(scene, &agent, packets, |scene| scene.programs.send(wire, &frame, packets))?);
+        far.push(flood(scene, &agent, packets, |scene| {
+            scene.programs.send(wire, &frame, packets).map(drop)
+        })?);
     }
     say(format_args!(
         "\n### A flood\n\n{rounds} times {packets} packets that are denied. While nothing is sent the agent takes {:.2} % of a \

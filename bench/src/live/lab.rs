@@ -5,12 +5,12 @@
 //! namespace, `outside`, where a TC program counts and drops what arrives.
 
 use std::{
-    cell::Cell,
     fs::File,
     io::{ErrorKind, Read as _, Seek as _, Write as _},
     net::{Ipv4Addr, SocketAddr, UdpSocket},
     path::PathBuf,
     process::{Command, Output, Stdio},
+    sync::atomic::{AtomicU32, Ordering},
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -50,8 +50,8 @@ pub(super) struct Namespace {
 impl Namespace {
     /// Makes one; `role` is for people who look at what a run that was killed has left.
     pub(super) fn new(role: &str) -> Result<Self> {
-        thread_local!(static NEXT: Cell<u32> = const { Cell::new(0) });
-        let number = NEXT.replace(NEXT.get() + 1);
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let name = format!("npbench-live-{}-{number}-{role}", std::process::id());
         run(Command::new("ip").args(["netns", "add", &name]), "")?;
         let namespace = Self { name };

@@ -1,6 +1,6 @@
 //! The reference programs that live traffic begins with, ends at, or is dropped by.
 
-use std::{fs, path::Path};
+use std::{fs, path::Path, time::Duration};
 
 use anyhow::{Context as _, Result, bail};
 use aya::{
@@ -73,25 +73,24 @@ impl Programs {
         Ok(self.sunk.get(&0, 0)?.iter().sum())
     }
 
-    /// Hands `count` frames to the interface `wire` of the namespace that the calling thread is in.
-    pub(super) fn send(&mut self, wire: u32, frame: &[u8], count: u32) -> Result<()> {
+    /// Hands `count` frames to the interface `wire` of the namespace that the calling thread is in. How long each took, as
+    /// the kernel says.
+    pub(super) fn send(&mut self, wire: u32, frame: &[u8], count: u32) -> Result<Duration> {
         self.target.set(0, wire, 0)?;
         self.live("xdp_send", frame, count)
     }
 
     /// Makes `count` frames and takes them back.
-    pub(super) fn send_nowhere(&mut self, frame: &[u8], count: u32) -> Result<()> {
+    pub(super) fn send_nowhere(&mut self, frame: &[u8], count: u32) -> Result<Duration> {
         self.live("xdp_drop", frame, count)
     }
 
-    fn live(&mut self, name: &str, frame: &[u8], count: u32) -> Result<()> {
+    fn live(&mut self, name: &str, frame: &[u8], count: u32) -> Result<Duration> {
         let attrs = TestRunAttrs::new().xdp_live_frames(BATCH);
         let options =
             TestRunOptions { data_in: Some(frame), repeat: count, attrs, ..TestRunOptions::default() };
-        xdp(&mut self.object, name)?
-            .test_run(options)
-            .context("the kernel makes no live frames (Linux 5.18)")?;
-        Ok(())
+        let run = xdp(&mut self.object, name)?.test_run(options);
+        Ok(run.context("the kernel makes no live frames (Linux 5.18 does)")?.duration)
     }
 }
 

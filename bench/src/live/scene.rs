@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    io,
     net::UdpSocket,
     path::Path,
     process::Command,
@@ -37,6 +38,8 @@ pub(super) struct Scene {
     pub(super) outside: Namespace,
     /// The masters that netpath does not police.
     pub(super) node: Namespace,
+    /// Sites that were made, also those that came to nothing.
+    sites: usize,
     /// How `tc` was told to drop.
     pub(super) drop: Option<Drop>,
 }
@@ -50,6 +53,7 @@ impl Scene {
             programs: Programs::load(reference)?,
             outside: Namespace::new("outside")?,
             node: Namespace::new("node")?,
+            sites: 0,
             drop: None,
         };
         scene.node.ip(&[format!("link add {DOWN} type veth peer name down1")])?;
@@ -70,7 +74,8 @@ impl Scene {
         match peer.kind {
             Kind::Netpath => {
                 let netns = Namespace::new("node")?;
-                let site = Site::new(self.places.len(), &netns, &self.outside)?;
+                self.sites += 1;
+                let site = Site::new(self.sites, &netns, &self.outside)?;
                 let policed = Policed::new(binary, netns, &site, peer.size)?;
                 self.keep(peer, Verdict::Allowed, site, Some(policed))
             }
@@ -95,7 +100,7 @@ impl Scene {
                     // What it has not got for the smallest size, it has not got. What comes later is a mistake of ours.
                     let sizes = self.places.keys().filter(|(peer, _)| peer.kind == kind).count();
                     ensure!(sizes == 0, error);
-                    self.missing.insert(kind, format!("not in this kernel: {error:#}"));
+                    self.missing.insert(kind, lacks(&error));
                     return Ok(());
                 }
                 self.keep(peer, Verdict::Allowed, site, None)?;
@@ -105,8 +110,9 @@ impl Scene {
     }
 
     /// A site that nothing polices yet.
-    fn plain(&self) -> Result<Site> {
-        let site = Site::new(self.places.len(), &self.node, &self.outside)?;
+    fn plain(&mut self) -> Result<Site> {
+        self.sites += 1;
+        let site = Site::new(self.sites, &self.node, &self.outside)?;
         site.plain_pod(&self.node)?;
         Ok(site)
     }
@@ -133,7 +139,7 @@ impl Scene {
         let Self { places, programs, outside, node, .. } = self;
         let place = places.get(&(peer, Verdict::Allowed)).context("just kept")?;
         if let Err(error) = place.site.poll(node) {
-            self.missing.insert(peer.kind, format!("not on this machine: {error:#}"));
+            self.missing.insert(peer.kind, lacks(&error));
             self.places.retain(|(other, _), _| other.kind != peer.kind);
             return Ok(());
         }
@@ -144,6 +150,14 @@ impl Scene {
         let answered = super::eventually(|| Ok(place.socket.recv(&mut [0; 64]).is_ok()))?;
         ensure!(answered, "the answer did not come");
         Ok(())
+    }
+}
+
+/// What a tool's failure says of this machine.
+pub(super) fn lacks(error: &anyhow::Error) -> String {
+    match error.root_cause().downcast_ref::<io::Error>().map(io::Error::kind) {
+        Some(io::ErrorKind::NotFound) => format!("not on this machine: {error}"),
+        _ => format!("not in this kernel: {error:#}"),
     }
 }
 
