@@ -1,10 +1,11 @@
 //! Many pods at once, as when a node boots: all begin together, and the last end counts.
 
-use std::{sync::Barrier, thread, time::Instant};
+use std::{process::Command, sync::Barrier, thread, time::Instant};
 
 use anyhow::{Context as _, Result, anyhow};
 
 use super::{
+    call::Call,
     lab::{Lab, Pod, Who},
     ratio,
     raw::Raw,
@@ -52,7 +53,10 @@ pub(super) fn run(lab: &Lab, effort: Effort, figures: &mut Figures) -> Result<()
     let mut pods =
         (0..adds).map(|number| Ok((Pod::new()?, Raw::new(number)?))).collect::<Result<Vec<(Pod, Raw)>>>()?;
     let mut found = vec![(Samples::default(), Samples::default()); ALL.len()];
+    let mut nothing = Samples::default();
     for round in 0..rounds {
+        let programs = (0..adds).map(|_| Call::from(Command::new("/bin/true")));
+        nothing.push(at_once(programs, |mut call| call.run()).context("many at once, /bin/true")?);
         for step in 0..ALL.len() {
             let at = (round + step) % ALL.len();
             let case = ALL[at].0;
@@ -73,6 +77,11 @@ pub(super) fn run(lab: &Lab, effort: Effort, figures: &mut Figures) -> Result<()
     ));
     say("|---|---|---:|---|---:|");
     let (raw_add, raw_del) = found[0].clone();
+    let of_raw = ratio(&nothing, &raw_add);
+    say(format_args!(
+        "| a program that does nothing (/bin/true), a process each | {nothing} | {of_raw} | | |"
+    ));
+    figures.put("cni/burst/exec", Unit::Milliseconds, nothing);
     for ((_, what, name), (add, del)) in ALL.into_iter().zip(found) {
         say(format_args!(
             "| {what} | {add} | {} | {del} | {} |",
@@ -122,7 +131,7 @@ fn calls(
     pods: &[(Pod, Raw)],
     first: usize,
     round: usize,
-) -> impl Iterator<Item = super::call::Call> {
+) -> impl Iterator<Item = Call> {
     pods.iter()
         .enumerate()
         .map(move |(at, (pod, _))| lab.call(who, verb, &pod.netns, &format!("burst-{round}-{}", first + at)))
