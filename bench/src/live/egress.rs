@@ -6,7 +6,7 @@
 //! The datagrams are of one flow that nobody answers. So conntrack, where a peer asks it, never calls it established;
 //! what it comes to once it was answered is a case of its own.
 
-use std::{net::Ipv4Addr, os::fd::AsRawFd as _};
+use std::{collections::BTreeSet, net::Ipv4Addr, os::fd::AsRawFd as _};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use netpath_ebpf::abi::Counters;
@@ -18,7 +18,7 @@ use nix::{
 use super::{
     clock::Clock,
     eventually,
-    peers::{Kind, Peer},
+    peers::{Drop, Kind, Peer},
     scene::{Place, Scene},
     verdict::Verdict,
 };
@@ -112,10 +112,13 @@ pub(super) fn run(effort: Effort, scene: &Scene, clock: Clock, figures: &mut Fig
             time: Samples::default(),
         })
         .collect();
-    for _ in 0..rounds {
-        for case in &mut cases {
-            case.measure(scene, clock)
-                .with_context(|| format!("{} {}", figure(case.peer, case.verdict), "cannot be taken"))?;
+    for round in 0..rounds {
+        // To and fro, so that nobody always comes after the same one.
+        let turn: Vec<&mut Case> =
+            if round % 2 == 0 { cases.iter_mut().collect() } else { cases.iter_mut().rev().collect() };
+        for case in turn {
+            let failed = format!("{} cannot be taken", figure(case.peer, case.verdict));
+            case.measure(scene, clock).context(failed)?;
         }
     }
     for (peer, verdict) in peers.iter().flat_map(|peer| of(*peer)) {
@@ -149,20 +152,16 @@ impl Case {
         let place = scene.place(peer, verdict).context("there is no such site")?;
         let all = u64::from(WARM + packets);
         let (sunk, counted) = (scene.programs.sunk()?, counted(place)?);
-        let warmed = send(place, verdict.other_end(), WARM)?;
+        let mut refused = send(place, verdict.other_end(), WARM)?;
         let begun = clock.now()?;
-        let sent = send(place, verdict.other_end(), packets)?;
+        refused += send(place, verdict.other_end(), packets)?;
         let time = clock.now()? - begun;
         let expected = if verdict == Verdict::Allowed { all } else { 0 };
         let arrived = || -> Result<u64> { Ok(scene.programs.sunk()?.wrapping_sub(sunk)) };
         eventually(|| Ok(arrived()? == expected))?;
         ensure!(arrived()? == expected, "of {all} packets {} have left the node, not {expected}", arrived()?);
-        let refused = if verdict == Verdict::Denied && peer.kind.is_in_pod() { all } else { 0 };
-        ensure!(
-            warmed.refused + sent.refused == refused,
-            "{} of {all} packets were refused, not {refused}",
-            warmed.refused + sent.refused
-        );
+        let expected = if verdict == Verdict::Denied && peer.kind.is_in_pod() { all } else { 0 };
+        ensure!(refused == expected, "{refused} of {all} packets were refused, not {expected}");
         if let (Some(before), Some(after)) = (counted, self::counted(place)?) {
             let found = [after.tx_packets - before.tx_packets, after.tx_dropped - before.tx_dropped];
             let wanted = if verdict == Verdict::Allowed { [all, 0] } else { [0, all] };
@@ -178,37 +177,33 @@ fn counted(place: &Place) -> Result<Option<Counters>> {
     place.policed.as_ref().map(|policed| policed.counted()).transpose()
 }
 
-/// What came of system calls.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Sent {
-    /// Those that failed with EPERM, as netfilter has it. What TC drops may look sent.
-    pub(super) refused: u64,
-}
-
-/// Sends datagrams from the pod's socket, one by one.
-pub(super) fn send(place: &Place, to: Ipv4Addr, packets: u32) -> Result<Sent> {
+/// Sends datagrams from the pod's socket, one by one, and says how many were refused: netfilter fails the call by EPERM.
+/// What TC drops looks sent.
+pub(super) fn send(place: &Place, to: Ipv4Addr, packets: u32) -> Result<u64> {
     let [a, b, c, d] = to.octets();
     let (socket, to) = (place.socket.as_raw_fd(), SockaddrIn::new(a, b, c, d, 53));
-    let mut sent = Sent::default();
+    let mut refused = 0;
     for _ in 0..packets {
         match sendto(socket, &PAYLOAD, &to, MsgFlags::empty()) {
             Ok(_) | Err(Errno::ENOBUFS) => {}
-            Err(Errno::EPERM) => sent.refused += 1,
+            Err(Errno::EPERM) => refused += 1,
             Err(errno) => bail!("sendto: {errno}"),
         }
     }
-    Ok(sent)
+    Ok(refused)
 }
 
-/// The table, and where netpath is not the cheapest.
+/// The time of a case.
+fn find(cases: &[Case], kind: Kind, size: u32, verdict: Verdict) -> Option<&Samples> {
+    let peer = Peer { kind, size };
+    cases.iter().find(|case| case.peer == peer && case.verdict == verdict).map(|case| &case.time)
+}
+
+/// The table.
 fn report(cases: &[Case], scene: &Scene, clock: Clock, rounds: usize) {
-    let sizes: std::collections::BTreeSet<u32> =
+    let sizes: BTreeSet<u32> =
         cases.iter().filter(|case| case.peer.kind.is_sized()).map(|case| case.peer.size).collect();
-    let find = |kind, size, verdict| {
-        let peer = Peer { kind, size };
-        cases.iter().find(|case| case.peer == peer && case.verdict == verdict).map(|case| &case.time)
-    };
-    let none = find(Kind::None, 1, Verdict::Allowed).cloned().unwrap_or_default();
+    let none = find(cases, Kind::None, 1, Verdict::Allowed).cloned().unwrap_or_default();
     say(format_args!(
         "\n### From a pod\n\n{rounds} rounds of slices of {SLICE} datagrams, {SHORT} where a list has a thousand entries; all \
          cases in each round. {} a datagram, median, and in brackets of `no policy` in the same round.\n",
@@ -217,45 +212,43 @@ fn report(cases: &[Case], scene: &Scene, clock: Clock, rounds: usize) {
     let columns: Vec<String> = sizes.iter().map(u32::to_string).collect();
     say(format_args!("| | | {} |", columns.join(" | ")));
     say(format_args!("|---|---|{}", "---:|".repeat(columns.len())));
-    let cell = |time: Option<&Samples>| {
-        time.map_or_else(String::new, |time| {
-            let ratio = time.paired(&none, |time, none| time / none).unwrap_or_default();
-            format!("{:.0} ({:.2})", time.median(), ratio.median())
-        })
+    let cell = |time: &Samples| {
+        let ratio = time.paired(&none, |time, none| time / none).unwrap_or_default();
+        format!("{:.0} ({:.2})", time.median(), ratio.median())
     };
     for kind in ALL {
         if let Some(why) = scene.missing.get(&kind) {
             say(format_args!("| {} | {why} |{}", kind.what(), " |".repeat(columns.len())));
             continue;
         }
+        // What has no size stands in the first column.
+        let sizes = if kind.is_sized() { sizes.clone() } else { BTreeSet::from([1]) };
         for verdict in verdicts(kind) {
-            let cells: Vec<String> = match kind.is_sized() {
-                true => sizes.iter().map(|size| cell(find(kind, *size, *verdict))).collect(),
-                // The same whatever the size.
-                false => sizes
-                    .iter()
-                    .enumerate()
-                    .map(|(at, _)| match at {
-                        0 => cell(find(kind, 1, *verdict)),
-                        _ => String::new(),
-                    })
-                    .collect(),
-            };
+            let cells =
+                sizes.iter().map(|size| find(cases, kind, *size, *verdict).map(cell).unwrap_or_default());
+            let cells: Vec<String> =
+                cells.chain(std::iter::repeat_n(String::new(), columns.len() - sizes.len())).collect();
             say(format_args!("| {} | {} | {} |", kind.what(), verdict.name(), cells.join(" | ")));
         }
     }
-    if scene.drop == Some(super::peers::Drop::ToDown) && !scene.missing.contains_key(&Kind::U32) {
+    if scene.drop == Some(Drop::ToDown) && !scene.missing.contains_key(&Kind::U32) {
         say("\ntc u32 drops by sending to a device that is down: this kernel has no action that drops.");
     }
+    cheaper(cases);
+}
+
+/// What differs by less is alike.
+const ALIKE: f64 = 0.995;
+
+/// Says who polices for less than netpath.
+fn cheaper(cases: &[Case]) {
     for verdict in [Verdict::Allowed, Verdict::Denied] {
-        let Some(ours) = find(Kind::Netpath, 100, verdict) else { continue };
-        let cheaper = cases
-            .iter()
-            .filter(|case| case.verdict == verdict && is_policy(case.peer.kind))
-            .filter_map(|case| {
-                let ratio = case.time.paired(ours, |peer, ours| peer / ours)?.median();
-                (ratio < 1.0).then(|| format!("{} ({ratio:.2} of ours)", case.peer))
-            });
+        let Some(ours) = find(cases, Kind::Netpath, 100, verdict) else { continue };
+        let peers = cases.iter().filter(|case| case.verdict == verdict && is_policy(case.peer.kind));
+        let cheaper = peers.filter_map(|case| {
+            let ratio = case.time.paired(ours, |peer, ours| peer / ours)?.median();
+            (ratio < ALIKE).then(|| format!("{} ({ratio:.2} of ours)", case.peer))
+        });
         let cheaper: Vec<String> = cheaper.collect();
         let cheaper = if cheaper.is_empty() { "nothing".to_owned() } else { cheaper.join(", ") };
         say(format_args!("\nCheaper than netpath with 100 pods, {}: {cheaper}.", verdict.name()));

@@ -101,11 +101,14 @@ pub(super) fn run(effort: Effort, scene: &mut Scene, clock: Clock, figures: &mut
     }
     let mut generator = Samples::default();
     let frame = frame_to_pod(Verdict::Denied.other_end(), SOURCE)?;
-    for _ in 0..rounds {
+    for round in 0..rounds {
         generator.push(clock.live(packets, || scene.programs.send_nowhere(&frame, packets))?);
-        for case in &mut cases {
-            case.measure(scene, clock)
-                .with_context(|| format!("{} cannot be taken", figure(case.verdict, case.peer)))?;
+        // To and fro, so that nobody always comes after the same one.
+        let turn: Vec<&mut Case> =
+            if round % 2 == 0 { cases.iter_mut().collect() } else { cases.iter_mut().rev().collect() };
+        for case in turn {
+            let failed = format!("{} cannot be taken", figure(case.verdict, case.peer));
+            case.measure(scene, clock).context(failed)?;
         }
     }
     report(&cases, &generator, clock, rounds);
