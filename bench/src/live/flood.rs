@@ -63,6 +63,9 @@ pub(super) fn run(effort: Effort, binary: &Path, scene: &mut Scene, figures: &mu
             let place = scene.place(NODE, Verdict::Denied).context("there is no such site")?;
             egress::send(place, Verdict::Denied.other_end(), packets).map(drop)
         })?);
+        if scene.no_generator.is_some() {
+            continue;
+        }
         far.push(flood(scene, &agent, packets, |scene| {
             scene.programs.send(wire, &frame, packets).map(drop)
         })?);
@@ -73,6 +76,9 @@ pub(super) fn run(effort: Effort, binary: &Path, scene: &mut Scene, figures: &mu
         idle.percent
     ));
     for (what, floods) in [("from the pod", &pod), ("from the wire", &far)] {
+        if floods.is_empty() {
+            continue;
+        }
         let of = |f: fn(&Flood) -> f64| floods.iter().map(f).collect::<Samples>();
         say(format_args!(
             "| {what} | {:.0} | {} | {:.0} |",
@@ -81,11 +87,14 @@ pub(super) fn run(effort: Effort, binary: &Path, scene: &mut Scene, figures: &mu
             floods.iter().map(|flood| flood.uncounted).sum::<f64>()
         ));
     }
-    for (one, other) in pod.iter().zip(&far) {
-        uncounted.push(one.uncounted + other.uncounted);
-    }
+    uncounted.push(pod.iter().chain(&far).map(|flood| flood.uncounted).sum());
     figures.put("live/flood/agent", Unit::Percent, pod.iter().map(|flood| flood.agent).collect());
-    figures.put("live/flood/agent/wire", Unit::Percent, far.iter().map(|flood| flood.agent).collect());
+    match &scene.no_generator {
+        Some(why) => figures.miss("live/flood/agent/wire", why),
+        None => {
+            figures.put("live/flood/agent/wire", Unit::Percent, far.iter().map(|flood| flood.agent).collect());
+        }
+    }
     figures.put("live/flood/agent/idle", Unit::Percent, [idle.percent].into_iter().collect());
     figures.put("live/flood/uncounted", Unit::Number, uncounted);
     Ok(())

@@ -76,6 +76,14 @@ pub(super) fn run(effort: Effort, scene: &mut Scene, clock: Clock, figures: &mut
         Effort::Usual => (40, SLICE),
         Effort::Full => (90, SLICE),
     };
+    if let Some(why) = &scene.no_generator {
+        for name in CASES.iter().map(|(verdict, peer)| figure(*verdict, *peer)).chain([GENERATOR.to_owned()])
+        {
+            figures.miss(name, why);
+        }
+        say(format_args!("\n### From the wire\n\nNothing: {why}."));
+        return Ok(());
+    }
     let mut cases = Vec::new();
     for (verdict, peer) in CASES {
         let Some(place) = scene.place(peer, verdict) else {

@@ -90,7 +90,7 @@ impl Programs {
         let options =
             TestRunOptions { data_in: Some(frame), repeat: count, attrs, ..TestRunOptions::default() };
         let run = xdp(&mut self.object, name)?.test_run(options);
-        Ok(run.context("the kernel makes no live frames (Linux 5.18 does)")?.duration)
+        Ok(run.context("no XDP live frames (Linux 5.18 has them)")?.duration)
     }
 }
 

@@ -42,6 +42,8 @@ pub(super) struct Scene {
     sites: usize,
     /// How `tc` was told to drop.
     pub(super) drop: Option<Drop>,
+    /// Why there is no generator.
+    pub(super) no_generator: Option<String>,
 }
 
 impl Scene {
@@ -55,7 +57,10 @@ impl Scene {
             node: Namespace::new("node")?,
             sites: 0,
             drop: None,
+            no_generator: None,
         };
+        let frame = frame_to_pod(GATEWAY, 53)?;
+        scene.no_generator = scene.programs.send_nowhere(&frame, 1).err().map(|error| lacks(&error));
         scene.node.ip(&[format!("link add {DOWN} type veth peer name down1")])?;
         for peer in peers {
             if !scene.missing.contains_key(&peer.kind) {
@@ -136,10 +141,11 @@ impl Scene {
 
     /// Has the pod call the gateway and be answered, so that conntrack knows the connection.
     fn answer(&mut self, peer: Peer) -> Result<()> {
-        let Self { places, programs, outside, node, .. } = self;
+        let Self { places, programs, outside, node, no_generator, .. } = self;
         let place = places.get(&(peer, Verdict::Allowed)).context("just kept")?;
-        if let Err(error) = place.site.poll(node) {
-            self.missing.insert(peer.kind, lacks(&error));
+        let lacking = no_generator.clone().or_else(|| place.site.poll(node).err().map(|error| lacks(&error)));
+        if let Some(why) = lacking {
+            self.missing.insert(peer.kind, why);
             self.places.retain(|(other, _), _| other.kind != peer.kind);
             return Ok(());
         }
