@@ -92,7 +92,11 @@ pub(super) fn run(effort: Effort, binary: &Path, scene: &mut Scene, figures: &mu
     match &scene.no_generator {
         Some(why) => figures.miss("live/flood/agent/wire", why),
         None => {
-            figures.put("live/flood/agent/wire", Unit::Percent, far.iter().map(|flood| flood.agent).collect());
+            figures.put(
+                "live/flood/agent/wire",
+                Unit::Percent,
+                far.iter().map(|flood| flood.agent).collect(),
+            );
         }
     }
     figures.put("live/flood/agent/idle", Unit::Percent, [idle.percent].into_iter().collect());
