@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result, anyhow};
 use super::{
     call::Call,
     lab::{Lab, Pod, Who},
-    ratio,
+    order, ratio,
     raw::Raw,
 };
 use crate::{
@@ -57,8 +57,7 @@ pub(super) fn run(lab: &Lab, effort: Effort, figures: &mut Figures) -> Result<()
     for round in 0..rounds {
         let programs = (0..adds).map(|_| Call::from(Command::new("/bin/true")));
         nothing.push(at_once(programs, |mut call| call.run()).context("many at once, /bin/true")?);
-        for step in 0..ALL.len() {
-            let at = (round + step) % ALL.len();
+        for at in order(round, ALL.len()) {
             let case = ALL[at].0;
             let of = |verb: &str| format!("{verb}, many at once, case {case:?}");
             let took = add(lab, case, &mut pods, round).with_context(|| of("ADD"))?;

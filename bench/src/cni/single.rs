@@ -1,4 +1,4 @@
-//! One pod at a time: every case once a round, the rounds' first case another one each time.
+//! One pod at a time: every case once a round.
 
 use std::{fs, io::Write as _, path::Path, process::Command};
 
@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result};
 use super::{
     call::{Call, timed},
     lab::{BEYOND, GATEWAY, IFNAME, Lab, MASTER, Pod, Who},
-    ratio,
+    order, ratio,
     raw::Raw,
 };
 use crate::{
@@ -85,8 +85,7 @@ pub(super) fn run(lab: &Lab, effort: Effort, figures: &mut Figures) -> Result<()
     }
     let mut found: Vec<Found> = vec![Found::default(); ALL.len()];
     for round in 0..rounds {
-        for step in 0..ALL.len() {
-            let at = (round + step) % ALL.len();
+        for at in order(round, ALL.len()) {
             let took = single.time(ALL[at])?;
             found[at].add.push(took.add);
             took.del.into_iter().for_each(|del| found[at].del.push(del));
