@@ -17,10 +17,12 @@ mod verdict;
 
 use std::{
     collections::BTreeSet,
+    panic::resume_unwind,
     time::{Duration, Instant},
 };
 
 use anyhow::Result;
+use netpath::kernel::netns::within;
 use nix::{
     sched::{CpuSet, sched_getcpu, sched_setaffinity},
     unistd::Pid,
@@ -40,15 +42,17 @@ pub(crate) fn run(effort: Effort, figures: &mut Figures) -> Result<()> {
     let mut scene = Scene::new(&binary, &reference, &peers)?;
     say("\n## live: CPU time of traffic of a pod");
     let outside = scene.outside.path();
-    // The generator sends from the namespace that its thread is in. And the thread ends, and with it its affinity, which
-    // processes that are started later would inherit.
-    netpath::kernel::netns::within(&outside, || {
+    let timed = || {
         stay_on_this_cpu()?;
         let clock = egress::clock(&scene)?;
         egress::run(effort, &scene, clock, figures)?;
         ingress::run(effort, &mut scene, clock, figures)
-    })??;
-    netpath::kernel::netns::within(&outside, || flood::run(effort, &binary, &mut scene, figures))?
+    };
+    // The generator sends from the namespace that its thread is in. And the thread ends, and with it its affinity, which
+    // processes that are started later would inherit.
+    let thread = || within(&outside, timed)?;
+    std::thread::scope(|scope| scope.spawn(thread).join().unwrap_or_else(|panic| resume_unwind(panic)))?;
+    within(&outside, || flood::run(effort, &binary, &mut scene, figures))?
 }
 
 /// Waits until `ready`, or for so long that it will not come any more.

@@ -13,17 +13,16 @@ use std::{
     net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
     path::Path,
     process::{Child, Command, Stdio},
-    thread,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, ensure};
 use netpath::{
+    kernel::netns,
     police,
     root::Root,
     state::{self, Record, Records},
 };
-use nix::sched::{CloneFlags, setns};
 use serde_json::json;
 
 use self::fleet::Fleet;
@@ -268,17 +267,12 @@ impl Agent {
     }
 }
 
-/// Runs `f` in a network namespace: in a thread of its own, since it does not come back from there. Sockets stay where they
-/// were opened.
-fn within<T: Send>(netns: Option<&str>, f: impl FnOnce() -> Result<T> + Send) -> Result<T> {
-    let Some(netns) = netns else { return f() };
-    let entered = || {
-        setns(fs::File::open(Path::new("/run/netns").join(netns))?, CloneFlags::CLONE_NEWNET)?;
-        f()
-    };
-    thread::scope(|scope| {
-        scope.spawn(entered).join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-    })
+/// Runs `f` in a network namespace: sockets stay where they were opened.
+fn within<T>(netns: Option<&str>, f: impl FnOnce() -> Result<T>) -> Result<T> {
+    match netns {
+        None => f(),
+        Some(netns) => netns::within(&Path::new("/run/netns").join(netns), f)?,
+    }
 }
 
 impl Drop for Agent {

@@ -5,11 +5,13 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::thread;
 
 use nix::sched::CloneFlags;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, getsockopt, socket};
 use nix::{getsockopt_impl, sockopt_impl};
+
+/// The calling thread's namespace.
+const OWN: &str = "/proc/thread-self/ns/net";
 
 /// Why a network namespace could not be used.
 #[derive(Debug, thiserror::Error)]
@@ -36,14 +38,6 @@ pub enum NetnsError {
         /// What the system said.
         source: io::Error,
     },
-    /// No thread could be started to enter the namespace with.
-    #[error("cannot start a thread for network namespace `{}`", path.display())]
-    Thread {
-        /// The namespace that was to be entered.
-        path: PathBuf,
-        /// What the system said.
-        source: io::Error,
-    },
 }
 
 impl NetnsError {
@@ -55,7 +49,7 @@ impl NetnsError {
             }
             // What an unmounted `/run/netns/x` leaves behind is an ordinary file.
             Self::Enter { source, .. } => source.raw_os_error() == Some(libc::EINVAL),
-            Self::Current { .. } | Self::Thread { .. } => false,
+            Self::Current { .. } => false,
         }
     }
 }
@@ -97,28 +91,33 @@ impl Netns {
         Ok(Identity { dev: metadata.dev(), ino: metadata.ino() })
     }
 
-    /// Runs `f` in this namespace, on a thread of its own that ends with it.
+    /// Runs `f` in this namespace: the calling thread goes there and comes back, whatever becomes of `f`.
     ///
-    /// The caller's thread never changes its namespace, so no early return can leave it in the wrong one. A
-    /// panic of `f` is carried over to the caller.
-    pub fn within<T: Send>(&self, f: impl FnOnce() -> T + Send) -> Result<T, NetnsError> {
+    /// On the calling thread, since one of its own takes longer than all that is done in a pod's namespace.
+    pub fn within<T>(&self, f: impl FnOnce() -> T) -> Result<T, NetnsError> {
+        let home = File::open(OWN).map_err(|source| NetnsError::Current { source })?;
         let enter = |source| NetnsError::Enter { path: self.path.clone(), source };
-        thread::scope(|scope| {
-            let run = || {
-                #[expect(clippy::disallowed_methods, reason = "this is the one function that may")]
-                nix::sched::setns(&self.file, CloneFlags::CLONE_NEWNET).map_err(io::Error::from)?;
-                Ok(f())
-            };
-            let thread = thread::Builder::new()
-                .name("netns".to_owned())
-                .spawn_scoped(scope, run)
-                .map_err(|source| NetnsError::Thread { path: self.path.clone(), source })?;
-            match thread.join() {
-                Ok(result) => result.map_err(enter),
-                Err(panic) => std::panic::resume_unwind(panic),
-            }
-        })
+        set(&self.file).map_err(enter)?;
+        let _home = Home(home);
+        Ok(f())
     }
+}
+
+/// The namespace that a thread comes from. When it goes, the thread is back there.
+struct Home(File);
+
+impl Drop for Home {
+    fn drop(&mut self) {
+        if set(&self.0).is_err() {
+            // What it did from here on it would do to a pod instead of the node.
+            std::process::abort();
+        }
+    }
+}
+
+fn set(netns: &File) -> io::Result<()> {
+    #[expect(clippy::disallowed_methods, reason = "this is the one function that may")]
+    Ok(nix::sched::setns(netns, CloneFlags::CLONE_NEWNET)?)
 }
 
 impl AsFd for Netns {
@@ -133,8 +132,8 @@ impl AsRawFd for Netns {
     }
 }
 
-/// Runs `f` in the network namespace at `path`, on a thread of its own: see [`Netns::within`].
-pub fn within<T: Send>(path: &Path, f: impl FnOnce() -> T + Send) -> Result<T, NetnsError> {
+/// Runs `f` in the network namespace at `path`: see [`Netns::within`].
+pub fn within<T>(path: &Path, f: impl FnOnce() -> T) -> Result<T, NetnsError> {
     Netns::open(path)?.within(f)
 }
 
@@ -145,12 +144,12 @@ pub fn identity(path: &Path) -> Result<Identity, NetnsError> {
 
 /// Whether this is the number of a namespace, and not of an ordinary file.
 pub fn is_namespace(identity: Identity) -> bool {
-    std::fs::metadata("/proc/thread-self/ns/net").is_ok_and(|own| own.dev() == identity.dev)
+    std::fs::metadata(OWN).is_ok_and(|own| own.dev() == identity.dev)
 }
 
 /// Whether `path` is the namespace the calling thread is in.
 pub fn is_same_as_current(path: &Path) -> Result<bool, NetnsError> {
-    let metadata = std::fs::metadata("/proc/thread-self/ns/net");
+    let metadata = std::fs::metadata(OWN);
     let current = metadata.map_err(|source| NetnsError::Current { source })?;
     let other = identity(path)?;
     Ok(other == Identity { dev: current.dev(), ino: current.ino() })

@@ -8,7 +8,7 @@ use netpath::kernel::sysctl;
 use crate::common::{NetNs, chain};
 
 #[test]
-fn a_namespace_is_entered_on_another_thread_only() {
+fn a_thread_enters_a_namespace_and_comes_back() {
     let (a, b) = (NetNs::new("a"), NetNs::new("b"));
     let own = netns::identity(Path::new("/proc/thread-self/ns/net")).expect("our own");
     let there = a.within(|| netns::identity(Path::new("/proc/thread-self/ns/net")).expect("its own"));
@@ -37,10 +37,15 @@ fn what_is_no_namespace_is_an_error_that_names_it() {
 }
 
 #[test]
-fn a_panic_inside_reaches_the_caller() {
-    let pod = NetNs::new("pod");
+fn a_panic_inside_reaches_a_caller_who_is_back() {
+    let own = || netns::identity(Path::new("/proc/thread-self/ns/net")).expect("our own");
+    let (pod, other, home) = (NetNs::new("pod"), NetNs::new("other"), own());
     let panic = std::panic::catch_unwind(|| pod.within(|| panic!("inside"))).expect_err("it panicked");
     assert_eq!(panic.downcast_ref::<&str>(), Some(&"inside"));
+    assert_eq!(own(), home);
+    let inner = pod.within(|| (other.within(own), own()));
+    let of = |netns: &NetNs| netns::identity(&netns.path()).expect("by its path");
+    assert_eq!((inner, own()), ((of(&other), of(&pod)), home));
 }
 
 #[test]
