@@ -93,12 +93,18 @@ pub(super) fn map_ids(pins: &Path) -> Vec<(&'static str, u32)> {
     found
 }
 
+/// Which of our maps it is by its name, as the kernel keeps it.
+///
+/// Not the library's `name_as_str`: the first call of that tries two dozen of the kernel's features out, which takes longer than
+/// all that an ADD does with maps.
+fn name_of(map: &MapInfo) -> Option<&'static str> {
+    NAMES.iter().find(|name| name.as_bytes() == map.name()).copied()
+}
+
 /// Whether a program works on the maps with these ids: one may have lost its pin, and been made again since.
 pub(super) fn is_bound(program: u32, pinned: &[(&str, u32)]) -> bool {
     let used = sys::program_maps(program).unwrap_or_default();
-    let is_private = |id: u32| {
-        MapInfo::from_id(id).is_ok_and(|map| map.name_as_str().is_some_and(|name| !NAMES.contains(&name)))
-    };
+    let is_private = |id: u32| MapInfo::from_id(id).is_ok_and(|map| name_of(&map).is_none());
     used.iter().all(|used| pinned.iter().any(|(_, id)| id == used) || is_private(*used))
 }
 
@@ -119,7 +125,7 @@ pub fn recover_maps(pins: &Path) -> Result<Vec<&'static str>, BpfError> {
     }
     for id in programs(pins)?.into_iter().flat_map(|program| sys::program_maps(program).unwrap_or_default()) {
         let Ok(info) = MapInfo::from_id(id) else { continue };
-        let Some(at) = missing.iter().position(|name| info.name_as_str() == Some(*name)) else { continue };
+        let Some(at) = missing.iter().position(|name| name_of(&info) == Some(*name)) else { continue };
         let path = pin_of(pins, missing[at]);
         let failed = |source: Box<dyn std::error::Error + Send + Sync>| BpfError::Pin {
             op: "make again",
