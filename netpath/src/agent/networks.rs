@@ -1,7 +1,10 @@
 //! Networks as they are defined, and what of them is in force. What was found is kept for as long as nothing it follows from
 //! changes: there may be many networks, and all are looked at each time.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use netpath_ebpf::abi::mode;
 
@@ -100,7 +103,8 @@ impl Networks {
         self.outcomes.insert(name.to_owned(), (definition.clone(), outcome));
         let Some(maps) = maps.filter(|_| !is_in_force(outcome)) else { return Ok(false) };
         // What a record does not say of itself was decided before, by all definitions.
-        let is_meant = |record: &Record| own.iter().any(|it| it.is_of(&record.container_id, &record.ifname));
+        let own: BTreeSet<_> = own.iter().map(|record| (&record.container_id, &record.ifname)).collect();
+        let is_meant = |record: &Record| own.contains(&(&record.container_id, &record.ifname));
         Ok(network
             .put_in_force(root, maps, &resolved, known, is_meant)?
             .is_some_and(|applied| applied.endpoints != 0))

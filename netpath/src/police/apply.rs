@@ -1,6 +1,9 @@
 //! A network that has changed: its zone for the attachments that run.
 
-use std::sync::Arc;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use netpath_ebpf::abi::{Endpoint, EndpointKey, kind, mode};
 
@@ -49,17 +52,16 @@ pub fn running(
     is_meant: impl Fn(&Record) -> bool,
 ) -> Result<Vec<Running>, PoliceError> {
     let boot = state::boot_id()?;
-    let rows = maps.endpoints()?;
+    let rows = maps.endpoints()?.into_iter();
+    let rows = rows.filter(|(key, row)| key.master == master && row.kind == kind::ENDPOINT);
+    let rows: BTreeMap<(u32, u32), (EndpointKey, Endpoint)> =
+        rows.map(|(key, row)| ((row.id, row.generation), (key, row))).collect();
     let records = Records::new(root).refresh(known)?.into_iter();
     let found = records.filter(|record| record.boot_id == boot && is_meant(record));
     let found = found.filter_map(|record| {
         let own = record.endpoint?;
-        let (key, row) = rows.iter().find(|(key, row)| {
-            key.master == master
-                && row.kind == kind::ENDPOINT
-                && (row.id, row.generation) == (own.id, own.generation)
-        })?;
-        Some((record, *key, *row))
+        let (key, row) = *rows.get(&(own.id, own.generation))?;
+        Some((record, key, row))
     });
     Ok(found.collect())
 }
@@ -78,12 +80,10 @@ pub fn apply(
     if running.is_empty() {
         return Ok(applied);
     }
-    let strangers: Vec<u32> = maps
-        .endpoints()?
-        .into_iter()
-        .filter(|(key, _)| running.iter().all(|(_, own, _)| own != key))
-        .map(|(_, row)| row.zone)
-        .collect();
+    let own: BTreeSet<EndpointKey> = running.iter().map(|(_, key, _)| *key).collect();
+    let rows = maps.endpoints()?.into_iter();
+    let strangers = rows.filter(|(key, _)| !own.contains(key));
+    let strangers: BTreeSet<u32> = strangers.map(|(_, row)| row.zone).collect();
     let compiled = zone.map(compile).transpose()?;
     // Rows that are done, so that each is flipped once.
     let mut done: Vec<(u32, u32)> = Vec::new();
