@@ -210,7 +210,7 @@ impl Lab {
         Ok(lab)
     }
 
-    /// Runs `work` on a thread that stands on the node, and so does all that it starts.
+    /// Runs `work` with its thread on the node, where all that it starts is then, too.
     pub(super) fn on_the_node<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T> {
         Ok(netns::within(&self.node.path(), work)?)
     }
