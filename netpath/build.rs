@@ -3,7 +3,14 @@
 //! `cargo xtask build-ebpf` writes it into the target directory. Without it everything but loading compiles and
 //! is tested: `cfg(no_bpf_object)` is set, and a loader says which command makes the object.
 
-use std::{env, error::Error, fs, path::PathBuf, process::Command};
+use std::{
+    env,
+    error::Error,
+    fs,
+    hash::{DefaultHasher, Hasher as _},
+    path::PathBuf,
+    process::Command,
+};
 
 /// Names another object than the one that xtask built.
 const OVERRIDE: &str = "NETPATH_BPF_OBJECT";
@@ -30,7 +37,13 @@ fn main() -> Result<(), Box<dyn Error>> {
         }
     };
     match object.exists() {
-        true => instruct(&format!("rustc-env=NETPATH_BPF_OBJECT={}", object.display())),
+        true => {
+            // Taken here, since every ADD asks for it.
+            let mut hasher = DefaultHasher::new();
+            hasher.write(&fs::read(&object)?);
+            instruct(&format!("rustc-env=NETPATH_BPF_DIGEST={}", hasher.finish().max(1)));
+            instruct(&format!("rustc-env=NETPATH_BPF_OBJECT={}", object.display()));
+        }
         false => instruct("rustc-cfg=no_bpf_object"),
     }
     Ok(())

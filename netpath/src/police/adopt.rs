@@ -58,7 +58,7 @@ pub(super) fn adopt(
         None => {}
     }
     let row = maps.add_endpoint(EndpointKey::new(master, mac.bytes()), row)?;
-    identity::enter(maps, master, &row)?;
+    identity::enter(maps, master, &row, None)?;
     record.endpoint = Some(state::Endpoint { id: row.id, generation: row.generation });
     record.master = record.master.map(|old| Master { id: Some(master.into()), ..old });
     Ok(Records::new(root).write(&record)?)

@@ -17,7 +17,7 @@ use crate::{
         netlink::{Link, Netlink},
     },
     spec::Mac,
-    zone::{MasterEntry, UnknownSource},
+    zone::{MasterEntry, UnknownSource, ZoneImage},
 };
 
 /// The addresses that are bound to a row, its link-local one included.
@@ -32,8 +32,12 @@ fn local(maps: &Maps, zone: u32) -> Result<Vec<IpNetwork>, MapsError> {
     let content = if zone == 0 { None } else { maps.zone_content(zone)? };
     // A zone that cannot be read claims nothing: its endpoints are closed, and their addresses claimed.
     let image = content.and_then(|content| image(&content).ok());
-    let prefixes = image.iter().flat_map(|image| image.prefixes());
-    Ok(prefixes.filter(|(_, word)| word & zone_verdict::LOCAL != 0).map(|(prefix, _)| prefix).collect())
+    Ok(image.as_ref().map(local_of).unwrap_or_default())
+}
+
+fn local_of(image: &ZoneImage) -> Vec<IpNetwork> {
+    let prefixes = image.prefixes().into_iter();
+    prefixes.filter(|(_, word)| word & zone_verdict::LOCAL != 0).map(|(prefix, _)| prefix).collect()
 }
 
 /// Whether a row's pod can be told by its cookie. A pod whose interface is not policed may send as it likes.
@@ -45,8 +49,14 @@ fn answers(row: &Endpoint) -> CookieOwner {
     CookieOwner { endpoint: row.id, generation: row.generation, mode: row.mode, pad: [0; 7] }
 }
 
-/// Enters what a new row says of its pod. The caller holds the lock.
-pub(super) fn enter(maps: &mut Maps, master: u16, row: &Endpoint) -> Result<(), MapsError> {
+/// Enters what a new row says of its pod. `zone` is what the row's zone says, where the caller has it: to read it again takes
+/// a hundred calls. The caller holds the lock.
+pub(super) fn enter(
+    maps: &mut Maps,
+    master: u16,
+    row: &Endpoint,
+    zone: Option<&ZoneImage>,
+) -> Result<(), MapsError> {
     if is_told(row) {
         let old = maps.cookie_owner(master, row.cookie)?;
         if old.is_none_or(|old| old.mode <= row.mode) {
@@ -57,7 +67,7 @@ pub(super) fn enter(maps: &mut Maps, master: u16, row: &Endpoint) -> Result<(), 
         let claim = maps.claim(master, address.ip())? & claim::LOCAL | claim::BOUND;
         maps.set_claim(master, address, claim)?;
     }
-    for prefix in local(maps, row.zone)? {
+    for prefix in zone.map_or_else(|| local(maps, row.zone), |zone| Ok(local_of(zone)))? {
         let own = claim::BOUND | claim::HOST;
         let old = if is_host(prefix) { maps.claim(master, prefix.ip())? & own } else { 0 };
         maps.set_claim(master, prefix, old | claim::LOCAL)?;

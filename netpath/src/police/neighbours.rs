@@ -6,7 +6,11 @@ use std::path::Path;
 use netpath_ebpf::abi::{Endpoint, EndpointKey, kind};
 
 use crate::{
-    kernel::{self, bpf::maps::Maps, netns},
+    kernel::{
+        self,
+        bpf::{maps::Maps, tree::Tree},
+        netns,
+    },
     root::Root,
     spec::{ContainerId, IfName},
     state::{self, Phase, Record, Records, StateError},
@@ -24,12 +28,13 @@ impl Neighbours {
     /// loaded, or it cannot be read, there are none: whoever enters a row afterwards fails, and says why.
     pub fn read(root: &Root, ifindex: u32, container_id: &ContainerId, ifname: &IfName) -> Self {
         let rows = || -> Option<Vec<_>> {
-            let maps = Maps::open(&root.pins()).ok().flatten()?;
+            // Two maps of all that there are.
+            let tree = Tree::open(&root.pins()).ok().flatten()?;
             let cookie = netns::cookie().unwrap_or(0);
-            let masters = maps.masters().ok()?;
+            let masters = tree.masters().ok()?;
             let (id, _) =
                 masters.iter().find(|(_, row)| row.ifindex == ifindex && row.netns_cookie == cookie)?;
-            of_master(&maps, *id).ok()
+            Some(of(tree.endpoints().ok()?, *id))
         };
         Self {
             rows: rows().unwrap_or_default(),
@@ -50,9 +55,12 @@ pub(super) fn of_master(
     maps: &Maps,
     id: u16,
 ) -> Result<Vec<(EndpointKey, Endpoint)>, crate::kernel::bpf::maps::MapsError> {
-    let mut rows = maps.endpoints()?;
-    rows.retain(|(key, row)| key.master == id && row.kind == kind::ENDPOINT);
-    Ok(rows)
+    Ok(of(maps.endpoints()?, id))
+}
+
+fn of(mut rows: Vec<(EndpointKey, Endpoint)>, master: u16) -> Vec<(EndpointKey, Endpoint)> {
+    rows.retain(|(key, row)| key.master == master && row.kind == kind::ENDPOINT);
+    rows
 }
 
 /// Whether `address` is one of the row's.

@@ -166,12 +166,12 @@ pub fn enter(
     }
     refuse_impersonation(node, master, wanted)?;
     refuse_addresses(root, maps, key, wanted)?;
-    if let Some(zone) = wanted.zone {
-        let image = compile(zone)?;
-        row.zone = maps.ensure_zone(wanted.network, image.digest(wanted.network), &content(&image))?;
+    let image = wanted.zone.map(compile).transpose()?;
+    if let Some(image) = &image {
+        row.zone = maps.ensure_zone(wanted.network, image.digest(wanted.network), &content(image))?;
     }
     let row = maps.add_endpoint(key, row)?;
-    identity::enter(maps, attached.id, &row)?;
+    identity::enter(maps, attached.id, &row, image.as_ref())?;
     Ok(row)
 }
 

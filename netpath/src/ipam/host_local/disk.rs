@@ -165,8 +165,14 @@ fn read_owner(path: &Path) -> io::Result<String> {
 }
 
 fn write_last(path: &Path, address: IpAddr) -> io::Result<()> {
-    let mut file = File::options().write(true).create(true).truncate(true).mode(0o600).open(path)?;
-    file.write_all(address.to_string().as_bytes())
+    let text = address.to_string();
+    // Over what is there: to cut a file off first takes a file system longer than all else here. Whoever is ended in between
+    // leaves another address, or none, which is where the next search begins.
+    let mut file = File::options().write(true).create(true).truncate(false).mode(0o600).open(path)?;
+    let length = text.len() as u64;
+    let is_longer = length < file.metadata()?.len();
+    file.write_all(text.as_bytes())?;
+    if is_longer { file.set_len(length) } else { Ok(()) }
 }
 
 fn io_error(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> HostLocalError {

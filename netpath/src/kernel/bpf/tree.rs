@@ -6,7 +6,7 @@
 
 use std::path::{Path, PathBuf};
 
-use aya::maps::{Array, HashMap, Map, MapData, MapError};
+use aya::maps::{Array, Map, MapData};
 use netpath_ebpf::abi::{
     ABI_VERSION, Endpoint, EndpointKey, Master, Meta, Owner, READABLE_BY, REST_ALLOW, REST_DENY, Rule,
     rule_kind,
@@ -14,6 +14,7 @@ use netpath_ebpf::abi::{
 
 use super::{
     bases::{Bases, Counted, Rows},
+    batch,
     maps::{MapsError, Plain, Raw, Table, get, open, pin_of},
     rules,
 };
@@ -146,13 +147,8 @@ fn owners<T: Plain + Into<Owner>>(pins: &Path) -> Listed<u32, Owner> {
 }
 
 fn endpoints<T: Plain + Into<Endpoint>>(pins: &Path) -> Listed<EndpointKey, Endpoint> {
-    let table: HashMap<MapData, Raw<EndpointKey>, Raw<T>> = open(pins, "endpoints", Map::HashMap)?;
-    let rows = table.iter().map(|row| row.map(|(Raw(key), Raw(value))| (key, value.into())));
-    rows.collect::<Result<_, MapError>>().map_err(|source| MapsError::Access {
-        op: "list",
-        map: "endpoints",
-        source,
-    })
+    let rows = batch::Listed::<EndpointKey, T>::open(pins, "endpoints")?.rows()?;
+    Ok(rows.into_iter().map(|(key, row)| (key, row.into())).collect())
 }
 
 fn all_rules<T: Plain + Into<Rule>>(pins: &Path) -> Listed<u32, Rule> {
