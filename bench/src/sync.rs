@@ -69,7 +69,12 @@ fn attached(binary: &Path, pods: u32, rounds: usize, figures: &mut Figures) -> R
     let mut fleet = Fleet::new(binary)?;
     fleet.attach(pods)?;
     let (api, agent) = fleet.agent()?;
-    let edits: Samples = (1..).take(rounds).map(|round| fleet.edit(&api, round)).collect::<Result<_>>()?;
+    let mut edits = Samples::default();
+    for round in (1..).take(rounds) {
+        edits.push(fleet.edit(&api, round)?);
+        // The next one comes when what follows from this one is done: people do not edit a zone every second.
+        agent.passes()?;
+    }
     let text = agent.get("/metrics")?.context("the agent answers")?;
     let sent = text.lines().filter(|line| line.starts_with("netpath_pod_transmit_packets_total{")).count();
     ensure!(sent == pods as usize, "{sent} of {pods} attachments are in what the agent says");
@@ -254,6 +259,18 @@ impl Agent {
             std::thread::park_timeout(Duration::from_millis(20));
         }
         Ok(agent)
+    }
+
+    /// Waits until all was looked at once more.
+    fn passes(&self) -> Result<()> {
+        let passes =
+            || value(&self.get("/metrics")?.context("the agent answers")?, "netpath_agent_passes_total");
+        let (before, begun) = (passes()?, Instant::now());
+        while passes()? < before + 2.0 {
+            ensure!(begun.elapsed() < PATIENCE, "the agent does not look at anything any more");
+            std::thread::park_timeout(Duration::from_millis(50));
+        }
+        Ok(())
     }
 
     /// The body of an answer; `None` where it is no success.

@@ -417,23 +417,31 @@ impl<'a> Work<'a> {
         self.listing.read(self.root)?;
         let boot = state::boot_id()?;
         self.sandboxes.read(self.root)?;
-        let sandboxes = &self.sandboxes.all;
         let zones = match police::maps(self.root)? {
             Some(maps) => Zones::read(&maps)?,
             None => Zones::default(),
         };
+        // By the pod's name: each pod would look at all of them otherwise.
+        let (mut sandboxes, mut unpoliced) = (BTreeMap::<_, Vec<_>>::new(), BTreeMap::<_, Vec<_>>::new());
+        let of_this_boot = self.sandboxes.all.iter().filter(|sandbox| sandbox.boot_id == boot);
+        for (own, sandbox) in of_this_boot.filter_map(|sandbox| Some((sandbox.pod.as_ref()?, sandbox))) {
+            sandboxes.entry(format!("{}/{}", own.namespace, own.name)).or_default().push((own, sandbox));
+        }
+        let is_unpoliced = |record: &Record| {
+            let has_zone = record.phase == Phase::Ready && record.zone.is_some();
+            has_zone && !zones.rows.contains_key(&id_of(record))
+        };
+        let records = self.listing.records.iter().filter(|record| is_unpoliced(record));
+        for (own, record) in records.filter_map(|record| Some((record.pod.as_ref()?, record))) {
+            unpoliced.entry(format!("{}/{}", own.namespace, own.name)).or_default().push((own, record));
+        }
         let mut bare = BTreeMap::new();
         let mut pending = 0;
         for (name, pod) in pods.iter().filter(|(_, pod)| pod.has_sandbox) {
-            let own = |it: &state::Pod| {
-                let is_named = format!("{}/{}", it.namespace, it.name) == *name;
-                is_named && (pod.is_mirror || it.uid.as_ref().is_none_or(|uid| *uid == pod.uid))
-            };
-            let sandbox = sandboxes
-                .iter()
-                .filter(|sandbox| sandbox.boot_id == boot && sandbox.pod.as_ref().is_some_and(own))
-                .max_by_key(|sandbox| sandbox.created);
-            match sandbox {
+            let is_its = |it: &state::Pod| pod.is_mirror || it.uid.as_ref().is_none_or(|uid| *uid == pod.uid);
+            let own = sandboxes.get(name).into_iter().flatten().filter(|(own, _)| is_its(own));
+            let sandbox = own.max_by_key(|(_, sandbox)| sandbox.created);
+            match sandbox.map(|(_, sandbox)| sandbox) {
                 None if pod.asks() => {
                     bare.insert(
                         name,
@@ -443,13 +451,8 @@ impl<'a> Work<'a> {
                 Some(sandbox) if sandbox.annotation != pod.networks => pending += 1,
                 _ => {}
             }
-            let unpoliced = self.listing.records.iter().find(|record| {
-                record.pod.as_ref().is_some_and(own)
-                    && record.phase == Phase::Ready
-                    && record.zone.is_some()
-                    && !zones.rows.contains_key(&id_of(record))
-            });
-            if let Some(record) = unpoliced {
+            let record = unpoliced.get(name).into_iter().flatten().find(|(own, _)| is_its(own));
+            if let Some((_, record)) = record {
                 let what =
                     format!("{} was made with a zone and is not policed: delete the pod", record.ifname);
                 bare.insert(name, (pod, what));

@@ -36,7 +36,7 @@ fn local(maps: &Maps, zone: u32) -> Result<Vec<IpNetwork>, MapsError> {
 }
 
 fn local_of(image: &ZoneImage) -> Vec<IpNetwork> {
-    let prefixes = image.prefixes().into_iter();
+    let prefixes = image.prefixes();
     prefixes.filter(|(_, word)| word & zone_verdict::LOCAL != 0).map(|(prefix, _)| prefix).collect()
 }
 
