@@ -84,14 +84,18 @@ pub(crate) fn run(effort: Effort, figures: &mut Figures) -> Result<()> {
     }
     say(format_args!("RunPodSandbox, milliseconds, {pods} of each kind: median (8 of 10 within)"));
     let alone = times[0].median();
-    for (kind, (name, _)) in KINDS.iter().enumerate() {
+    for (kind, (name, nad)) in KINDS.iter().enumerate() {
         let above = more[kind].median();
         say(format_args!(
             "  {name:26} {:20}  {above:+.1} in the same turn, {:+.1} %",
             times[kind].to_string(),
             above / alone * 100.0
         ));
-        figures.put(format!("cluster/sandbox/{name}"), Unit::Milliseconds, times[kind].clone());
+        figures.put(
+            format!("cluster/sandbox/{}", nad.unwrap_or("alone")),
+            Unit::Milliseconds,
+            times[kind].clone(),
+        );
     }
     Ok(())
 }

@@ -120,8 +120,10 @@ fn run() -> Result<ExitCode> {
             Suite::Cluster => cluster::run(effort, &mut figures)?,
         }
     }
-    let table = report::table(&goals, &figures, cli.slack);
-    table.lines().for_each(say);
+    // What is taken in a moment says nothing of a goal.
+    if effort != Effort::Quick {
+        report::table(&goals, &figures, cli.slack).lines().for_each(say);
+    }
     if let Some(file) = &cli.json {
         history::append(file, &machine, effort, &figures)?;
     }

@@ -22,6 +22,9 @@ pub(crate) fn table(goals: &[Goal], figures: &Figures, slack: f64) -> String {
         let limit = goal.limit();
         // Writing into a `String` cannot fail.
         let _ = match goal.held(figures, slack) {
+            Outcome::NotTaken if was_due(goal, figures) => {
+                writeln!(text, "| {id} | {what} | | | | {limit} | **not taken** |")
+            }
             Outcome::NotTaken => Ok(()),
             Outcome::Missing(why) => writeln!(text, "| {id} | {what} | | | | {limit} | {why} |"),
             Outcome::Held { ours, peer, value, reached } => {
@@ -51,9 +54,18 @@ pub(crate) fn beyond(goals: &[Goal], figures: &Figures, slack: f64) -> Vec<Strin
                 let Goal { id, what, .. } = goal;
                 Some(format!("{id}: {:.2}, not {}: {what}", value.median(), goal.limit()))
             }
-            _ => None,
+            Outcome::NotTaken if was_due(goal, figures) => {
+                Some(format!("{}: not taken: {}", goal.id, goal.what))
+            }
+            Outcome::Held { .. } | Outcome::Missing(_) | Outcome::NotTaken => None,
         })
         .collect()
+}
+
+/// Whether all suites that a goal needs have run: then a figure that is not there is a mistake, and not somebody's choice.
+fn was_due(goal: &Goal, figures: &Figures) -> bool {
+    let ran = |suite: &str| figures.iter().any(|(name, _)| name.split('/').next() == Some(suite));
+    goal.suites().all(ran)
 }
 
 #[cfg(test)]
@@ -74,6 +86,9 @@ mod tests {
         let text = table(&goals, &figures, 1.0);
         assert!(text.contains("| 300 ns | 200 ns | 1.50 | ≤ 1.35 | **no** |"), "{text}");
         assert!(!text.contains("P12"), "{text}");
+        let text = table(&[goal("P9")], &figures, 1.0);
+        assert!(text.contains("**not taken**"), "{text}");
+        assert_eq!(beyond(&[goal("P9"), goal("P12")], &figures, 1.0).len(), 1);
         assert!(table(&goals, &figures, 1.15).contains("| yes |"));
         assert_eq!(beyond(&goals, &figures, 1.0).len(), 1);
         assert!(beyond(&goals, &figures, 1.15).is_empty());

@@ -12,6 +12,18 @@ const BINARY_VARIABLE: &str = "NETPATH_BENCH_BINARY";
 
 /// Builds the programs and the benchmark around them, and runs it with `args`.
 pub(crate) fn run(args: &[String]) -> Result<()> {
+    if args.iter().any(|word| ["-h", "--help"].contains(&word.as_str())) {
+        let mut command = workspace::cargo()?;
+        return process::run(command.args([
+            "run",
+            "--quiet",
+            "--locked",
+            "--package",
+            "netpath-bench",
+            "--",
+            "--help",
+        ]));
+    }
     if !process::is_root()? {
         bail!("the benchmark loads programs: run it as root");
     }

@@ -96,6 +96,7 @@ enum Command {
         abi_compatible: bool,
     },
     /// Build, then run the benchmark with these arguments; `cargo xtask bench --help` has them.
+    #[command(disable_help_flag = true)]
     Bench {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<String>,

@@ -211,7 +211,7 @@ impl Lab {
     }
 
     /// Runs `work` with its thread on the node, where all that it starts is then, too.
-    pub(super) fn on_the_node<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T> {
+    pub(super) fn on_the_node<T>(&self, work: impl FnOnce() -> T) -> Result<T> {
         Ok(netns::within(&self.node.path(), work)?)
     }
 

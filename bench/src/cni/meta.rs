@@ -39,6 +39,16 @@ enum Who {
 const ALL: [Who; 4] = [Who::Bare, Who::Directory, Who::Api, Who::ApiAndEvents];
 
 impl Who {
+    /// Its part of a figure's name.
+    fn slug(self) -> &'static str {
+        match self {
+            Self::Bare => "plugins",
+            Self::Directory => "directory",
+            Self::Api => "api",
+            Self::ApiAndEvents => "api-and-events",
+        }
+    }
+
     fn name(self) -> &'static str {
         match self {
             Self::Bare => "the two plugins alone",
@@ -102,8 +112,8 @@ fn measure(bench: &Bench<'_>, effort: Effort, figures: &mut Figures) -> Result<(
     say("| what | ADD | DEL | ADD, above the plugins | DEL, above the plugins |");
     say("|---|---|---|---|---|");
     for (at, who) in ALL.into_iter().enumerate() {
-        figures.put(format!("cni/meta/{}/add", who.name()), Unit::Microseconds, times[at].0.clone());
-        figures.put(format!("cni/meta/{}/del", who.name()), Unit::Microseconds, times[at].1.clone());
+        figures.put(format!("cni/meta/{}/add", who.slug()), Unit::Microseconds, times[at].0.clone());
+        figures.put(format!("cni/meta/{}/del", who.slug()), Unit::Microseconds, times[at].1.clone());
         say(format_args!(
             "| {} | {} | {} | {} | {} |",
             who.name(),

@@ -79,8 +79,8 @@ impl Namespace {
         PathBuf::from("/run/netns").join(&self.name)
     }
 
-    /// Runs `f` in it, on a thread of its own.
-    pub(super) fn within<T: Send>(&self, f: impl FnOnce() -> T + Send) -> Result<T> {
+    /// Runs `f` in it.
+    pub(super) fn within<T>(&self, f: impl FnOnce() -> T) -> Result<T> {
         Ok(netns::within(&self.path(), f)?)
     }
 

@@ -61,7 +61,8 @@ impl Fleet {
             format!("ip link add {MASTER} type veth peer name wire netns {}", fleet.pods),
             format!("ip link set {MASTER} up"),
         ] {
-            succeed(fleet.on_node("nsenter").args(words.split(' ')))?;
+            let (program, words) = words.split_once(' ').context("a program and its words")?;
+            succeed(fleet.on_node(program).args(words.split(' ')))?;
         }
         let mut wire = Command::new("ip");
         succeed(wire.args(["-n", &fleet.pods, "link", "set", "wire", "up"]))?;
@@ -71,10 +72,7 @@ impl Fleet {
     /// `nsenter` into the node's network, and no further: `ip netns exec` would hide the node's BPF file system.
     fn on_node(&self, program: impl AsRef<Path>) -> Command {
         let mut command = Command::new("nsenter");
-        command.arg(format!("--net=/run/netns/{}", self.node));
-        if program.as_ref() != Path::new("nsenter") {
-            command.arg(program.as_ref());
-        }
+        command.arg(format!("--net=/run/netns/{}", self.node)).arg(program.as_ref());
         command
     }
 
