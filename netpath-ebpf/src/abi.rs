@@ -13,6 +13,8 @@ pub const READABLE_BY: u32 = 2;
 
 mod zone;
 
+use core::mem::offset_of;
+
 pub use zone::*;
 
 /// Rows of `masters`: NICs of one node that carry policed attachments. Id 0 is never used.
@@ -25,6 +27,9 @@ pub const ENDPOINT_ADDRS: usize = 4;
 pub const NAME_LEN: usize = 64;
 /// Room for drop reasons in [`DropCounters`] and [`Budget`]; a power of two.
 pub const REASON_SLOTS: usize = 32;
+/// Bytes of the kernel's own record of a frame that programs read at once to learn what becomes of its checksum: from where the
+/// loader tells them, on a multiple of eight.
+pub const SKB_SUMS_LEN: u32 = 16;
 /// Largest frame head any program reads: Ethernet, IPv6, ICMPv6 error, quoted IPv6 header.
 pub const HEAD_LEN: usize = 128;
 
@@ -108,6 +113,10 @@ pub struct Endpoint {
 }
 
 const _: () = assert!(size_of::<Endpoint>() == 4 + 4 + 4 + 1 + 1 + 2 + 8 + 16 + 4 + 4 + 64 + 16 + 16);
+// The programs read addresses by words.
+const _: () = assert!(offset_of!(Endpoint, v4) % 4 == 0 && offset_of!(Endpoint, gateway_v4) % 4 == 0);
+const _: () = assert!(offset_of!(Endpoint, v6) % 8 == 0 && offset_of!(Endpoint, link_local) % 8 == 0);
+const _: () = assert!(offset_of!(Endpoint, gateway_v6) % 8 == 0 && align_of::<Endpoint>() == 8);
 
 /// Value of `owners`, indexed by endpoint id: whose id it is. All zero = free.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,9 +1,10 @@
 //! Loads and comparisons that compile to straight-line code on the BPF target.
 //!
-//! The verifier walks every path: a list of eight prefixes compared with branches is hundreds of paths,
-//! and the programs would not load. LLVM turns `|` of comparisons into branches unless it cannot see what
+//! The verifier walks every path: where what follows depends on which of several comparisons held, branches are
+//! hundreds of paths, and the programs would not load. LLVM turns `|` of comparisons into branches unless it cannot see what
 //! is compared, so on the BPF target each value goes through an instruction that it cannot look into. On
-//! the host the same functions are ordinary arithmetic.
+//! the host the same functions are ordinary arithmetic. Where all ways lead to a number out of a map, as those through a zone's
+//! prefixes do, branches cost the verifier nothing, and a processor guesses them: it need not wait for the comparisons.
 
 /// Hides a value from the optimizer. The instruction must exist: an empty comment would repeat the line
 /// information of its neighbour, which the kernel refuses ("Invalid line_info").
@@ -37,35 +38,26 @@ pub fn eq128(a: [u64; 2], b: [u64; 2]) -> u32 {
     differs ^ 1
 }
 
-/// The bytes as one number in memory order: for comparing and masking, not for arithmetic.
+/// The bytes of a field of a map's value as one number in memory order: for comparing and masking, not for arithmetic.
 #[inline(always)]
 pub fn raw4(bytes: &[u8; 4]) -> u32 {
     #[cfg(target_arch = "bpf")]
-    {
-        let value: u64;
-        // SAFETY: Reads the four bytes behind a valid reference. LLVM would read bytes one by one, since
-        // it does not know that the kernel's BPF allows unaligned words here.
-        unsafe {
-            core::arch::asm!("{0} = *(u32 *)({1} + 0)", out(reg) value, in(reg) bytes.as_ptr(), options(readonly, nostack, preserves_flags));
-        };
-        value as u32
+    // SAFETY: The fields of map values that are read by this lie on a multiple of four, see `abi`, and values on one of
+    // eight. Without being told so LLVM would read bytes one by one.
+    unsafe {
+        bytes.as_ptr().cast::<u32>().read()
     }
     #[cfg(not(target_arch = "bpf"))]
     u32::from_ne_bytes(*bytes)
 }
 
-/// The bytes as two numbers in memory order: for comparing and masking, not for arithmetic.
+/// The bytes of a field of a map's value as two numbers in memory order: for comparing and masking, not for arithmetic.
 #[inline(always)]
 pub fn raw16(bytes: &[u8; 16]) -> [u64; 2] {
     #[cfg(target_arch = "bpf")]
-    {
-        let (first, second): (u64, u64);
-        // SAFETY: Reads the sixteen bytes behind a valid reference; see `raw4`.
-        unsafe {
-            core::arch::asm!("{0} = *(u64 *)({1} + 0)", out(reg) first, in(reg) bytes.as_ptr(), options(readonly, nostack, preserves_flags));
-            core::arch::asm!("{0} = *(u64 *)({1} + 8)", out(reg) second, in(reg) bytes.as_ptr(), options(readonly, nostack, preserves_flags));
-        };
-        [first, second]
+    // SAFETY: As in `raw4`, with a multiple of eight.
+    unsafe {
+        bytes.as_ptr().cast::<[u64; 2]>().read()
     }
     #[cfg(not(target_arch = "bpf"))]
     {

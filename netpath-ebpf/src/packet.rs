@@ -185,24 +185,16 @@ pub struct Facts {
 }
 
 impl Facts {
-    /// Starts over for a frame of `length` bytes.
+    /// Starts over for a frame of `length` bytes. Addresses stay as they are: they mean something only where `l3` says that
+    /// they were read, and a target or a quoted address only where `bits` say so.
     #[expect(clippy::cast_possible_truncation, reason = "the only value cast is zero")]
     #[inline(always)]
     pub fn reset(&mut self, ethertype: u16, length: u32) {
         // A zero that the compiler does not know: it would call `memset`, which in BPF is a loop over bytes.
         let zero = opaque(0);
         let (word, half, byte) = (zero as u32, zero as u16, zero as u8);
-        self.source6 = [zero, zero];
-        self.destination6 = [zero, zero];
-        self.target6 = [zero, zero];
-        self.quoted6 = [zero, zero];
-        self.source4 = word;
-        self.destination4 = word;
-        self.target4 = word;
-        self.quoted4 = word;
         self.bits = word;
         self.length = length;
-        self.end = word;
         self.ethertype = ethertype;
         self.source_port = half;
         self.destination_port = half;
@@ -248,6 +240,10 @@ pub fn read(frame: &impl Frame, ethertype: u16, tagged: bool, facts: &mut Facts)
 /// Reads the bodies that few packets have.
 #[inline(always)]
 fn body(frame: &impl Frame, facts: &mut Facts) {
+    let zero = opaque(0);
+    facts.target6 = [zero, zero];
+    facts.quoted6 = [zero, zero];
+    (facts.target4, facts.quoted4) = (0, 0);
     let Some(head) = frame.long_head() else { return };
     if facts.bits & (bit::SOLICITATION | bit::ADVERTISEMENT) != 0 {
         neighbour(&head, facts);
@@ -272,6 +268,7 @@ pub fn other_ethertype(ethertype: u16, facts: &mut Facts) {
 pub fn arp(head: &impl Head, facts: &mut Facts) {
     facts.l3 = l3::ARP;
     if facts.length < 42 {
+        (facts.source4, facts.destination4) = (0, 0);
         facts.flaw = DropReason::Malformed as u8;
         return;
     }
@@ -296,6 +293,7 @@ pub fn ipv4(head: &impl Head, facts: &mut Facts) {
     facts.l3 = l3::V4;
     facts.transport = 34;
     if facts.length < 34 {
+        (facts.source4, facts.destination4) = (0, 0);
         facts.flaw = DropReason::Malformed as u8;
         return;
     }
@@ -375,6 +373,8 @@ pub fn ipv6(head: &impl Head, facts: &mut Facts) {
     facts.l3 = l3::V6;
     facts.transport = 54;
     if facts.length < 54 {
+        let zero = opaque(0);
+        (facts.source6, facts.destination6) = ([zero, zero], [zero, zero]);
         facts.flaw = DropReason::Malformed as u8;
         return;
     }

@@ -6,7 +6,7 @@
 
 use crate::{
     abi::{
-        Endpoint, Master, PortRange, ZONE_INLINE, ZONE_WORDS, ZoneSlot, endpoint_flags, kind, mode, place_of,
+        Endpoint, Master, PortRange, ZoneSlot, endpoint_flags, kind, mode, word_place,
         zone_flags, zone_verdict,
     },
     bits::{eq32, eq128, raw4, raw16},
@@ -231,7 +231,7 @@ fn egress6(facts: &Facts, endpoint: &Endpoint, rules: &impl Rules) -> Decision {
         return Decision::deny(DropReason::DhcpServer);
     }
     let neighbour = bits & (bit::SOLICITATION | bit::ADVERTISEMENT) != 0;
-    let target_is_own = own6(endpoint, facts.target6) != 0;
+    let target_is_own = neighbour && own6(endpoint, facts.target6) != 0;
     let asks = bits & bit::SOLICITATION != 0 && !target_is_own;
     if neighbour {
         // An advertisement is about oneself; a solicitation goes to its target or to a group of this link.
@@ -330,8 +330,9 @@ fn leases(endpoint: &Endpoint) -> u32 {
 /// 1 if the endpoint may send from `address`. An unused slot is zero, and zero is nobody's.
 #[inline(always)]
 fn own4(endpoint: &Endpoint, address: u32) -> u32 {
-    let mut found = 0;
-    let mut i = 0;
+    let mut found = eq32(raw4(&endpoint.v4[0]), address);
+    // Few have more than one.
+    let mut i = if found == 0 { 1 } else { endpoint.v4.len() };
     while i < endpoint.v4.len() {
         found |= eq32(raw4(&endpoint.v4[i]), address);
         i += 1;
@@ -342,8 +343,12 @@ fn own4(endpoint: &Endpoint, address: u32) -> u32 {
 /// 1 if the endpoint may send from `address`, its link-local address included.
 #[inline(always)]
 fn own6(endpoint: &Endpoint, address: [u64; 2]) -> u32 {
-    let mut found = eq128(raw16(&endpoint.link_local), address);
-    let mut i = 0;
+    let mut found = eq128(raw16(&endpoint.v6[0]), address);
+    let mut i = endpoint.v6.len();
+    if found == 0 {
+        found = eq128(raw16(&endpoint.link_local), address);
+        i = 1;
+    }
     while i < endpoint.v6.len() {
         found |= eq128(raw16(&endpoint.v6[i]), address);
         i += 1;
@@ -426,9 +431,6 @@ fn outside(slot: &ZoneSlot, rule: u32) -> Decision {
     Decision(Decision::deny(DropReason::ZoneDeny).0 | Decision::by_rule(rule).0 | told)
 }
 
-/// The bit of "no entry": lower ones are those of the inline entries.
-const NO_ENTRY: u32 = 1 << ZONE_INLINE;
-
 /// What the zone says of `address`: the word of the longest prefix around it.
 #[inline(always)]
 fn entry4(slot: &ZoneSlot, index: u32, rules: &impl Rules, address: u32) -> u32 {
@@ -438,14 +440,15 @@ fn entry4(slot: &ZoneSlot, index: u32, rules: &impl Rules, address: u32) -> u32 
     if slot.flags & zone_flags::TRIE_V4 != 0 {
         return rules.trie4(index, address);
     }
-    let mut hits = NO_ENTRY;
     let mut i = 0;
     while i < slot.v4.len() {
         let prefix = &slot.v4[i];
-        hits |= eq32(address & raw4(&prefix.mask), raw4(&prefix.net)) << i;
+        if address & raw4(&prefix.mask) == raw4(&prefix.net) {
+            return slot.words_v4[word_place(i)];
+        }
         i += 1;
     }
-    word(&slot.words_v4, hits)
+    slot.words_v4[word_place(i)]
 }
 
 /// As [`entry4`].
@@ -458,21 +461,16 @@ fn entry6(slot: &ZoneSlot, index: u32, rules: &impl Rules, address: [u64; 2]) ->
     if slot.flags & zone_flags::TRIE_V6 != 0 {
         return rules.trie6(index, address);
     }
-    let mut hits = NO_ENTRY;
     let mut i = 0;
     while i < slot.v6.len() {
         let prefix = &slot.v6[i];
-        let mask = raw16(&prefix.mask);
-        hits |= eq128([address[0] & mask[0], address[1] & mask[1]], raw16(&prefix.net)) << i;
+        let (mask, net) = (raw16(&prefix.mask), raw16(&prefix.net));
+        if (address[0] & mask[0] ^ net[0]) | (address[1] & mask[1] ^ net[1]) == 0 {
+            return slot.words_v6[word_place(i)];
+        }
         i += 1;
     }
-    word(&slot.words_v6, hits)
-}
-
-/// The word of the first entry that was hit: entries are sorted so that it is the answer.
-#[inline(always)]
-fn word(words: &[u32; ZONE_WORDS], hits: u32) -> u32 {
-    words[place_of(hits & hits.wrapping_neg()) as usize & (ZONE_WORDS - 1)]
+    slot.words_v6[word_place(i)]
 }
 
 /// What [`Rules::ports`] returns for `range`, so that it reads as a word; never 0.

@@ -1,5 +1,7 @@
 //! Zones as the maps hold them: two slots a zone, one word that says which is in force.
 
+use core::mem::offset_of;
+
 use super::NAME_LEN;
 
 /// Prefixes of one family that a zone holds inline; a longer list lives in the family's trie as a whole.
@@ -130,6 +132,10 @@ pub struct ZoneSlot {
 }
 
 const _: () = assert!(size_of::<ZoneSlot>() == 8 + 16 + 8 + 32 + 40 * ZONE_INLINE + 8 * ZONE_WORDS);
+// The programs read addresses by words.
+const _: () = assert!(offset_of!(ZoneSlot, near_v4) % 4 == 0 && offset_of!(ZoneSlot, v4) % 4 == 0);
+const _: () = assert!(offset_of!(ZoneSlot, near_v6) % 8 == 0 && offset_of!(ZoneSlot, v6) % 8 == 0);
+const _: () = assert!(align_of::<ZoneSlot>() == 8);
 
 impl ZoneSlot {
     /// A slot that was never written.
@@ -148,18 +154,12 @@ impl ZoneSlot {
     };
 }
 
-/// Where the word of inline entry `index` stands; [`ZONE_INLINE`] is "no entry".
+/// Where the word of inline entry `index` stands; [`ZONE_INLINE`] is "no entry". The order is that in which the first programs of
+/// this version found a word by the bit of its entry, with a de Bruijn number.
 pub const fn word_place(index: usize) -> usize {
-    place_of(1 << index) as usize
-}
-
-/// [`word_place`] by the bit of the entry. A de Bruijn number: each of its first nine shifts begins with
-/// four other bits, so that finding the place of the lowest set bit takes a multiplication and no branch.
-#[inline(always)]
-pub const fn place_of(bit: u32) -> u32 {
     const LAST: u32 = 15;
     const { assert!(ZONE_WORDS == LAST as usize + 1) };
-    bit.wrapping_mul(0x09af) >> 12 & LAST
+    ((1u32 << index).wrapping_mul(0x09af) >> 12 & LAST) as usize
 }
 
 /// Bits of a word in `zone_words` (a `u32` per zone; 0 = zone not loaded). It is the one thing that a

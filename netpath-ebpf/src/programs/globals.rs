@@ -9,6 +9,8 @@ static HAVE_COOKIE: u32 = 0;
 #[unsafe(no_mangle)]
 static REJECT_MARK: u32 = 0;
 #[unsafe(no_mangle)]
+static SKB_SUMS: u32 = 0;
+#[unsafe(no_mangle)]
 static SKB_SUMMED: u32 = 0;
 #[unsafe(no_mangle)]
 static SKB_CHECKSUM: u32 = 0;
@@ -46,7 +48,14 @@ pub(crate) fn cpus() -> u32 {
     unsafe { core::ptr::read_volatile(&raw const CPUS) }
 }
 
-/// Where the kernel's record of a frame (`struct sk_buff`) has `ip_summed`, in bits; 0 = not known, and nothing of that
+/// Where the kernel's record of a frame (`struct sk_buff`) begins to tell of its checksum, in bytes.
+#[inline(always)]
+pub(crate) fn skb_sums() -> u32 {
+    // SAFETY: As above.
+    unsafe { core::ptr::read_volatile(&raw const SKB_SUMS) }
+}
+
+/// Where that record has `ip_summed`, in bits; 0 = not known, and nothing of that
 /// record is read.
 #[inline(always)]
 pub(crate) fn skb_summed() -> u32 {

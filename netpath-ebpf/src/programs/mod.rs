@@ -10,6 +10,8 @@ mod rules;
 mod sender;
 mod settle;
 
+use core::arch::asm;
+
 use account::{Drop, Size, counters, master_counters, report, rule_counters};
 use aya_ebpf::{
     bindings::{__sk_buff, TC_ACT_SHOT, TC_ACT_UNSPEC, xdp_action, xdp_md},
@@ -21,7 +23,7 @@ use frame::{Buff, Context, Packet, Skb};
 use maps::{ENDPOINT_ROWS, MASTERS, SCRATCH, Scratch};
 use netpath_ebpf::{
     abi::{Endpoint, EndpointKey, Master, direction, endpoint_flags},
-    packet::{self, Frame, Head},
+    packet::{self, Facts, Frame, Head},
     verdict::{self, Decision, Fate},
 };
 use read::{Reading, read_buff, read_skb};
@@ -81,28 +83,28 @@ fn packet<C: Context>(context: C, scratch: *mut Scratch) -> Packet<C> {
     Packet { context, copy: unsafe { (&raw mut (*scratch).head).cast::<u8>() }, length: 0 }
 }
 
-/// Judges by the facts in this CPU's scratch what `row` sent: [`Decision::to_bits`].
+/// Judges by `facts` what `row` sent: [`Decision::to_bits`].
 ///
 /// A global function like [`read_skb`].
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn judge_sent(row: *const Endpoint) -> u32 {
-    match (scratch(), row.is_null()) {
-        // SAFETY: Both are map values; nothing writes to the facts now.
-        (Some(scratch), false) => unsafe { verdict::egress(&(*scratch).facts, &*row, &Maps).to_bits() },
-        _ => Decision::CLOSED.to_bits(),
+extern "C" fn judge_sent(row: *const Endpoint, facts: *const Facts) -> u32 {
+    if row.is_null() || facts.is_null() {
+        return Decision::CLOSED.to_bits();
     }
+    // SAFETY: Both are map values; nothing writes to the facts now.
+    unsafe { verdict::egress(&*facts, &*row, &Maps).to_bits() }
 }
 
 /// As [`judge_sent`], for what `row` shall receive.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn judge_received(row: *const Endpoint) -> u32 {
-    match (scratch(), row.is_null()) {
-        // SAFETY: As above.
-        (Some(scratch), false) => unsafe { verdict::ingress(&(*scratch).facts, &*row, &Maps).to_bits() },
-        _ => Decision::CLOSED.to_bits(),
+extern "C" fn judge_received(row: *const Endpoint, facts: *const Facts) -> u32 {
+    if row.is_null() || facts.is_null() {
+        return Decision::CLOSED.to_bits();
     }
+    // SAFETY: As above.
+    unsafe { verdict::ingress(&*facts, &*row, &Maps).to_bits() }
 }
 
 /// Reports `drop`, the facts of which are in `scratch`.
@@ -155,7 +157,8 @@ enum Sent {
 #[inline(always)]
 fn sent(row: &Endpoint, ethernet: &Ethernet, scratch: *mut Scratch, size: Size, counts: bool) -> Sent {
     let decision = match verdict::is_judged(row) {
-        true => Decision::from_bits(judge_sent(row)),
+        // SAFETY: This CPU's map value.
+        true => Decision::from_bits(judge_sent(row, unsafe { &raw const (*scratch).facts })),
         false => Decision::PASS,
     };
     let reason = decision.reason();
@@ -215,7 +218,8 @@ fn received(
     claim: impl FnOnce() -> bool,
 ) -> bool {
     let decision = match verdict::is_judged(row) {
-        true => Decision::from_bits(judge_received(row)),
+        // SAFETY: This CPU's map value.
+        true => Decision::from_bits(judge_received(row, unsafe { &raw const (*scratch).facts })),
         false => Decision::PASS,
     };
     let reason = decision.reason();
@@ -306,7 +310,7 @@ pub(crate) fn egress(ctx: TcContext) -> i32 {
     if verdict::is_judged(row) {
         let View { tagged, skip, .. } = view;
         let reading = Reading { ethertype: ethernet.ethertype, tagged, skip, leaves: true, unsettled };
-        read_skb(skb, reading.to_bits());
+        read_skb(skb, reading.to_bits(), scratch);
     }
     match sent(row, &ethernet, scratch, size, view.counts) {
         Sent::Passed => NEXT,
@@ -406,10 +410,17 @@ pub(crate) fn ingress(ctx: TcContext) -> i32 {
     if reject::is_answer(skb) {
         return NEXT;
     }
+    let Some(master) = MASTERS.get(u32::from(globals::master())) else { return NEXT };
+    // SAFETY: The context is valid.
+    let tagged = unsafe { (*skb).vlan_present != 0 };
+    let stamped = is_stamped(skb, master.stamp);
+    // A tag that the NIC took off is not in what XDP judged; counted it has all the same.
+    if stamped && !tagged {
+        return NEXT;
+    }
     let Some(scratch) = scratch() else { return NEXT };
     let frame = packet(Skb::new(skb), scratch);
     let Some(ethernet) = Ethernet::read(&frame) else { return NEXT };
-    let Some(master) = MASTERS.get(u32::from(globals::master())) else { return NEXT };
     if ethernet.is_group() {
         // macvlan hands a copy to everybody: it can be attributed to none, and the copies for siblings
         // pass no hook at all. Policed interfaces refuse unicast in group frames by sysctl.
@@ -425,13 +436,6 @@ pub(crate) fn ingress(ctx: TcContext) -> i32 {
         }
         return NEXT;
     }
-    // SAFETY: The context is valid.
-    let tagged = unsafe { (*skb).vlan_present != 0 };
-    let stamped = receiver.is_some() && is_stamped(skb, master.stamp);
-    // A tag that the NIC took off is not in what XDP judged; counted it has all the same.
-    if stamped && !tagged {
-        return NEXT;
-    }
     let sender = if stamped { None } else { endpoint(globals::master(), ethernet.source_raw) };
     let size = received_size(skb);
     // Only what pods of this node send each other still knows its socket here.
@@ -445,7 +449,8 @@ pub(crate) fn ingress(ctx: TcContext) -> i32 {
     let judged = receiver.is_some_and(verdict::is_judged) || sender.is_some_and(verdict::is_judged);
     if judged {
         let (skip, leaves, unsettled) = (0, false, false);
-        read_skb(skb, Reading { ethertype: ethernet.ethertype, tagged, skip, leaves, unsettled }.to_bits());
+        let reading = Reading { ethertype: ethernet.ethertype, tagged, skip, leaves, unsettled };
+        read_skb(skb, reading.to_bits(), scratch);
     }
     if let Some(row) = sender {
         match sent(row, &ethernet, scratch, size, true) {
@@ -470,7 +475,13 @@ fn is_stamped(skb: *mut __sk_buff, stamp: u64) -> bool {
     // SAFETY: The context is valid; the stamp is read only if it lies in front of the data.
     unsafe {
         let (meta, data) = ((*skb).data_meta as usize, (*skb).data as usize);
-        meta + 8 <= data && core::ptr::read_unaligned(meta as *const u64) == stamp
+        if meta + 8 > data {
+            return false;
+        }
+        let found: u64;
+        // As in `stamp`.
+        asm!("{0} = *(u64 *)({1} + 0)", out(reg) found, in(reg) meta, options(readonly, nostack, preserves_flags));
+        found == stamp
     }
 }
 
@@ -522,7 +533,7 @@ pub(crate) fn xdp(ctx: XdpContext) -> u32 {
     let length = frame.length();
     let size = Size { packets: 1, bytes: u64::from(length) };
     if verdict::is_judged(row) {
-        read_buff(ctx.ctx, ethernet.ethertype.into(), length);
+        read_buff(ctx.ctx, ethernet.ethertype.into(), length, scratch);
     }
     // A veth or a tap may hand over what the sender's offload has yet to cut: TC knows the segments.
     let whole = length <= u32::from(master.mtu) + packet::ETH_LEN + packet::TAG_LEN;
@@ -544,7 +555,8 @@ fn stamp(buff: *mut xdp_md, stamp: u64) -> bool {
         if meta + 8 > data {
             return false;
         }
-        core::ptr::write_unaligned(meta as *mut u64, stamp);
+        // An assembler store: LLVM would write byte by byte.
+        asm!("*(u64 *)({0} + 0) = {1}", in(reg) meta, in(reg) stamp, options(nostack, preserves_flags));
     }
     true
 }

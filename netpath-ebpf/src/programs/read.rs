@@ -8,7 +8,8 @@ use netpath_ebpf::{
 
 use super::{
     frame::{Buff, Packet, Skb},
-    packet, scratch, settle,
+    maps::Scratch,
+    packet, settle,
 };
 
 /// How a frame is to be read, as a function of its own takes it.
@@ -46,27 +47,28 @@ impl Reading {
     }
 }
 
-/// Reads what the verdict needs to know into this CPU's scratch. Always 0: the kernel wants a number.
+/// Reads what the verdict needs to know into `scratch`, which is this CPU's. Always 0: the kernel wants a number.
 ///
 /// A global function (it has a name for the linker and for BTF): the verifier walks it once, knowing nothing
 /// of its caller, instead of once for every way to reach it.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub(crate) extern "C" fn read_skb(skb: *mut __sk_buff, reading: u32) -> u32 {
+pub(crate) extern "C" fn read_skb(skb: *mut __sk_buff, reading: u32, scratch: *mut Scratch) -> u32 {
+    if scratch.is_null() {
+        return 0;
+    }
     let reading = Reading::from_bits(reading);
-    if let Some(scratch) = scratch() {
-        let frame = packet(Skb { raw: skb, skip: reading.skip, leaves: reading.leaves }, scratch);
-        // SAFETY: `scratch` is this CPU's map value; nothing else refers to its facts now.
-        let facts = unsafe { &mut (*scratch).facts };
-        if reading.unsettled {
-            facts.reset(reading.ethertype, frame.length());
-            facts.flaw = DropReason::Malformed as u8;
-            return 0;
-        }
-        read(&frame, reading.ethertype, reading.tagged, facts);
-        if reading.leaves && facts.flaw == 0 && !settle::is_checksum_behind(skb, facts, reading.skip) {
-            facts.flaw = DropReason::Malformed as u8;
-        }
+    let frame = packet(Skb { raw: skb, skip: reading.skip, leaves: reading.leaves }, scratch);
+    // SAFETY: `scratch` is this CPU's map value; nothing else refers to its facts now.
+    let facts = unsafe { &mut (*scratch).facts };
+    if reading.unsettled {
+        facts.reset(reading.ethertype, frame.length());
+        facts.flaw = DropReason::Malformed as u8;
+        return 0;
+    }
+    read(&frame, reading.ethertype, reading.tagged, facts);
+    if reading.leaves && facts.flaw == 0 && !settle::is_checksum_behind(skb, facts, reading.skip) {
+        facts.flaw = DropReason::Malformed as u8;
     }
     0
 }
@@ -74,12 +76,18 @@ pub(crate) extern "C" fn read_skb(skb: *mut __sk_buff, reading: u32) -> u32 {
 /// As [`read_skb`], for XDP, which has to call for a frame's `length`.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub(crate) extern "C" fn read_buff(buff: *mut xdp_md, ethertype: u32, length: u32) -> u32 {
-    if let Some(scratch) = scratch() {
-        // SAFETY: As above.
-        let facts = unsafe { &mut (*scratch).facts };
-        let frame = Packet { length, ..packet(Buff(buff), scratch) };
-        read(&frame, ethertype as u16, false, facts);
+pub(crate) extern "C" fn read_buff(
+    buff: *mut xdp_md,
+    ethertype: u32,
+    length: u32,
+    scratch: *mut Scratch,
+) -> u32 {
+    if scratch.is_null() {
+        return 0;
     }
+    // SAFETY: As above.
+    let facts = unsafe { &mut (*scratch).facts };
+    let frame = Packet { length, ..packet(Buff(buff), scratch) };
+    read(&frame, ethertype as u16, false, facts);
     0
 }

@@ -3,7 +3,6 @@
 use aya_ebpf::btf_maps::lpm_trie::Key;
 use netpath_ebpf::{
     abi::{TrieKey4, TrieKey6, ZONE_PORT_SETS, ZoneSlot, zone_word},
-    bits::{bytes4, bytes16},
     verdict::{Rules, port_word},
 };
 
@@ -26,13 +25,19 @@ impl Rules for Maps {
     }
     #[inline(always)]
     fn trie4(&self, slot: u32, address: u32) -> u32 {
-        let key = Key::new(64, TrieKey4 { slot, addr: bytes4(address) });
-        ZONE_TRIE_V4.get(&key).copied().unwrap_or(0)
+        let words = [64, slot, address];
+        // SAFETY: The layout of a key: how many bits count, then the slot and the address in memory order. Byte by byte is how LLVM
+        // would fill one in.
+        let key = unsafe { &*(&raw const words).cast::<Key<TrieKey4>>() };
+        ZONE_TRIE_V4.get(key).copied().unwrap_or(0)
     }
     #[inline(always)]
     fn trie6(&self, slot: u32, address: [u64; 2]) -> u32 {
-        let key = Key::new(160, TrieKey6 { slot, addr: bytes16(address) });
-        ZONE_TRIE_V6.get(&key).copied().unwrap_or(0)
+        let [a, b] = address;
+        let words = [160, slot, a as u32, (a >> 32) as u32, b as u32, (b >> 32) as u32];
+        // SAFETY: As above.
+        let key = unsafe { &*(&raw const words).cast::<Key<TrieKey6>>() };
+        ZONE_TRIE_V6.get(key).copied().unwrap_or(0)
     }
     #[inline(always)]
     fn ports(&self, slot: u32, set: u32, protocol: u8, port: u16) -> u32 {

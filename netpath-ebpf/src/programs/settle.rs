@@ -9,8 +9,9 @@ use aya_ebpf::{
     bindings::__sk_buff,
     helpers::{bpf_probe_read_kernel, bpf_skb_pull_data},
 };
-use netpath_ebpf::packet::{
-    ETH_ARP, ETH_IPV4, ETH_IPV6, ETH_VLAN, Facts, ICMP, ICMPV6, IPV4_HEAD, IPV6_HEAD, TAG_LEN, l3,
+use netpath_ebpf::{
+    abi::SKB_SUMS_LEN,
+    packet::{ETH_ARP, ETH_IPV4, ETH_IPV6, ETH_VLAN, Facts, ICMP, ICMPV6, IPV4_HEAD, IPV6_HEAD, TAG_LEN, l3},
 };
 
 use super::globals;
@@ -48,23 +49,30 @@ fn recorded<T>(skb: *mut __sk_buff, offset: u32) -> Option<T> {
     unsafe { bpf_probe_read_kernel(skb.cast::<u8>().wrapping_add(offset as usize).cast::<T>()) }.ok()
 }
 
-/// Whether the kernel leaves this frame's checksum to be filled in behind the programs.
+/// Bytes from the beginning of the memory that a frame is in to the beginning of the frame.
 #[inline(always)]
-fn is_checksum_open(skb: *mut __sk_buff, summed: u32) -> bool {
-    const CHECKSUM_PARTIAL: u8 = 3;
-    match recorded::<u8>(skb, summed / 8) {
-        Some(byte) => byte >> (summed % 8) & 3 == CHECKSUM_PARTIAL,
-        // It would not be the record then, and nothing is known of the frame.
-        None => true,
-    }
+fn headroom(skb: *mut __sk_buff) -> Option<i64> {
+    let [head, data] = recorded::<[i64; 2]>(skb, globals::skb_head())?;
+    Some(data.wrapping_sub(head))
 }
 
-/// Where that checksum will be written, in bytes behind the beginning of the frame.
+/// Where a checksum will be written that the kernel leaves to be filled in behind the programs, in bytes behind the beginning of the
+/// frame; `Ok(None)` for a frame that has none, and an error where it cannot be read: it is no record then.
+///
+/// What says both is read at once: nearly all that sockets send has such a checksum, and each read is a call.
 #[inline(always)]
-fn checksum_field(skb: *mut __sk_buff) -> Option<i64> {
-    let [start, offset] = recorded::<[u16; 2]>(skb, globals::skb_checksum())?;
-    let [head, data] = recorded::<[i64; 2]>(skb, globals::skb_head())?;
-    Some(i64::from(start) + i64::from(offset) - data.wrapping_sub(head))
+fn checksum_field(skb: *mut __sk_buff) -> Result<Option<i64>, ()> {
+    const CHECKSUM_PARTIAL: u64 = 3;
+    let words = recorded::<[u64; SKB_SUMS_LEN as usize / 8]>(skb, globals::skb_sums()).ok_or(())?;
+    // `offset` is in bits, and what is looked for lies within one word: the loader has looked.
+    let bits = |offset: u32| words[(offset / 64) as usize % words.len()] >> (offset % 64);
+    let from = globals::skb_sums() * 8;
+    if bits(globals::skb_summed() - from) & 3 != CHECKSUM_PARTIAL {
+        return Ok(None);
+    }
+    let place = bits(globals::skb_checksum() * 8 - from) as u32;
+    let headroom = headroom(skb).ok_or(())?;
+    Ok(Some(i64::from(place as u16) + i64::from(place >> 16) - headroom))
 }
 
 /// Whether the kernel will cut this frame, if it is to be cut, by the headers that were judged: it goes by the protocol
@@ -85,8 +93,8 @@ pub(crate) fn is_cut_as_read(skb: *mut __sk_buff, ethertype: u16) -> bool {
         return true;
     }
     let Some(network) = recorded::<u16>(skb, globals::skb_network()) else { return false };
-    let Some([head, data]) = recorded::<[i64; 2]>(skb, globals::skb_head()) else { return false };
-    let at = i64::from(network) - data.wrapping_sub(head);
+    let Some(headroom) = headroom(skb) else { return false };
+    let at = i64::from(network) - headroom;
     // From a tag in the frame, or from what is behind it, the kernel finds the same way.
     let is_tagged = ethertype == ETH_VLAN[0] || ethertype == ETH_VLAN[1];
     at == MAC_HEADER || is_tagged && at == MAC_HEADER + i64::from(TAG_LEN)
@@ -96,10 +104,15 @@ pub(crate) fn is_cut_as_read(skb: *mut __sk_buff, ethertype: u16) -> bool {
 /// or its address. Then neither is a proof of anything.
 #[inline(always)]
 pub(crate) fn is_source_open(skb: *mut __sk_buff, ethertype: u16) -> bool {
-    let summed = globals::skb_summed();
-    if summed == 0 || !is_checksum_open(skb, summed) {
+    if globals::skb_summed() == 0 {
         return false;
     }
+    let field = match checksum_field(skb) {
+        Ok(Some(field)) => field,
+        Ok(None) => return false,
+        // Nothing is known of the frame.
+        Err(()) => return true,
+    };
     // Where the addresses end.
     let addresses = match ethertype {
         ETH_IPV4 => 34,
@@ -109,7 +122,7 @@ pub(crate) fn is_source_open(skb: *mut __sk_buff, ethertype: u16) -> bool {
         // Of anything else only the MAC is looked at.
         _ => 14,
     };
-    checksum_field(skb).is_none_or(|field| field < addresses)
+    field < addresses
 }
 
 /// Whether a checksum that is still to be filled in lies behind everything that is judged. True where the kernel does not
@@ -119,13 +132,17 @@ pub(crate) fn is_source_open(skb: *mut __sk_buff, ethertype: u16) -> bool {
 /// before the end of its checksum until a fix of 2026 ("Fix bpf_skb_change_tail wrt csum partial skbs": Linux 6.1.189, 6.12.112,
 /// 6.18.54), and since then it does cut, and leaves the checksum as it is. So the record itself is read.
 #[inline(always)]
-pub(crate) fn is_checksum_behind(skb: *mut __sk_buff, facts: &Facts, skip: u32) -> bool {
-    let summed = globals::skb_summed();
-    if summed == 0 || !is_checksum_open(skb, summed) {
+pub(crate) fn is_checksum_behind(
+skb: *mut __sk_buff, facts: &Facts, skip: u32) -> bool {
+    if globals::skb_summed() == 0 {
         return true;
     }
+    let field = match checksum_field(skb) {
+        Ok(Some(field)) => field,
+        Ok(None) => return true,
+        Err(()) => return false,
+    };
     let transport = i64::from(facts.transport) + i64::from(skip);
-    let Some(field) = checksum_field(skb) else { return false };
     let is_icmp = match facts.l3 {
         l3::V4 => facts.protocol == ICMP,
         l3::V6 => facts.protocol == ICMPV6,

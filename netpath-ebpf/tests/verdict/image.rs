@@ -7,14 +7,14 @@ use netpath_ebpf::{
         ENDPOINT_ADDRS, Endpoint, PORT_RANGES, PortRange, PortSet, Prefix4, Prefix6, ZONE_INLINE, ZoneSlot,
         endpoint_flags, kind, mode, word_place, zone_flags, zone_verdict,
     },
-    bits::{bytes4, bytes16},
+    bits::{bytes4, bytes16, raw4, raw16},
     drop_reason::DropReason,
     packet::{Facts, Frame, Head, Load, read, walk},
     verdict::{self, Rules},
 };
 
 use super::{
-    model::{Pod, Rule, Zone},
+    model::{self, Pod, Rule, Zone},
     reference::Way,
 };
 
@@ -222,6 +222,33 @@ impl Rules for Maps<'_> {
     }
 }
 
+/// Facts of a frame that may do everything, to and from addresses that are allowed.
+fn facts_of_another() -> Facts {
+    let (own4, near4) = (raw4(&model::POD4.octets()), raw4(&model::NEAR4.octets()));
+    let (own6, near6) = (raw16(&model::POD6.octets()), raw16(&model::NEAR6.octets()));
+    Facts {
+        source6: own6,
+        destination6: near6,
+        target6: near6,
+        quoted6: own6,
+        source4: own4,
+        destination4: near4,
+        target4: near4,
+        quoted4: own4,
+        bits: u32::MAX,
+        length: 1514,
+        end: 1514,
+        ethertype: 0x0800,
+        source_port: 80,
+        destination_port: 80,
+        transport: 34,
+        l3: 4,
+        protocol: 6,
+        flaw: 0,
+        pad: [0],
+    }
+}
+
 /// What `verdict.rs` says of a frame, with other bytes behind its end each time.
 pub(crate) fn verdict(
     frame: &[u8],
@@ -230,11 +257,11 @@ pub(crate) fn verdict(
     row: &Endpoint,
     image: Option<&Image>,
 ) -> Option<DropReason> {
-    let mut facts = Facts::default();
     let mut first = None;
     // 0x45, 0x60 and the rest are what a look behind the end would take for a header.
     for behind in [0, 0xff, 0x45, 0x60, 58, 17] {
-        // Facts are not cleared in between: the kernel's are of the packet before.
+        // The kernel's are of the packet before.
+        let mut facts = if behind == 0 { Facts::default() } else { facts_of_another() };
         let slice = Slice { bytes: frame, behind };
         read(&slice, u16::from_be_bytes([frame[12], frame[13]]), tagged, &mut facts);
         let reason = match way {

@@ -231,6 +231,7 @@ pub fn reads_frames() -> Result<bool, BpfError> {
 
 fn describe<'a>(loader: &mut EbpfLoader<'a>, layout: &'a Layout) {
     loader
+        .override_global("SKB_SUMS", &layout.sums, true)
         .override_global("SKB_SUMMED", &layout.summed, true)
         .override_global("SKB_CHECKSUM", &layout.checksum, true)
         .override_global("SKB_HEAD", &layout.head, true)

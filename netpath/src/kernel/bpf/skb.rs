@@ -4,12 +4,16 @@
 
 use std::sync::OnceLock;
 
+use netpath_ebpf::abi::SKB_SUMS_LEN;
+
 use super::{BpfError, sys};
 
 /// Where the record has what programs read of it. All 0, where a kernel does not describe its types, and of one that does
 /// not let programs read its memory: then they read nothing of it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Layout {
+    /// The part that has `ip_summed`, `csum_start` and `csum_offset`, [`SKB_SUMS_LEN`] bytes long, in bytes.
+    pub sums: u32,
     /// `ip_summed`, in bits.
     pub summed: u32,
     /// `csum_start`, and `csum_offset` behind it, in bytes.
@@ -144,11 +148,15 @@ impl<'a> Types<'a> {
         let byte = |name: &str| find(name).filter(|found| found.bits % 8 == 0).map(|found| found.bits / 8);
         let summed = find("ip_summed")?;
         let (checksum, head, network) = (byte("csum_start")?, byte("head")?, byte("network_header")?);
+        let sums = (summed.bits / 8).min(checksum) & !7;
+        let end = (summed.bits / 8 + 1).max(checksum + 4);
         let is_as_read = summed.width == 2
             && summed.bits % 8 <= 6
             && byte("csum_offset")? == checksum + 2
-            && byte("data")? == head + 8;
-        is_as_read.then_some(Layout { summed: summed.bits, checksum, head, network })
+            && byte("data")? == head + 8
+            && checksum % 4 == 0
+            && end <= sums + SKB_SUMS_LEN;
+        is_as_read.then_some(Layout { sums, summed: summed.bits, checksum, head, network })
     }
 }
 
@@ -209,7 +217,8 @@ mod tests {
     fn members_are_found_in_nameless_structs() {
         let found = |data: &[u8]| Types::parse(data).expect("well described").layout();
         let data = record(2, 1664);
-        assert_eq!(found(&data), Some(Layout { summed: 1029, checksum: 136, head: 200, network: 140 }));
+        let layout = Layout { sums: 128, summed: 1029, checksum: 136, head: 200, network: 140 };
+        assert_eq!(found(&data), Some(layout));
         let types = Types::parse(&data).expect("well described");
         let last = types.places.last().and_then(|place| types.at(*place)).expect("a struct");
         assert_eq!(types.member(last, b"csum_offset", DEPTH), Some(Member { bits: 1104, width: 0 }));
