@@ -18,6 +18,7 @@ use clap::ValueEnum;
 
 use crate::{
     bench,
+    beside::Beside,
     build::{self, Profile},
     cluster::stage::Stage,
     ebpf,
@@ -130,12 +131,18 @@ pub(crate) fn run(selection: Selection, skip_setup: bool) -> Result<()> {
         _ => ebpf::run()?,
     }
     laps.end("build");
+    // An emulated machine is one busy thread, and most tests wait most of the time.
+    let machines =
+        (selection == Selection::All).then(|| Beside::start(&["vm-test", "--beside"])).transpose()?;
     let mut tally = Tally::default();
     let (mut broken, mut notes, mut excerpts) = (Vec::new(), Vec::new(), Vec::new());
     for tier in tiers {
         if tier == Tier::Vm {
+            if machines.is_some() {
+                continue;
+            }
             say(format_args!("\n== {tier:?} =="));
-            let outcome = vm::run(&vm::Series::ALL, &[], vm::FileSystem::Removed)?;
+            let outcome = vm::run(&vm::Series::ALL, &[], vm::Cpus::All, vm::FileSystem::Removed)?;
             tally = tally.and(outcome.tally);
             broken.extend(outcome.problems);
             notes.extend(outcome.skipped);
@@ -166,11 +173,19 @@ pub(crate) fn run(selection: Selection, skip_setup: bool) -> Result<()> {
         }
         laps.end(&format!("{:?}", run.selection));
     }
+    if let Some(machines) = machines {
+        say(format_args!("\n== {:?} ==", Tier::Vm));
+        let ended = machines.end()?;
+        tally = tally.and(ended.tally);
+        broken.extend(ended.broken);
+        notes.extend(ended.notes);
+        laps.end(&format!("rest of {:?}", Tier::Vm));
+    }
     notes.push(laps.to_string());
     conclude(tally, &broken, &excerpts, &notes)
 }
 
-/// Judges the source and compiles everything that a whole run needs, at once. One thread
+/// Judges the source and compiles everything that a whole run needs, so that nothing is compiled beside tests. One thread
 /// links the binary that ships, for minutes: the rest goes on meanwhile.
 fn compile() -> Result<()> {
     // First, since netpath is compiled around the object.
@@ -236,7 +251,19 @@ impl Selection {
     }
 }
 
+impl fmt::Display for Tally {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} passed, {} failed", self.passed, self.failed)
+    }
+}
+
 impl Tally {
+    /// Reads the sum that a run ends with.
+    pub(crate) fn parse(line: &str) -> Option<Self> {
+        let (passed, failed) = line.strip_suffix(" failed")?.split_once(" passed, ")?;
+        Some(Self { passed: passed.parse().ok()?, failed: failed.parse().ok()?, ignored: 0 })
+    }
+
     /// The sum of two.
     pub(crate) fn and(self, other: Self) -> Self {
         Self {
@@ -356,7 +383,7 @@ pub(crate) fn parse_result(line: &str) -> Option<Tally> {
 
 /// Ends a run: what failed and what it said, what was not tried, the sum.
 fn conclude(tally: Tally, broken: &[String], excerpts: &[String], notes: &[String]) -> Result<()> {
-    let Tally { passed, failed, ignored } = tally;
+    let Tally { passed, ignored, .. } = tally;
     let verdict = match (broken, passed, ignored) {
         ([], 0, _) => Err("no test ran".to_owned()),
         ([], _, 1..) => Err(format!("{ignored} ignored tests: a test that does not run is a failed test")),
@@ -368,7 +395,7 @@ fn conclude(tally: Tally, broken: &[String], excerpts: &[String], notes: &[Strin
     }
     excerpts.iter().for_each(|excerpt| say(format_args!("\n{excerpt}")));
     notes.iter().for_each(|note| say(format_args!("\n{note}")));
-    say(format_args!("\n{passed} passed, {failed} failed"));
+    say(format_args!("\n{tally}"));
     match verdict {
         Ok(()) => Ok(()),
         // The reason stands above; the sum is to be the last line of a run.
