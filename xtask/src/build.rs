@@ -32,9 +32,10 @@ pub(crate) fn run(profile: Profile) -> Result<PathBuf> {
 pub(crate) fn binary(profile: Profile) -> Result<PathBuf> {
     let target = workspace::target_directory()?;
     let mut command = workspace::cargo()?;
-    command.args(["build", "--quiet", "--locked", "--package", "netpath", "--bin", "netpath"]);
+    command.args(["build", "--quiet", "--locked", "--bin", "netpath"]);
     match profile {
         Profile::Debug => {
+            command.arg(workspace::MEMBERS);
             process::run(&mut command)?;
             let path = target.join("debug/netpath");
             say(format_args!("{}: {} bytes", path.display(), size(&path)?));
@@ -44,7 +45,7 @@ pub(crate) fn binary(profile: Profile) -> Result<PathBuf> {
             let host = workspace::host_triple()?;
             // With --target the flags stay away from build scripts and procedural macros, which cannot be static. At a
             // fixed address, as CNI plugins in Go are: 13,000 relocations took a fifth of a millisecond of each start.
-            command.args(["--release", "--target", &host]).env(
+            command.args(["--package", "netpath", "--release", "--target", &host]).env(
                 "CARGO_ENCODED_RUSTFLAGS",
                 ["-Ctarget-feature=+crt-static", "-Crelocation-model=static"].join("\u{1f}"),
             );

@@ -5,11 +5,11 @@
 //! - `deploy/netpath.yaml`: the manifests in one file.
 //! - `docs/`: written by the netpath binary from the tables that it works by.
 
-use std::{fs, path::PathBuf};
+use std::{fs, path::PathBuf, process::Command};
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::{manifests, process, process::say, workspace};
+use crate::{build, manifests, process, process::say, workspace};
 
 const ABI: &str = "netpath-ebpf/src/abi.rs";
 /// The rest of it.
@@ -107,11 +107,8 @@ fn hash(source: &str) -> u64 {
 }
 
 fn docs(args: &[&str]) -> Result<()> {
-    let mut command = workspace::cargo()?;
-    command
-        .args(["run", "--quiet", "--locked", "--package", "netpath", "--bin", "netpath", "--", "docs"])
-        .args(args);
-    process::run(&mut command)
+    let mut command = Command::new(build::binary(build::Profile::Debug)?);
+    process::run(command.current_dir(workspace::root()?).arg("docs").args(args))
 }
 
 fn path(name: &str) -> Result<PathBuf> {

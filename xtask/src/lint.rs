@@ -10,7 +10,7 @@ pub(crate) fn run() -> Result<()> {
     cargo(&[
         "clippy",
         "--quiet",
-        "--workspace",
+        workspace::MEMBERS,
         "--all-targets",
         "--all-features",
         "--locked",
@@ -18,7 +18,7 @@ pub(crate) fn run() -> Result<()> {
         "-D",
         "warnings",
     ])?;
-    cargo(&["test", "--quiet", "--locked", "--package", "netpath", "--test", "layering"])?;
+    cargo(&["test", "--quiet", "--locked", workspace::MEMBERS, "--test", "layering"])?;
     codegen::check()
 }
 

@@ -7,6 +7,7 @@
 
 mod apt;
 mod bench;
+mod beside;
 mod build;
 mod cluster;
 mod codegen;
@@ -76,6 +77,9 @@ enum Command {
         /// Keep the machine's file system, to boot it by hand with the command that is printed.
         #[arg(long)]
         keep: bool,
+        /// Take half of the CPUs until standard input ends.
+        #[arg(long)]
+        beside: bool,
     },
     /// Build the fuzz targets and run them: all, or those that are named.
     Fuzz {
@@ -133,10 +137,11 @@ fn run() -> anyhow::Result<()> {
         }
         Command::Image(options) => image::run(&options),
         Command::Test { tier, skip_setup } => test::run(tier, skip_setup),
-        Command::VmTest { kernel, test, keep } => {
+        Command::VmTest { kernel, test, keep, beside } => {
             let kernels = if kernel.is_empty() { &vm::Series::ALL[..] } else { &kernel };
             let kept = if keep { vm::FileSystem::Kept } else { vm::FileSystem::Removed };
-            vm::run(kernels, &test, kept)?.conclude()
+            let cpus = if beside { vm::Cpus::HalfForNow } else { vm::Cpus::All };
+            vm::run(kernels, &test, cpus, kept)?.conclude()
         }
         Command::Lint => lint::run(),
         Command::Codegen { check: true, .. } => codegen::check(),

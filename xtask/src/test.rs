@@ -6,10 +6,10 @@
 use std::{
     collections::BTreeMap,
     ffi::OsString,
-    fmt, fs,
+    fmt,
     io::{BufRead as _, BufReader},
-    path::Path,
     process::{Command, Stdio},
+    thread,
     time::{Duration, Instant},
 };
 
@@ -18,6 +18,7 @@ use clap::ValueEnum;
 
 use crate::{
     bench,
+    beside::Beside,
     build::{self, Profile},
     cluster::stage::Stage,
     ebpf,
@@ -103,7 +104,7 @@ pub(crate) struct Tally {
 
 /// Runs the tests that were asked for. The last line is the sum of all of them.
 pub(crate) fn run(selection: Selection, skip_setup: bool) -> Result<()> {
-    let files = by_tier(&test_targets(&workspace::root()?.join("netpath/tests"))?)?;
+    let files = files()?;
     let tiers: Vec<Tier> =
         TIERS.iter().map(|(tier, _)| *tier).filter(|tier| selection.includes(*tier)).collect();
     let runs: Vec<&Run> =
@@ -125,20 +126,23 @@ pub(crate) fn run(selection: Selection, skip_setup: bool) -> Result<()> {
         laps.end("set-up");
     }
     match selection {
-        Selection::All => {
-            lint::run()?;
-            build::run(Profile::Release)?;
-        }
+        Selection::All => compile()?,
         Selection::Unit => {}
         _ => ebpf::run()?,
     }
     laps.end("build");
+    // An emulated machine is one busy thread, and most tests wait most of the time.
+    let machines =
+        (selection == Selection::All).then(|| Beside::start(&["vm-test", "--beside"])).transpose()?;
     let mut tally = Tally::default();
     let (mut broken, mut notes, mut excerpts) = (Vec::new(), Vec::new(), Vec::new());
     for tier in tiers {
         if tier == Tier::Vm {
+            if machines.is_some() {
+                continue;
+            }
             say(format_args!("\n== {tier:?} =="));
-            let outcome = vm::run(&vm::Series::ALL, &[], vm::FileSystem::Removed)?;
+            let outcome = vm::run(&vm::Series::ALL, &[], vm::Cpus::All, vm::FileSystem::Removed)?;
             tally = tally.and(outcome.tally);
             broken.extend(outcome.problems);
             notes.extend(outcome.skipped);
@@ -169,8 +173,38 @@ pub(crate) fn run(selection: Selection, skip_setup: bool) -> Result<()> {
         }
         laps.end(&format!("{:?}", run.selection));
     }
+    if let Some(machines) = machines {
+        say(format_args!("\n== {:?} ==", Tier::Vm));
+        let ended = machines.end()?;
+        tally = tally.and(ended.tally);
+        broken.extend(ended.broken);
+        notes.extend(ended.notes);
+        laps.end(&format!("rest of {:?}", Tier::Vm));
+    }
     notes.push(laps.to_string());
     conclude(tally, &broken, &excerpts, &notes)
+}
+
+/// Judges the source and compiles everything that a whole run needs, so that nothing is compiled beside tests. One thread
+/// links the binary that ships, for minutes: the rest goes on meanwhile.
+fn compile() -> Result<()> {
+    // First, since netpath is compiled around the object.
+    ebpf::run()?;
+    thread::scope(|scope| {
+        let shipped = scope.spawn(|| build::binary(Profile::Release));
+        let rest = lint::run().and_then(|()| tests());
+        match shipped.join() {
+            Ok(shipped) => rest.and(shipped.map(drop)),
+            Err(_) => bail!("the thread that built the binary that ships panicked"),
+        }
+    })
+}
+
+/// Compiles all tests.
+fn tests() -> Result<()> {
+    let mut command = workspace::cargo()?;
+    command.args(["test", "--quiet", "--locked", "--no-run", workspace::MEMBERS]);
+    process::run(command.args(["--lib", "--bins", "--tests"]))
 }
 
 /// What took how long, so that a run that has become slow says where.
@@ -217,7 +251,19 @@ impl Selection {
     }
 }
 
+impl fmt::Display for Tally {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} passed, {} failed", self.passed, self.failed)
+    }
+}
+
 impl Tally {
+    /// Reads the sum that a run ends with.
+    pub(crate) fn parse(line: &str) -> Option<Self> {
+        let (passed, failed) = line.strip_suffix(" failed")?.split_once(" passed, ")?;
+        Some(Self { passed: passed.parse().ok()?, failed: failed.parse().ok()?, ignored: 0 })
+    }
+
     /// The sum of two.
     pub(crate) fn and(self, other: Self) -> Self {
         Self {
@@ -230,28 +276,19 @@ impl Tally {
 
 /// The test targets that need a kernel and the programs in it, and nothing else.
 pub(crate) fn kernel_targets() -> Result<Vec<String>> {
-    let mut files = by_tier(&test_targets(&workspace::root()?.join("netpath/tests"))?)?;
+    let mut files = files()?;
     Ok([Tier::Programs, Tier::Kernel, Tier::Vm]
         .into_iter()
         .flat_map(|tier| files.remove(&tier).unwrap_or_default())
         .collect())
 }
 
-/// Names of cargo's test targets in a directory: `x.rs`, or `x/main.rs`.
-fn test_targets(dir: &Path) -> Result<Vec<String>> {
-    let mut targets = Vec::new();
-    for entry in fs::read_dir(dir).with_context(|| format!("cannot list {}", dir.display()))? {
-        let path = entry.with_context(|| format!("cannot list {}", dir.display()))?.path();
-        let is_target = match path.is_dir() {
-            true => path.join("main.rs").exists(),
-            false => path.extension().is_some_and(|extension| extension == "rs"),
-        };
-        if is_target && let Some(name) = path.file_stem() {
-            targets.push(name.to_string_lossy().into_owned());
-        }
-    }
-    targets.sort();
-    Ok(targets)
+/// The files of tests of all members by their tier; those of others than netpath need nothing.
+fn files() -> Result<BTreeMap<Tier, Vec<String>>> {
+    let mut members = workspace::test_targets()?;
+    let mut files = by_tier(&members.remove("netpath").context("netpath is no member of the workspace")?)?;
+    files.entry(Tier::Unit).or_default().extend(members.into_values().flatten());
+    Ok(files)
 }
 
 fn by_tier(targets: &[String]) -> Result<BTreeMap<Tier, Vec<String>>> {
@@ -283,16 +320,14 @@ fn matches(pattern: &str, name: &str) -> bool {
 
 /// The arguments of each `cargo test` that a tier takes.
 fn arguments(tier: Tier, targets: &[String]) -> Vec<Vec<String>> {
-    let words = |line: &str| -> Vec<String> { line.split(' ').map(str::to_owned).collect() };
-    let mut own = words("--package netpath");
-    own.extend(targets.iter().flat_map(|target| ["--test".to_owned(), target.clone()]));
+    let with = |words: &[&str]| -> Vec<String> {
+        std::iter::once(&workspace::MEMBERS).chain(words).map(|word| (*word).to_owned()).collect()
+    };
+    let files = targets.iter().flat_map(|target| ["--test", target]).collect::<Vec<_>>();
     match tier {
-        Tier::Unit => {
-            own.extend(words("--lib --bins"));
-            vec![words("--workspace --exclude netpath"), own, words("--package netpath --doc")]
-        }
+        Tier::Unit => vec![with(&[&["--lib", "--bins"], &files[..]].concat()), with(&["--doc"])],
         _ if targets.is_empty() => Vec::new(),
-        _ => vec![own],
+        _ => vec![with(&files)],
     }
 }
 
@@ -348,7 +383,7 @@ pub(crate) fn parse_result(line: &str) -> Option<Tally> {
 
 /// Ends a run: what failed and what it said, what was not tried, the sum.
 fn conclude(tally: Tally, broken: &[String], excerpts: &[String], notes: &[String]) -> Result<()> {
-    let Tally { passed, failed, ignored } = tally;
+    let Tally { passed, ignored, .. } = tally;
     let verdict = match (broken, passed, ignored) {
         ([], 0, _) => Err("no test ran".to_owned()),
         ([], _, 1..) => Err(format!("{ignored} ignored tests: a test that does not run is a failed test")),
@@ -360,7 +395,7 @@ fn conclude(tally: Tally, broken: &[String], excerpts: &[String], notes: &[Strin
     }
     excerpts.iter().for_each(|excerpt| say(format_args!("\n{excerpt}")));
     notes.iter().for_each(|note| say(format_args!("\n{note}")));
-    say(format_args!("\n{passed} passed, {failed} failed"));
+    say(format_args!("\n{tally}"));
     match verdict {
         Ok(()) => Ok(()),
         // The reason stands above; the sum is to be the last line of a run.
@@ -410,8 +445,8 @@ mod tests {
     #[test]
     fn a_tier_runs_its_files_and_nothing_twice() {
         let cni = arguments(Tier::Cni, &names(&["cni_add", "ipam"]));
-        assert_eq!(cni, [names(&["--package", "netpath", "--test", "cni_add", "--test", "ipam"])]);
+        assert_eq!(cni, [names(&["--workspace", "--test", "cni_add", "--test", "ipam"])]);
         assert!(arguments(Tier::Lab, &[]).is_empty());
-        assert_eq!(arguments(Tier::Unit, &[]).len(), 3);
+        assert_eq!(arguments(Tier::Unit, &[]).len(), 2);
     }
 }

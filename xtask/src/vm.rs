@@ -1,10 +1,10 @@
 //! The tier `vm`: the programs and their tests on other kernels than the one of this machine.
 //!
 //! Debian's cloud kernels boot in qemu with software emulation, which needs no rights and is the same on every
-//! machine. Each machine has one CPU and a share of the tests of its kernel; as many run at once as there are CPUs.
-//! The whole system is an initramfs: the modules, a shell, the release binary, and the test binaries with the
-//! libraries of this machine. What happens inside is read from the serial console; a
-//! test binary without its summary, or a machine that does not switch itself off in time, has failed.
+//! machine. Each machine has one CPU and a share of the tests of its kernel; as many run at once as there are CPUs, or
+//! half as many while the other tiers of a whole run go on. The whole system is an initramfs: the modules, a shell, the
+//! release binary, and the test binaries with the libraries of this machine. What happens inside is read from the serial
+//! console; a test binary without its summary, or a machine that does not switch itself off in time, has failed.
 
 mod console;
 mod initramfs;
@@ -12,7 +12,7 @@ mod kernel;
 mod steps;
 
 use std::{
-    fs,
+    fs, io,
     path::Path,
     process::{Command, Stdio},
     sync::Mutex,
@@ -87,10 +87,11 @@ pub(crate) struct Outcome {
 }
 
 impl Outcome {
-    /// The end of a run by hand.
+    /// The end of a run by hand, or beside another.
     pub(crate) fn conclude(self) -> Result<()> {
         self.skipped.iter().for_each(say);
         self.excerpts.iter().for_each(|excerpt| say(format_args!("\n{excerpt}")));
+        say(self.tally);
         if !self.problems.is_empty() {
             bail!("on other kernels:\n  {}", self.problems.join("\n  "));
         }
@@ -98,8 +99,26 @@ impl Outcome {
     }
 }
 
+/// How many CPUs machines have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Cpus {
+    All,
+    /// Half of them, until what goes on beside closes our standard input; all from then on.
+    HalfForNow,
+}
+
+impl Cpus {
+    /// Waits until this one of so many workers may boot a machine.
+    fn wait_for(self, worker: usize, workers: usize) {
+        if self == Self::HalfForNow && workers.div_ceil(2) <= worker {
+            // Nothing is written to it, and an error is an end as well.
+            let _ = io::copy(&mut io::stdin(), &mut io::sink());
+        }
+    }
+}
+
 /// Boots each kernel and runs everything in it, or only the files of tests that are named.
-pub(crate) fn run(series: &[Series], only: &[String], kept: FileSystem) -> Result<Outcome> {
+pub(crate) fn run(series: &[Series], only: &[String], cpus: Cpus, kept: FileSystem) -> Result<Outcome> {
     let netpath = build::run(Profile::Release)?;
     let tests = steps::binaries(only)?;
     steps::say_left_out(&tests, only.is_empty())?;
@@ -125,7 +144,7 @@ pub(crate) fn run(series: &[Series], only: &[String], kept: FileSystem) -> Resul
             machines.push(Machine { name, series, kernel, netpath, verifies, tests, steps });
         }
     }
-    let reports = all(&machines, kept)?;
+    let reports = all(&machines, cpus, kept)?;
     say("");
     for (series, kernel) in &kernels {
         let mut whole = Report::default();
@@ -149,11 +168,16 @@ pub(crate) fn run(series: &[Series], only: &[String], kept: FileSystem) -> Resul
 }
 
 /// Runs machines, each on a CPU of its own: as many at once as there are CPUs, in their order.
-fn all<'a>(machines: &'a [Machine<'a>], kept: FileSystem) -> Result<Vec<(&'a Machine<'a>, Report, u64)>> {
-    let cpus = thread::available_parallelism().map_or(1, usize::from);
+fn all<'a>(
+    machines: &'a [Machine<'a>],
+    cpus: Cpus,
+    kept: FileSystem,
+) -> Result<Vec<(&'a Machine<'a>, Report, u64)>> {
+    let workers = thread::available_parallelism().map_or(1, usize::from);
     let waiting = Mutex::new(machines.iter());
     let next = || waiting.lock().ok()?.next();
-    let work = || -> Result<Vec<_>> {
+    let work = |worker| -> Result<Vec<_>> {
+        cpus.wait_for(worker, workers);
         let mut reports = Vec::new();
         while let Some(machine) = next() {
             let start = Instant::now();
@@ -163,7 +187,7 @@ fn all<'a>(machines: &'a [Machine<'a>], kept: FileSystem) -> Result<Vec<(&'a Mac
         Ok(reports)
     };
     let ended: Vec<_> = thread::scope(|scope| {
-        let running: Vec<_> = (0..cpus).map(|_| scope.spawn(work)).collect();
+        let running: Vec<_> = (0..workers).map(|worker| scope.spawn(move || work(worker))).collect();
         running.into_iter().map(|thread| thread.join()).collect()
     });
     let mut reports = Vec::new();
@@ -195,8 +219,11 @@ impl Machine<'_> {
         fs::create_dir_all(&dir).with_context(|| format!("cannot create {}", dir.display()))?;
         self.system(&initramfs)?.write(&initramfs)?;
 
-        let mut qemu = Command::new("qemu-system-x86_64");
-        // Not KVM: where it is nested it can have the wrong CPU or hang, and emulation is fast enough.
+        // It ends with the thread that follows it, however that ends.
+        let mut qemu = Command::new("setpriv");
+        qemu.args(["--pdeathsig", "KILL", "qemu-system-x86_64"]);
+        // Not KVM: where it is nested (PVM, say) it can have the wrong CPU or hang, and emulation is fast enough. Nor `-icount`,
+        // whose clock would not mind other work: it takes twice the time.
         // An old CPU without its mitigations: what a newer one has takes a quarter more time to emulate.
         qemu.args(["-accel", "tcg,thread=multi", "-cpu", "Nehalem", "-smp", "1", "-m", "1024", "-M", "q35"]);
         qemu.args(["-nodefaults", "-no-user-config", "-nographic", "-no-reboot", "-serial", "stdio"]);

@@ -1,17 +1,23 @@
 //! Where things are: the repository, the target directory, the files that xtask makes.
 
 use std::{
+    collections::BTreeMap,
     env,
     path::{Path, PathBuf},
     process::Command,
 };
 
 use anyhow::{Context as _, Result};
+use serde_json::Value;
 
 use crate::process;
 
 /// Lowest compiler release the workspace builds with, as in its `Cargo.toml`.
 pub(crate) const RUST_VERSION: &str = env!("CARGO_PKG_RUST_VERSION");
+
+/// Whom cargo builds in its profile `dev`, whatever target is wanted: features are those of all members then, so that no
+/// crate is compiled once for a test, once for a tool and once for the benchmark. What ships has its own alone.
+pub(crate) const MEMBERS: &str = "--workspace";
 
 /// The repository's root.
 pub(crate) fn root() -> Result<PathBuf> {
@@ -26,13 +32,37 @@ pub(crate) fn root() -> Result<PathBuf> {
 ///
 /// `netpath/build.rs` asks in the same way, so that both agree about where the object is.
 pub(crate) fn target_directory() -> Result<PathBuf> {
-    let mut metadata = cargo()?;
-    metadata.args(["metadata", "--no-deps", "--offline", "--format-version=1"]);
-    let metadata: serde_json::Value = serde_json::from_str(&process::output(&mut metadata)?)
-        .context("`cargo metadata` did not print JSON")?;
+    let metadata = metadata()?;
     let target =
         metadata["target_directory"].as_str().context("`cargo metadata` names no target_directory")?;
     Ok(PathBuf::from(target))
+}
+
+/// The files of tests of every member, by the member's name.
+pub(crate) fn test_targets() -> Result<BTreeMap<String, Vec<String>>> {
+    let metadata = metadata()?;
+    let list = |value: &Value, what: &str| {
+        value.as_array().cloned().with_context(|| format!("`cargo metadata` names no {what}"))
+    };
+    let mut members = BTreeMap::new();
+    for package in list(&metadata["packages"], "packages")? {
+        let name = package["name"].as_str().context("a package without a name")?;
+        let mut targets = Vec::new();
+        for target in list(&package["targets"], "targets")? {
+            if list(&target["kind"], "kind")?.iter().any(|kind| kind == "test") {
+                targets.push(target["name"].as_str().context("a target without a name")?.to_owned());
+            }
+        }
+        targets.sort();
+        members.insert(name.to_owned(), targets);
+    }
+    Ok(members)
+}
+
+fn metadata() -> Result<Value> {
+    let mut metadata = cargo()?;
+    metadata.args(["metadata", "--no-deps", "--offline", "--format-version=1"]);
+    serde_json::from_str(&process::output(&mut metadata)?).context("`cargo metadata` did not print JSON")
 }
 
 /// The finished object. Its directory holds nothing else, since `netpath/build.rs` watches it.

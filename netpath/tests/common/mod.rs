@@ -20,8 +20,8 @@ use std::time::{Duration, Instant};
 
 use netpath::kernel::netns;
 
-/// How long a test waits for what must happen.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
+/// How long a test waits for what must happen: enough where an emulated CPU shares a core with the tests beside it.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A network namespace with a name no other test has, on this machine and at this time.
 #[derive(Debug)]

@@ -225,15 +225,7 @@ fn spread(mut steps: Vec<Step>) -> Vec<Vec<Step>> {
 /// so that where those were built nothing is built here.
 pub(super) fn binaries(only: &[String]) -> Result<Vec<TestBinary>> {
     let mut command = workspace::cargo()?;
-    command.args([
-        "test",
-        "--quiet",
-        "--locked",
-        "--no-run",
-        "--message-format=json",
-        "--package",
-        "netpath",
-    ]);
+    command.args(["test", "--quiet", "--locked", "--no-run", "--message-format=json", workspace::MEMBERS]);
     let targets = test::kernel_targets()?;
     if let Some(unknown) = only.iter().find(|name| !targets.contains(name)) {
         bail!("no file of tests for these machines is called `{unknown}`: {}", targets.join(", "));
