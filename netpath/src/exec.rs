@@ -7,10 +7,11 @@ use std::path::Path;
 use std::time::Duration;
 
 use crate::kernel::arp::{self, ArpError};
-use crate::kernel::netlink::{Link, Macvlan, Netlink, NetlinkError, Refusal, Route};
+use crate::kernel::netlink::{AddressFamily, Link, Macvlan, Netlink, NetlinkError, Refusal, Route};
 use crate::kernel::netns::{self, Netns, NetnsError};
-use crate::kernel::sysctl::{self, SysctlError};
+use crate::kernel::sysctl::{self, SysctlError, Writer};
 use crate::plan::{self, Place, RouteVia, Setting, Step};
+use crate::spec::Route as Added;
 
 /// The calling thread's network namespace.
 const CURRENT: &str = "/proc/thread-self/ns/net";
@@ -197,10 +198,16 @@ impl Effects {
         }
     }
 
-    /// The routes of the sandbox that go through other links than `ifname`: what [`plan::routes`] leaves in force.
-    pub fn other_routes(&mut self, ifname: &str) -> Result<Vec<RouteVia>, NetlinkError> {
+    /// The routes of the sandbox that go through other links than `ifname` and are of a family that `added` has: what
+    /// [`plan::routes`] leaves in force.
+    pub fn other_routes(&mut self, ifname: &str, added: &[Added]) -> Result<Vec<RouteVia>, NetlinkError> {
         let index = self.index(ifname)?;
-        let routes = self.sandbox.routes(None)?;
+        let mut routes = Vec::new();
+        for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+            if added.iter().any(|route| route.dst.is_ipv4() == (family == AddressFamily::Inet)) {
+                routes.extend(self.sandbox.routes_of(family)?);
+            }
+        }
         Ok(routes.into_iter().filter(|route| route.index != Some(index)).map(RouteVia::from).collect())
     }
 
@@ -355,9 +362,9 @@ fn connected(effects: &mut Effects, ifname: &str) -> Result<arp::Interface, Caus
 fn set_sysctls(effects: &Effects, steps: &[Step], undo: &mut UndoStack) -> Result<(), StepError> {
     let made = |ifname: &str| undo.deletes(ifname);
     let write_all = || {
-        let mut undos = Vec::new();
+        let (mut undos, mut writer) = (Vec::new(), Writer::default());
         for step in steps {
-            match set_sysctl(step, made) {
+            match set_sysctl(&mut writer, step, made) {
                 Ok(restore) => undos.extend(restore),
                 Err(source) => return (undos, Err(StepError::new(step, source))),
             }
@@ -373,17 +380,16 @@ fn set_sysctls(effects: &Effects, steps: &[Step], undo: &mut UndoStack) -> Resul
 /// Writes one sysctl in the thread's namespace; returns what writes the old value back.
 ///
 /// The settings of a link that was made by this plan go with it, so they are not read first.
-fn set_sysctl(step: &Step, made: impl Fn(&str) -> bool) -> Result<Option<Step>, Cause> {
+fn set_sysctl(writer: &mut Writer, step: &Step, made: impl Fn(&str) -> bool) -> Result<Option<Step>, Cause> {
     let Step::SetSysctl { ifname, setting, value } = step else { return Ok(None) };
-    let key = setting.key(ifname);
     let old = match made(ifname) {
         true => None,
-        false => sysctl::read(&key).ok(),
+        false => sysctl::read(&setting.key(ifname)).ok(),
     };
     if old.as_ref() == Some(value) {
         return Ok(None);
     }
-    match sysctl::write(&key, value) {
+    match writer.write(&setting.directory(ifname), setting.name(), value) {
         Err(SysctlError::Write { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
             skip(ifname, *setting, source)?;
             Ok(None)

@@ -104,7 +104,7 @@ fn add(
             &netpath::plan::prepare(&net1(), mtu, ips, Guard::Policed, Acd::Off).expect("a plan"),
             undo,
         )?;
-        let existing = fx.other_routes("net1").expect("routes");
+        let existing = fx.other_routes("net1", routes).expect("routes");
         exec::run(
             fx,
             &netpath::plan::activate(&net1(), ips, routes, &existing, Acd::Off).expect("a plan"),

@@ -14,6 +14,8 @@ pub use address::Address;
 pub use error::{NetlinkError, Op, Refusal};
 pub use link::{Link, Macvlan, Neighbour};
 pub use route::Route;
+/// Which addresses a route is about.
+pub use rtnetlink::packet_route::AddressFamily;
 /// The mode of a macvlan as the kernel has it, which knows more modes than CNI.
 pub use rtnetlink::packet_route::link::MacVlanMode;
 

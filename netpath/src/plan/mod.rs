@@ -200,7 +200,8 @@ impl Setting {
         }
     }
 
-    fn name(self) -> &'static str {
+    /// The name of the file in [`Self::directory`].
+    pub fn name(self) -> &'static str {
         match self {
             Self::ArpNotify => "arp_notify",
             Self::NdiscNotify => "ndisc_notify",

@@ -5,6 +5,7 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
+use nix::net::if_::if_indextoname;
 use serde_json::Value;
 
 use super::{
@@ -174,7 +175,7 @@ fn attach(
         record.master =
             record.master.map(|master| state::Master { id: Some(entered.master.into()), ..master });
     }
-    let existing = effects.other_routes(ifname.as_str())?;
+    let existing = effects.other_routes(ifname.as_str(), &allocated.routes)?;
     let steps = plan::activate(ifname, &allocated.ips, &allocated.routes, &existing, acd)?;
     exec::run(effects, &steps, &mut done.undo)?;
     // A result that the configuration's version cannot express is an error like any other.
@@ -196,19 +197,10 @@ fn allocate(
         return Ok(IpamResult::default());
     }
     let (container_id, ifname) = call.attachment()?;
-    let node = effects.node();
-    let links = node.links()?;
-    let own: Vec<(IpAddr, String)> = node
-        .addresses(None)?
-        .into_iter()
-        .map(|address| {
-            let link = links.iter().find(|link| link.index == address.index);
-            (address.address.ip(), link.map(|link| link.name.clone()).unwrap_or_default())
-        })
-        .collect();
+    let own = effects.node().addresses(None)?;
     let others = rules.neighbours(call);
-    let refuse = |address: IpAddr| match own.iter().find(|(own, _)| *own == address) {
-        Some((_, link)) => Some(format!("is the node's own, on `{link}`")),
+    let refuse = |address: IpAddr| match own.iter().find(|own| own.address.ip() == address) {
+        Some(own) => Some(format!("is the node's own, on `{}`", name_of(own.index).unwrap_or_default())),
         None => others.holder(address).map(|holder| format!("is that of {holder}")),
     };
     let request = ipam::Request { network: call.network(), container_id, ifname };
@@ -285,6 +277,11 @@ pub(super) fn record(
         ips: Vec::new(),
         host_local_dir: ipam::host_local_dir(&call.network()),
     })
+}
+
+/// The name of a link of the node, whose namespace is the calling thread's.
+fn name_of(index: u32) -> Option<String> {
+    if_indextoname(index).ok()?.into_string().ok()
 }
 
 /// A locally administered unicast address.

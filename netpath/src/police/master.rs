@@ -10,7 +10,7 @@ use crate::{
         bpf::{
             BpfError, Hook, TcHook,
             attach::{self, Change, Target},
-            bpffs,
+            bpffs::{self, Known},
             maps::{self, Maps, MapsError, NAMES, pin_of},
             object::{self, Settings},
             pins, support,
@@ -82,14 +82,18 @@ pub fn attach(
     if let Some(program) = link.generic_xdp {
         return Err(PoliceError::GenericXdp { master: link.name.clone(), program });
     }
-    check_bpffs(root)?;
-    bpffs::ensure(&root.bpffs())?;
+    let known = check_bpffs(root)?;
+    if known == Known::Unmarked {
+        bpffs::ensure(&root.bpffs())?;
+    }
     let settings = settings(root)?;
     let pins = root.pins();
     Trees::list(&pins)?.check()?;
     let fresh = !pin_of(&pins, NAMES[0]).exists();
     let mut maps = object::maps(&pins, &settings)?;
-    leave_mark(root)?;
+    if known == Known::Unmarked {
+        leave_mark(root)?;
+    }
     let cookie = netns::cookie().unwrap_or(0);
     let found =
         maps.masters()?.into_iter().find(|(_, row)| row.ifindex == link.index && row.netns_cookie == cookie);
@@ -125,7 +129,7 @@ pub fn maps(root: &Root) -> Result<Option<Maps>, PoliceError> {
 
 /// Fails where pins lie on a BPF file system that is not to be seen from here: nothing would be found, and a second
 /// set of maps be made.
-pub fn check_bpffs(root: &Root) -> Result<(), PoliceError> {
+pub fn check_bpffs(root: &Root) -> Result<Known, PoliceError> {
     Ok(bpffs::check(&root.bpffs(), &root.bpffs_mark(), &state::boot_id()?)?)
 }
 

@@ -6,7 +6,7 @@ use std::fs;
 use std::io::{self, ErrorKind};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use super::record::Record;
 use crate::root::Root;
@@ -254,8 +254,13 @@ fn is_draft(path: &Path) -> bool {
 
 /// Names the current boot of the kernel.
 pub fn boot_id() -> Result<String, StateError> {
+    static READ: OnceLock<String> = OnceLock::new();
+    if let Some(read) = READ.get() {
+        return Ok(read.clone());
+    }
     let path = Path::new("/proc/sys/kernel/random/boot_id");
-    Ok(fs::read_to_string(path).map_err(StateError::io("read", path))?.trim().to_owned())
+    let read = fs::read_to_string(path).map_err(StateError::io("read", path))?.trim().to_owned();
+    Ok(READ.get_or_init(|| read).clone())
 }
 
 #[cfg(test)]

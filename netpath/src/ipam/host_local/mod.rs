@@ -50,7 +50,9 @@ pub(super) fn add(
         None => Dns::default(),
     };
     let directory = directory(network, conf);
-    refuse_ours(network.root, &directory)?;
+    if conf.data_dir.is_some() {
+        refuse_ours(network.root, &directory)?;
+    }
     let store = Store::create(&directory, network.within)?;
     let entries = store.entries()?;
     let mine = held(&entries, request.container_id, request.ifname);

@@ -4,13 +4,19 @@
 //! when nothing of netpath runs. A clsact filter stays by itself; its program is pinned below
 //! `progs/<master id>/` to be recognized again. The caller holds the lock and is in the master's namespace.
 
-use std::{fs, io, panic::resume_unwind, path::Path, thread};
+use std::{
+    fs, io,
+    os::fd::{AsFd, OwnedFd},
+    panic::resume_unwind,
+    path::Path,
+    thread,
+};
 
 use aya::{
     Ebpf,
     programs::{
-        LinkOrder, Program, ProgramError, ProgramInfo, SchedClassifier, TcAttachType, Xdp, XdpMode,
-        links::{FdLink, LinkError, PinnedLink},
+        Program, ProgramError, ProgramFd, ProgramInfo, SchedClassifier, TcAttachType, Xdp,
+        links::{FdLink, PinnedLink},
         tc::{NlOptions, SchedClassifierLink, TcAttachOptions, TcError, TcHandle, qdisc_add_clsact},
     },
 };
@@ -18,8 +24,9 @@ use aya::{
 use super::{
     BpfError, Hook, TcHook,
     clsact::{self, HANDLE, PRIORITY},
+    links::{self, Links},
     object::{self, Settings},
-    pins::{self, link_pin, make_parent, pin_link, program_pin, remove_file, unpin},
+    pins::{self, link_pin, make_parent, program_pin, remove_file, unpin},
     selftest, swap, sys,
 };
 
@@ -97,13 +104,13 @@ pub enum Change {
 /// What is attached to master `id`, whose interface index is now `ifindex`.
 pub fn inspect(pins: &Path, id: u16, ifindex: u32) -> Result<Vec<HookState>, BpfError> {
     let mut found = Vec::new();
-    let maps = pins::map_ids(pins);
+    let (maps, mut private) = (pins::map_ids(pins), Vec::new());
     for hook in Hook::ALL {
         let path = link_pin(pins, id, hook);
         match sys::pinned_link(&path) {
             Ok(link) => {
                 let via = if hook == Hook::Xdp { Via::XdpNative } else { Via::Tcx };
-                let bound = pins::is_bound(link.program, &maps);
+                let bound = pins::is_bound(link.program, &maps, &mut private);
                 let live = link.ifindex == ifindex;
                 found.push(HookState { hook, via, program: link.program, live, bound });
                 continue;
@@ -118,7 +125,7 @@ pub fn inspect(pins: &Path, id: u16, ifindex: u32) -> Result<Vec<HookState>, Bpf
         let program = ProgramInfo::from_pin(&path)
             .map_err(|source| BpfError::Pin { op: "read", path: path.clone(), source: source.into() })?
             .id();
-        let bound = pins::is_bound(program, &maps);
+        let bound = pins::is_bound(program, &maps, &mut private);
         let filters = clsact::filters(ifindex, hook).map_err(|source| BpfError::Pin {
             op: "compare filters with",
             path,
@@ -167,7 +174,14 @@ pub fn ensure(target: &Target<'_>, states: &[HookState], replace: bool) -> Resul
     if todo.is_empty() {
         return Ok(changes);
     }
-    let mut programs = Programs::load(target, &todo)?;
+    let linked = |hook: &Hook| live(*hook).is_none() && (*hook == Hook::Xdp || target.tc != TcHook::Clsact);
+    let new: Vec<Hook> = todo.iter().copied().filter(linked).collect();
+    let (mut links, programs) = thread::scope(|scope| {
+        let links = scope.spawn(|| Links::make(&new, target.ifindex));
+        let programs = Programs::load(target, &todo);
+        (links.join().unwrap_or_else(|panic| resume_unwind(panic)), programs)
+    });
+    let mut programs = programs?;
     for hook in todo {
         let change = match live(hook) {
             Some(state) => {
@@ -177,7 +191,7 @@ pub fn ensure(target: &Target<'_>, states: &[HookState], replace: bool) -> Resul
             None => {
                 // A pin that is still there belongs to a NIC that is gone; its link cannot be updated.
                 unpin(target.pins, target.id, hook)?;
-                Change::Attached(hook, attach(target, &mut programs.object, hook)?)
+                Change::Attached(hook, attach(target, &mut programs.object, hook, links.take(hook))?)
             }
         };
         changes.push(change);
@@ -248,37 +262,48 @@ pub(super) fn tc_type(hook: Hook) -> Option<TcAttachType> {
     }
 }
 
-fn attach(target: &Target<'_>, object: &mut Ebpf, hook: Hook) -> Result<Via, BpfError> {
+fn attach(
+    target: &Target<'_>,
+    object: &mut Ebpf,
+    hook: Hook,
+    link: Option<io::Result<OwnedFd>>,
+) -> Result<Via, BpfError> {
     let failed = |note, source: Box<dyn std::error::Error + Send + Sync>| BpfError::Attach {
         hook,
         master: target.name.to_owned(),
         note,
         source,
     };
-    let Some(attach_type) = tc_type(hook) else {
-        attach_xdp(target, object)?;
-        return Ok(Via::XdpNative);
+    let attach_type = match (tc_type(hook), link) {
+        (None, Some(Ok(link))) => {
+            let program = xdp(object)?.fd().map_err(|error| failed("", error.into()))?;
+            put_in_force(target, hook, &link, program)?;
+            return Ok(Via::XdpNative);
+        }
+        (Some(_), Some(Ok(link))) => {
+            let program = classifier(object, hook)?.fd().map_err(|error| failed("", error.into()))?;
+            put_in_force(target, hook, &link, program)?;
+            return Ok(Via::Tcx);
+        }
+        (None, Some(Err(error))) if error.raw_os_error() == Some(libc::EINVAL) => {
+            return Err(BpfError::NoXdp { master: target.name.to_owned() });
+        }
+        (None, Some(Err(error))) if is_busy(&error) => {
+            let note =
+                " (another XDP program is attached: `bpftool net show` names it; TC enforces without XDP)";
+            return Err(failed(note, error.into()));
+        }
+        (None, link) => {
+            let note = " (set `xdp` to `off` for this master in masters.json; TC enforces without XDP)";
+            let error = link.and_then(Result::err).unwrap_or_else(|| io::ErrorKind::Unsupported.into());
+            return Err(failed(note, error.into()));
+        }
+        (Some(_), Some(Err(error))) if target.tc != TcHook::Auto || !is_unsupported(&error) => {
+            return Err(failed("", error.into()));
+        }
+        (Some(attach_type), _) => attach_type,
     };
     let program = classifier(object, hook)?;
-    let by_tcx = match target.tc {
-        TcHook::Clsact => None,
-        TcHook::Auto | TcHook::Tcx => {
-            let order = TcAttachOptions::TcxOrder(LinkOrder::first());
-            match program.attach_with_options(target.name, attach_type, order) {
-                Ok(link) => Some(link),
-                Err(error) if target.tc == TcHook::Auto && is_unsupported(&error) => None,
-                Err(error) => return Err(failed("", error.into())),
-            }
-        }
-    };
-    if let Some(link) = by_tcx {
-        let link = program.take_link(link).map_err(|error| failed("", error.into()))?;
-        let path = link_pin(target.pins, target.id, hook);
-        let link = FdLink::try_from(link)
-            .map_err(|source| BpfError::Link { path: path.clone(), source: Box::new(source) })?;
-        pin_link(link, &path)?;
-        return Ok(Via::Tcx);
-    }
     match qdisc_add_clsact(target.name) {
         Ok(()) => {}
         Err(error) if is_errno(&error, libc::EEXIST) => {}
@@ -321,25 +346,21 @@ fn handle() -> TcHandle {
     TcHandle::new(0, u16::try_from(HANDLE).unwrap_or(u16::MAX))
 }
 
-fn attach_xdp(target: &Target<'_>, object: &mut Ebpf) -> Result<(), BpfError> {
-    let program = xdp(object)?;
-    let failed = |source: ProgramError| BpfError::Attach {
-        hook: Hook::Xdp,
-        master: target.name.to_owned(),
-        note: match is_busy(&source) {
-            true => {
-                " (another XDP program is attached: `bpftool net show` names it; TC enforces without XDP)"
-            }
-            false => " (set `xdp` to `off` for this master in masters.json; TC enforces without XDP)",
-        },
-        source: source.into(),
+/// Gives a link the program that it is for, and pins it: from then on it stays.
+fn put_in_force(
+    target: &Target<'_>,
+    hook: Hook,
+    link: &OwnedFd,
+    program: &ProgramFd,
+) -> Result<(), BpfError> {
+    let path = link_pin(target.pins, target.id, hook);
+    let failed = |op| {
+        let path = path.clone();
+        move |source: io::Error| BpfError::Pin { op, path, source: source.into() }
     };
-    let id = program.attach_to_if_index(target.ifindex, XdpMode::Driver).map_err(failed)?;
-    let link = program.take_link(id).map_err(failed)?;
-    // On EINVAL the crate attaches by netlink instead, which would end with this process.
-    let link = FdLink::try_from(link)
-        .map_err(|_: LinkError| BpfError::XdpFellBack { master: target.name.to_owned() })?;
-    pin_link(link, &link_pin(target.pins, target.id, Hook::Xdp))
+    make_parent(&path)?;
+    links::update(link.as_fd(), program.as_fd()).map_err(failed("update"))?;
+    sys::pin(link, &path).map_err(failed("make"))
 }
 
 fn replace_program(target: &Target<'_>, object: &mut Ebpf, state: &HookState) -> Result<(), BpfError> {
@@ -482,11 +503,11 @@ fn is_errno(error: &(dyn std::error::Error + 'static), errno: i32) -> bool {
     errno_of(error) == Some(errno)
 }
 
-fn is_busy(error: &ProgramError) -> bool {
-    is_errno(error, libc::EBUSY) || is_errno(error, libc::EEXIST)
+fn is_busy(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EBUSY | libc::EEXIST))
 }
 
 /// Kernels before 6.6 do not know the attach type of TCX.
-fn is_unsupported(error: &ProgramError) -> bool {
-    is_errno(error, libc::EINVAL) || is_errno(error, libc::EOPNOTSUPP)
+fn is_unsupported(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EOPNOTSUPP))
 }

@@ -1,56 +1,37 @@
 //! Many rows of a hash map by one system call (`BPF_MAP_LOOKUP_BATCH`, Linux 5.6), where one after the other takes two for
 //! each and begins anew when a row is removed meanwhile.
 
-use std::{io, marker::PhantomData, path::Path};
+use std::io;
 
-use aya::maps::MapData;
+use aya::maps::{HashMap, IterableMap, MapData};
 
 use super::{
-    maps::{MapsError, Plain, pin_of},
+    maps::{MapsError, Plain, Raw},
     sys,
 };
 
 /// Rows that are asked for at once: as much memory as this is taken for a moment.
 const ROOM: u32 = 256;
 
-/// A pinned hash map from `K` to `V`, for listing.
-pub(super) struct Listed<K, V> {
-    data: MapData,
+/// Every row. One that is written or removed meanwhile may be in it or not; all others are, once.
+pub(super) fn rows<K: Plain, V: Plain>(
+    map: &HashMap<MapData, Raw<K>, Raw<V>>,
     name: &'static str,
-    row: PhantomData<(K, V)>,
-}
-
-impl<K: Plain, V: Plain> Listed<K, V> {
-    /// Opens it; its keys and values must be as long as these.
-    pub(super) fn open(pins: &Path, name: &'static str) -> Result<Self, MapsError> {
-        let path = pin_of(pins, name);
-        let failed = |source| MapsError::Open { path: path.clone(), source };
-        let data = MapData::from_pin(&path).map_err(failed)?;
-        let info = data.info().map_err(failed)?;
-        let sizes = [info.key_size() as usize, info.value_size() as usize];
-        if sizes != [size_of::<K>(), size_of::<V>()] {
-            let source = aya::maps::MapError::InvalidValueSize { size: sizes[1], expected: size_of::<V>() };
-            return Err(MapsError::Layout { path, source });
+) -> Result<Vec<(K, V)>, MapsError> {
+    let failed = |source| MapsError::Row { op: "list", map: name, source };
+    let (mut rows, mut room, mut position) = (Vec::new(), ROOM, None);
+    loop {
+        // SAFETY: The map's type says how long its keys and values are, which was compared when it was opened, and `Plain` is
+        // what any bytes are a value of.
+        match unsafe { sys::lookup_batch(map.map().fd(), position, room, &mut rows) } {
+            Ok(sys::Batch::More(next)) => position = Some(next),
+            Ok(sys::Batch::Last) => return Ok(rows),
+            // More than that stand in one place of the map.
+            Err(error) if error.raw_os_error() == Some(libc::ENOSPC) => room = room.saturating_mul(2),
+            Err(error) => return Err(failed(error)),
         }
-        Ok(Self { data, name, row: PhantomData })
-    }
-
-    /// Every row. One that is written or removed meanwhile may be in it or not; all others are, once.
-    pub(super) fn rows(&self) -> Result<Vec<(K, V)>, MapsError> {
-        let failed = |source| MapsError::Row { op: "list", map: self.name, source };
-        let (mut rows, mut room, mut position) = (Vec::new(), ROOM, None);
-        loop {
-            // SAFETY: `open` compared the sizes, and `Plain` is what any bytes are a value of.
-            match unsafe { sys::lookup_batch(self.data.fd(), position, room, &mut rows) } {
-                Ok(sys::Batch::More(next)) => position = Some(next),
-                Ok(sys::Batch::Last) => return Ok(rows),
-                // More than that stand in one place of the map.
-                Err(error) if error.raw_os_error() == Some(libc::ENOSPC) => room = room.saturating_mul(2),
-                Err(error) => return Err(failed(error)),
-            }
-            if room == u32::MAX {
-                return Err(failed(io::ErrorKind::OutOfMemory.into()));
-            }
+        if room == u32::MAX {
+            return Err(failed(io::ErrorKind::OutOfMemory.into()));
         }
     }
 }

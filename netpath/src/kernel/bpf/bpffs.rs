@@ -71,27 +71,38 @@ pub fn leave_mark(path: &Path, mark: &Path, boot: &str) -> Result<(), BpfError> 
     whole::replace(mark, text.as_bytes()).map_err(BpfError::Mark)
 }
 
+/// What is known of a BPF file system that may be used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Known {
+    /// It is mounted, and the one that the mark names.
+    Marked,
+    /// The mark names none, or one that is gone.
+    Unmarked,
+}
+
 /// Whether the BPF file system at `path` is the one that `mark` names, if that is still to be seen anywhere.
 ///
 /// After it was unmounted everywhere, or the node was booted, its pins are gone, and a new one may take its place. In
 /// another process namespace, as of a node that is a container, not everybody is to be seen: there it is gone for
 /// those who see what process 1 sees, as long as nothing else is mounted.
-pub fn check(path: &Path, mark: &Path, boot: &str) -> Result<(), BpfError> {
+pub fn check(path: &Path, mark: &Path, boot: &str) -> Result<Known, BpfError> {
     let failed = |source: io::Error| BpfError::Bpffs { path: path.to_owned(), source };
-    let Some(text) = whole::read(mark).map_err(BpfError::Mark)? else { return Ok(()) };
+    let Some(text) = whole::read(mark).map_err(BpfError::Mark)? else { return Ok(Known::Unmarked) };
     let text = String::from_utf8_lossy(&text);
-    let Some((known, of_boot)) = text.trim().split_once(' ') else { return Ok(()) };
+    let Some((known, of_boot)) = text.trim().split_once(' ') else { return Ok(Known::Unmarked) };
     let found = match sys::is_bpffs(path).map_err(failed)? {
         true => Some(device(path).map_err(failed)?),
         false => None,
     };
-    if of_boot != boot || found.as_deref() == Some(known) {
-        return Ok(());
+    match found.as_deref() == Some(known) {
+        true if of_boot == boot => return Ok(Known::Marked),
+        false if of_boot == boot => {}
+        _ => return Ok(Known::Unmarked),
     }
     let sees_enough = sees_all_processes().map_err(failed)?
         || (found.is_none() && is_namespace_of_init().map_err(failed)?);
     if sees_enough && !is_mounted_anywhere(known).map_err(failed)? {
-        return Ok(());
+        return Ok(Known::Unmarked);
     }
     let found =
         found.map_or_else(|| "no BPF file system".to_owned(), |device| format!("the one of device {device}"));

@@ -17,7 +17,7 @@ use nix::{
     poll::{PollFd, PollFlags, PollTimeout, poll},
 };
 
-use super::maps::{EVENT_BURST, Maps, MapsError, pin_of};
+use super::maps::{EVENT_BURST, EVENTS, Maps, MapsError, pin_of};
 use crate::observe::Event;
 
 /// Why events cannot be read.
@@ -68,7 +68,7 @@ impl Consumer {
     /// Becomes the consumer of the ring buffer pinned below `pins`; `lock` is the file that says who is.
     pub fn new(pins: &Path, lock: &Path) -> Result<Self, EventsError> {
         let lock = take(lock)?;
-        let pin = pin_of(pins, "events");
+        let pin = pin_of(pins, EVENTS);
         // Looked at first: one that takes its place before it is opened is found out.
         let inode = inode(&pin);
         let data = MapData::from_pin(&pin).map_err(EventsError::Open)?;

@@ -9,7 +9,7 @@ use std::{
 
 use aya::{
     Pod,
-    maps::{Array, HashMap, LpmTrie, Map, MapData, MapError, PerCpuArray},
+    maps::{Array, HashMap, IterableMap, LpmTrie, Map, MapData, MapError, PerCpuArray},
 };
 use netpath_ebpf::abi::{
     ABI_VERSION, Budget, CookieKey, CookieOwner, Counters, DropCounters, Endpoint, EndpointKey, Master, Meta,
@@ -19,7 +19,7 @@ use netpath_ebpf::abi::{
 
 use super::{
     bases::{self, Bases, Rows},
-    batch::Listed,
+    batch,
     counters::CounterView,
 };
 
@@ -168,7 +168,6 @@ pub struct Maps {
     pub(super) meta: Table<Meta>,
     masters: Table<Master>,
     endpoints: HashMap<MapData, Raw<EndpointKey>, Raw<Endpoint>>,
-    listed: Listed<EndpointKey, Endpoint>,
     pub(super) owners: Table<Owner>,
     pub(super) zone_words: Table<u32>,
     pub(super) zone_slots: Table<ZoneSlot>,
@@ -182,7 +181,6 @@ pub struct Maps {
     pub(super) claims_v4: LpmTrie<MapData, Raw<TrieKey4>, Raw<u32>>,
     pub(super) claims_v6: LpmTrie<MapData, Raw<TrieKey6>, Raw<u32>>,
     pub(super) vlans: HashMap<MapData, Raw<VlanKey>, Raw<u32>>,
-    counters: Table<Counters>,
     drops: Table<DropCounters>,
     budgets: Table<Budget>,
     rejects: Table<Reject>,
@@ -219,8 +217,11 @@ pub const NAMES: &[&str] = &[
     "master_counters",
     "drops",
     "budgets",
-    "events",
+    EVENTS,
 ];
+
+/// The only one that [`Maps`] does not open.
+pub(super) const EVENTS: &str = "events";
 
 /// A name in a row of a map, which zeros pad.
 pub fn text(bytes: &[u8]) -> String {
@@ -318,7 +319,8 @@ impl Maps {
     }
 
     fn open_all(pins: &Path, meta: Table<Meta>, cpus: u32) -> Result<Self, MapsError> {
-        let tree = super::trees::id(pins);
+        let info = meta.map().info();
+        let tree = info.map_err(|source| MapsError::Access { op: "ask about", map: "meta", source })?.id();
         let counted = |counted: &bases::Counted| {
             let missing =
                 || MapsError::Open { path: pin_of(pins, counted.map), source: MapError::KeyNotFound };
@@ -329,7 +331,6 @@ impl Maps {
             meta,
             masters: open(pins, "masters", Map::Array)?,
             endpoints: open(pins, "endpoints", Map::HashMap)?,
-            listed: Listed::open(pins, "endpoints")?,
             owners: open(pins, "owners", Map::Array)?,
             zone_words: open(pins, "zone_words", Map::Array)?,
             zone_slots: open(pins, "zone_slots", Map::Array)?,
@@ -343,14 +344,13 @@ impl Maps {
             claims_v4: open(pins, "claims_v4", Map::LpmTrie)?,
             claims_v6: open(pins, "claims_v6", Map::LpmTrie)?,
             vlans: open(pins, "vlans", Map::HashMap)?,
-            counters: open(pins, "counters", Map::Array)?,
             drops: open(pins, "drops", Map::Array)?,
             budgets: open(pins, "budgets", Map::Array)?,
             rejects: open(pins, "rejects", Map::Array)?,
             counted: [counted(&bases::COUNTERS)?, counted(&bases::MASTER_COUNTERS)?],
             bases: Bases::open(pins)?,
             cpus,
-            tree,
+            tree: Some(tree),
             settled: Vec::new(),
         })
     }
@@ -428,7 +428,7 @@ impl Maps {
 
     /// Every endpoint and foreign row.
     pub fn endpoints(&self) -> Result<Vec<(EndpointKey, Endpoint)>, MapsError> {
-        self.listed.rows()
+        batch::rows(&self.endpoints, "endpoints")
     }
 
     /// The row of `key`.
@@ -502,9 +502,8 @@ impl Maps {
     }
 
     fn reset(&mut self, id: u32) -> Result<(), MapsError> {
-        for cpu in 0..self.cpus {
-            set(&mut self.counters, "counters", id * self.cpus + cpu, Counters::default())?;
-        }
+        let [endpoints, _] = &self.counted;
+        endpoints.clear(id)?;
         let zero = [0; REASON_SLOTS];
         let drops = DropCounters { tx_dropped: zero, rx_dropped: zero, tx_audited: zero, rx_audited: zero };
         set(&mut self.drops, "drops", id, drops)?;

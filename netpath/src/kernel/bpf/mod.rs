@@ -9,6 +9,7 @@ pub mod counters;
 pub mod events;
 mod fill;
 pub mod identity;
+mod links;
 pub mod maps;
 pub mod object;
 pub mod pins;
@@ -247,11 +248,11 @@ pub enum BpfError {
         /// Why.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
-    /// The kernel attached XDP by netlink, where it cannot be pinned and ends with this process.
+    /// There is no link for XDP on this interface.
     #[error(
         "native XDP on {master} was refused by bpf_link (MTU or driver): set `xdp` to `off` for this master in masters.json"
     )]
-    XdpFellBack {
+    NoXdp {
         /// Name of the master.
         master: String,
     },

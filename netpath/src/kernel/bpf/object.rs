@@ -2,24 +2,28 @@
 
 use std::{
     hash::{DefaultHasher, Hasher},
+    os::fd::AsFd,
+    panic::resume_unwind,
     path::Path,
+    thread,
 };
 
 use aya::{
-    Ebpf, EbpfLoader,
-    maps::MapInfo,
+    Ebpf, EbpfError, EbpfLoader,
+    maps::{MapData, MapInfo},
     programs::{Program, ProgramType},
     sys::{BpfHelper, is_helper_supported},
 };
+use aya_obj::Object;
 use netpath_ebpf::abi::{ABI_VERSION, MAX_MASTERS, ZONE_PORT_SETS, ZONE_RULES};
 use serde::Deserialize;
 
 use super::{
     BpfError, Hook,
-    maps::{self, Maps, NAMES, pin_of},
+    maps::{self, EVENTS, Maps, NAMES, pin_of},
     pins::{recover_maps, remove_maps, remove_pins},
     skb::{self, Layout},
-    support, tree,
+    support, sys, tree,
     trees::{self, Trees},
 };
 
@@ -64,6 +68,12 @@ pub fn digest() -> u64 {
 
 /// Opens the maps below `pins`, making those that are not there.
 pub fn maps(pins: &Path, settings: &Settings) -> Result<Maps, BpfError> {
+    // As a rule all of them are there; why they cannot be opened is found out below.
+    if let Ok(Some(maps)) = Maps::open(pins)
+        && pin_of(pins, EVENTS).exists()
+    {
+        return Ok(maps);
+    }
     // A map that lost its pin is still with the programs. One that no program uses is gone with its pin, and the others
     // say what it does not know of: all are made anew, and who has a row comes from the records again.
     let is_ours = tree::meta(pins)?.is_none_or(|meta| meta.abi_version == ABI_VERSION);
@@ -94,8 +104,44 @@ pub fn maps(pins: &Path, settings: &Settings) -> Result<Maps, BpfError> {
 pub fn finish(pins: &Path, settings: &Settings) -> Result<Maps, BpfError> {
     create_directory(&pins.join("maps"))?;
     let cpus = cpus();
-    drop(load(pins, settings, 0, cpus)?);
+    make_maps(pins, settings, cpus)?;
     Ok(Maps::initialize(pins, cpus)?)
+}
+
+/// Makes the maps that are not pinned.
+///
+/// Not by the library's loader, which reads all types of the kernel each time, and takes as long for it as for the rest of an
+/// attach that is not the kernel's.
+fn make_maps(pins: &Path, settings: &Settings, cpus: u32) -> Result<(), BpfError> {
+    let failed = |source: EbpfError| BpfError::Load { source: Box::new(source) };
+    let mut object = Object::parse(bytes()?).map_err(|error| failed(error.into()))?;
+    let types = match aya::features().btf() {
+        Some(features) => {
+            let types = object
+                .fixup_and_sanitize_btf(features)
+                .map_err(|error| failed(EbpfError::BtfError(error)))?;
+            // Without them people read bytes where they could read names.
+            types.and_then(|types| sys::load_types(&types.to_bytes()).ok())
+        }
+        None => None,
+    };
+    let sizes = sizes(settings, cpus);
+    for name in NAMES {
+        let path = pin_of(pins, name);
+        let Some(mut map) = object.maps.remove(*name).filter(|_| !path.exists()) else { continue };
+        if let Some((_, rows)) = sizes.iter().find(|(sized, _)| sized == name) {
+            map.set_max_entries(rounded(name, *rows));
+        }
+        let made = MapData::create(map, name, types.as_ref().map(AsFd::as_fd));
+        let made = made.map_err(|error| failed(error.into()))?;
+        made.pin(&path).map_err(|source| BpfError::Pin { op: "make", path, source: source.into() })?;
+    }
+    Ok(())
+}
+
+/// Rows of a map as the kernel takes them: of a ring buffer a power of two, and at least a page.
+fn rounded(name: &str, rows: u32) -> u32 {
+    if name == EVENTS { rows.next_power_of_two().max(PAGE) } else { rows }
 }
 
 fn create_directory(path: &Path) -> Result<(), BpfError> {
@@ -131,7 +177,7 @@ fn sizes(settings: &Settings, cpus: u32) -> [(&'static str, u32); 19] {
         ("claims_v4", settings.prefixes),
         ("claims_v6", settings.prefixes),
         ("rejects", endpoints),
-        ("events", settings.event_bytes),
+        (EVENTS, settings.event_bytes),
     ]
 }
 
@@ -145,9 +191,7 @@ pub fn resized(pins: &Path, settings: &Settings) -> Result<Vec<&'static str>, Bp
             path,
             source: source.into(),
         })?;
-        // The loader rounds a ring buffer up to what the kernel takes.
-        let rows = if name == "events" { rows.next_power_of_two().max(PAGE) } else { rows };
-        if info.max_entries() != rows {
+        if info.max_entries() != rounded(name, rows) {
             found.push(name);
         }
     }
@@ -161,8 +205,14 @@ const PAGE: u32 = 4096;
 ///
 /// The programs are parsed, not yet in the kernel.
 pub fn load(pins: &Path, settings: &Settings, master: u16, cpus: u32) -> Result<Ebpf, BpfError> {
-    let mut loader = EbpfLoader::new();
-    let (have_cookie, layout) = (u32::from(has_netns_cookie()?), skb_layout()?);
+    let have_cookie = u32::from(has_netns_cookie()?);
+    // Both read all types of the kernel, each for itself.
+    let (layout, mut loader) = thread::scope(|scope| {
+        let layout = scope.spawn(skb_layout);
+        let loader = EbpfLoader::new();
+        (layout.join().unwrap_or_else(|panic| resume_unwind(panic)), loader)
+    });
+    let layout = layout?;
     let mark = maps::master(pins, master)?.map_or(0, |row| reject_mark(row.stamp));
     let master = u32::from(master);
     loader.override_global("REJECT_MARK", &mark, true);

@@ -5,10 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use aya::{
-    maps::MapInfo,
-    programs::{ProgramInfo, links::FdLink},
-};
+use aya::{maps::MapInfo, programs::ProgramInfo};
 
 use super::{
     BpfError, Hook,
@@ -22,15 +19,6 @@ pub(super) fn link_pin(pins: &Path, id: u16, hook: Hook) -> PathBuf {
 
 pub(super) fn program_pin(pins: &Path, id: u16, hook: Hook) -> PathBuf {
     pins.join("progs").join(id.to_string()).join(hook.name())
-}
-
-pub(super) fn pin_link(link: FdLink, path: &Path) -> Result<(), BpfError> {
-    make_parent(path)?;
-    link.pin(path).map(drop).map_err(|source| BpfError::Pin {
-        op: "make",
-        path: path.to_owned(),
-        source: source.into(),
-    })
 }
 
 pub(super) fn make_parent(path: &Path) -> Result<(), BpfError> {
@@ -102,9 +90,16 @@ fn name_of(map: &MapInfo) -> Option<&'static str> {
 }
 
 /// Whether a program works on the maps with these ids: one may have lost its pin, and been made again since.
-pub(super) fn is_bound(program: u32, pinned: &[(&str, u32)]) -> bool {
+///
+/// What others use that is none of these is in `private`, and so is what this one uses, when it is.
+pub(super) fn is_bound(program: u32, pinned: &[(&str, u32)], private: &mut Vec<u32>) -> bool {
     let used = sys::program_maps(program).unwrap_or_default();
-    let is_private = |id: u32| MapInfo::from_id(id).is_ok_and(|map| name_of(&map).is_none());
+    let mut is_private = |id: u32| {
+        if !private.contains(&id) && MapInfo::from_id(id).is_ok_and(|map| name_of(&map).is_none()) {
+            private.push(id);
+        }
+        private.contains(&id)
+    };
     used.iter().all(|used| pinned.iter().any(|(_, id)| id == used) || is_private(*used))
 }
 

@@ -10,20 +10,25 @@ use std::{
     path::Path,
 };
 
+use super::links;
+
 /// Commands of `bpf(2)` (`enum bpf_cmd`, `include/uapi/linux/bpf.h`).
-mod command {
-    pub(super) const MAP_CREATE: libc::c_long = 0;
-    pub(super) const MAP_LOOKUP_ELEM: libc::c_long = 1;
-    pub(super) const MAP_UPDATE_ELEM: libc::c_long = 2;
-    pub(super) const OBJ_PIN: libc::c_long = 6;
-    pub(super) const OBJ_GET: libc::c_long = 7;
-    pub(super) const PROG_GET_FD_BY_ID: libc::c_long = 13;
-    pub(super) const OBJ_GET_INFO_BY_FD: libc::c_long = 15;
-    pub(super) const BTF_GET_FD_BY_ID: libc::c_long = 19;
-    pub(super) const BTF_GET_NEXT_ID: libc::c_long = 23;
-    pub(super) const MAP_LOOKUP_BATCH: libc::c_long = 24;
-    pub(super) const LINK_UPDATE: libc::c_long = 29;
-    pub(super) const LINK_DETACH: libc::c_long = 34;
+pub(super) mod command {
+    pub(in crate::kernel::bpf) const MAP_CREATE: libc::c_long = 0;
+    pub(in crate::kernel::bpf) const MAP_LOOKUP_ELEM: libc::c_long = 1;
+    pub(in crate::kernel::bpf) const MAP_UPDATE_ELEM: libc::c_long = 2;
+    pub(in crate::kernel::bpf) const PROG_LOAD: libc::c_long = 5;
+    pub(in crate::kernel::bpf) const OBJ_PIN: libc::c_long = 6;
+    pub(in crate::kernel::bpf) const OBJ_GET: libc::c_long = 7;
+    pub(in crate::kernel::bpf) const PROG_GET_FD_BY_ID: libc::c_long = 13;
+    pub(in crate::kernel::bpf) const OBJ_GET_INFO_BY_FD: libc::c_long = 15;
+    pub(in crate::kernel::bpf) const BTF_LOAD: libc::c_long = 18;
+    pub(in crate::kernel::bpf) const BTF_GET_FD_BY_ID: libc::c_long = 19;
+    pub(in crate::kernel::bpf) const BTF_GET_NEXT_ID: libc::c_long = 23;
+    pub(in crate::kernel::bpf) const MAP_LOOKUP_BATCH: libc::c_long = 24;
+    pub(in crate::kernel::bpf) const LINK_CREATE: libc::c_long = 28;
+    pub(in crate::kernel::bpf) const LINK_UPDATE: libc::c_long = 29;
+    pub(in crate::kernel::bpf) const LINK_DETACH: libc::c_long = 34;
 }
 
 /// `bpf(2)`.
@@ -31,7 +36,7 @@ mod command {
 /// # Safety
 ///
 /// `attr` has the layout that the command takes, and what it points to is as long as the command assumes.
-unsafe fn bpf<T>(command: libc::c_long, attr: &T) -> io::Result<i32> {
+pub(super) unsafe fn bpf<T>(command: libc::c_long, attr: &T) -> io::Result<i32> {
     // SAFETY: `attr` lives through the call; the caller vouches for the rest.
     let ret = unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_ref(attr), size_of::<T>()) };
     match i32::try_from(ret) {
@@ -46,12 +51,12 @@ unsafe fn bpf<T>(command: libc::c_long, attr: &T) -> io::Result<i32> {
 /// # Safety
 ///
 /// As for [`bpf`], and the command returns a descriptor of its own.
-unsafe fn bpf_open<T>(command: libc::c_long, attr: &T) -> io::Result<OwnedFd> {
+pub(super) unsafe fn bpf_open<T>(command: libc::c_long, attr: &T) -> io::Result<OwnedFd> {
     // SAFETY: The caller vouches for it; the kernel has just given us this descriptor.
     unsafe { bpf(command, attr).map(|fd| OwnedFd::from_raw_fd(fd)) }
 }
 
-fn raw(fd: &OwnedFd) -> io::Result<u32> {
+pub(super) fn raw(fd: &impl AsRawFd) -> io::Result<u32> {
     u32::try_from(fd.as_raw_fd()).map_err(io::Error::other)
 }
 
@@ -145,19 +150,25 @@ pub fn pin(object: &OwnedFd, path: &Path) -> io::Result<()> {
     unsafe { bpf(command::OBJ_PIN, &attr) }.map(drop)
 }
 
-/// Makes the link pinned at `path` run `program`: each packet meets the old program or this one.
-pub fn update_link(path: &Path, program: &OwnedFd) -> io::Result<()> {
+/// Gives the kernel the types of an object, in the kernel's own form.
+pub fn load_types(types: &[u8]) -> io::Result<OwnedFd> {
     #[repr(C)]
     struct Attr {
-        link_fd: u32,
-        new_prog_fd: u32,
-        flags: u32,
-        old_prog_fd: u32,
+        types: u64,
+        log: u64,
+        length: u32,
+        log_length: u32,
+        log_level: u32,
     }
-    let link = obj_get(path)?;
-    let attr = Attr { link_fd: raw(&link)?, new_prog_fd: raw(program)?, flags: 0, old_prog_fd: 0 };
-    // SAFETY: The layout of BPF_LINK_UPDATE's struct.
-    unsafe { bpf(command::LINK_UPDATE, &attr) }.map(drop)
+    let length = u32::try_from(types.len()).map_err(io::Error::other)?;
+    let attr = Attr { types: types.as_ptr() as u64, log: 0, length, log_length: 0, log_level: 0 };
+    // SAFETY: The layout of the anonymous struct of BPF_BTF_LOAD; `types` is as long as it says.
+    unsafe { bpf_open(command::BTF_LOAD, &attr) }
+}
+
+/// Makes the link pinned at `path` run `program`: each packet meets the old program or this one.
+pub fn update_link(path: &Path, program: &OwnedFd) -> io::Result<()> {
+    links::update(obj_get(path)?.as_fd(), program.as_fd())
 }
 
 /// Puts two directories in each other's place in one step (BPF file systems: Linux 5.16).

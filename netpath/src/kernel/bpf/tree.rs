@@ -6,7 +6,7 @@
 
 use std::path::{Path, PathBuf};
 
-use aya::maps::{Array, Map, MapData};
+use aya::maps::{Array, HashMap, Map, MapData};
 use netpath_ebpf::abi::{
     ABI_VERSION, Endpoint, EndpointKey, Master, Meta, Owner, READABLE_BY, REST_ALLOW, REST_DENY, Rule,
     rule_kind,
@@ -147,7 +147,8 @@ fn owners<T: Plain + Into<Owner>>(pins: &Path) -> Listed<u32, Owner> {
 }
 
 fn endpoints<T: Plain + Into<Endpoint>>(pins: &Path) -> Listed<EndpointKey, Endpoint> {
-    let rows = batch::Listed::<EndpointKey, T>::open(pins, "endpoints")?.rows()?;
+    let map: HashMap<MapData, Raw<EndpointKey>, Raw<T>> = open(pins, "endpoints", Map::HashMap)?;
+    let rows = batch::rows(&map, "endpoints")?;
     Ok(rows.into_iter().map(|(key, row)| (key, row.into())).collect())
 }
 

@@ -61,19 +61,22 @@ impl Netlink {
     ///
     /// A route with several next hops is listed once for each.
     pub fn routes(&mut self, index: Option<u32>) -> Result<Vec<Route>, NetlinkError> {
-        let mut routes = Vec::new();
-        for family in [AddressFamily::Inet, AddressFamily::Inet6] {
-            let request = || {
-                let mut message = RouteMessage::default();
-                message.header.address_family = family;
-                RouteNetlinkMessage::GetRoute(message)
-            };
-            let listed = self.channel.dump(Op::ListRoutes, request, decode::routes)?;
-            // A kernel without IPv6 answers for all the families it has.
-            let v4 = family == AddressFamily::Inet;
-            routes.extend(listed.into_iter().filter(|route| route.dst.is_ipv4() == v4));
-        }
+        let mut routes = self.routes_of(AddressFamily::Inet)?;
+        routes.extend(self.routes_of(AddressFamily::Inet6)?);
         routes.retain(|route| index.is_none_or(|index| route.index == Some(index)));
+        Ok(routes)
+    }
+
+    /// The routes of one family.
+    pub fn routes_of(&mut self, family: AddressFamily) -> Result<Vec<Route>, NetlinkError> {
+        let request = || {
+            let mut message = RouteMessage::default();
+            message.header.address_family = family;
+            RouteNetlinkMessage::GetRoute(message)
+        };
+        let mut routes = self.channel.dump(Op::ListRoutes, request, decode::routes)?;
+        // A kernel without IPv6 answers for all the families it has.
+        routes.retain(|route| route.dst.is_ipv4() == (family == AddressFamily::Inet));
         Ok(routes)
     }
 

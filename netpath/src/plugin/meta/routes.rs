@@ -15,12 +15,11 @@ const OVERRIDES: &str = "overrideDefaultRoute";
 
 /// Makes one default route of each family count, and corrects the results of those that lost theirs.
 pub(super) fn settle(effects: &mut Effects, attached: &mut [add::Attached]) -> Result<(), PluginError> {
-    let links = effects.sandbox().links()?;
+    let mut routes = effects.sandbox().routes(None)?;
+    routes.retain(|route| route.dst.prefix() == 0 && route.table == Route::MAIN);
+    let links = if routes.is_empty() { Vec::new() } else { effects.sandbox().links()? };
     let mut present = Vec::new();
-    for route in effects.sandbox().routes(None)? {
-        if route.dst.prefix() != 0 || route.table != Route::MAIN {
-            continue;
-        }
+    for route in routes {
         if let Some(link) = links.iter().find(|link| Some(link.index) == route.index) {
             present.push(DefaultRoute { ifname: link.name.clone(), route: RouteVia::from(route) });
         }
