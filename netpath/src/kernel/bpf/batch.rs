@@ -1,5 +1,5 @@
-//! Many rows of a hash map by one system call (`BPF_MAP_LOOKUP_BATCH`, Linux 5.6), where one after the other takes two for
-//! each and begins anew when a row is removed meanwhile.
+//! Many rows of a hash map or an array by one system call (`BPF_MAP_LOOKUP_BATCH`, `BPF_MAP_UPDATE_BATCH`, Linux 5.6). To read one
+//! after the other takes two calls for each, and begins anew when a row of a hash map is removed meanwhile.
 
 use std::{io, marker::PhantomData, path::Path};
 
@@ -13,14 +13,14 @@ use super::{
 /// Rows that are asked for at once: as much memory as this is taken for a moment.
 const ROOM: u32 = 256;
 
-/// A pinned hash map from `K` to `V`, for listing.
-pub(super) struct Listed<K, V> {
+/// A pinned hash map or array from `K` to `V`, for many rows at a time.
+pub(super) struct Bulk<K, V> {
     data: MapData,
     name: &'static str,
     row: PhantomData<(K, V)>,
 }
 
-impl<K: Plain, V: Plain> Listed<K, V> {
+impl<K: Plain, V: Plain> Bulk<K, V> {
     /// Opens it; its keys and values must be as long as these.
     pub(super) fn open(pins: &Path, name: &'static str) -> Result<Self, MapsError> {
         let path = pin_of(pins, name);
@@ -33,6 +33,14 @@ impl<K: Plain, V: Plain> Listed<K, V> {
             return Err(MapsError::Layout { path, source });
         }
         Ok(Self { data, name, row: PhantomData })
+    }
+
+    /// Writes rows; where it fails those before are written.
+    pub(super) fn write(&self, rows: impl IntoIterator<Item = (K, V)>) -> Result<(), MapsError> {
+        let (keys, values): (Vec<K>, Vec<V>) = rows.into_iter().unzip();
+        // SAFETY: `open` compared the sizes, there is a value for each key, and `Plain` is what has no bytes that are not written.
+        let result = unsafe { sys::update_batch(self.data.fd(), &keys, &values) };
+        result.map_err(|source| MapsError::Row { op: "write", map: self.name, source })
     }
 
     /// Every row. One that is written or removed meanwhile may be in it or not; all others are, once.
