@@ -110,6 +110,9 @@ type Stamp = (u64, i64, i64, u64);
 #[derive(Debug, Default)]
 pub struct Known(BTreeMap<PathBuf, (Stamp, Arc<Outline>)>);
 
+/// What is in a record's file, or what is wrong with it.
+type Loaded<Conf, Compiled> = Result<Record<Conf, Compiled>, TornCause>;
+
 impl Records {
     /// The records of `root`. Nothing is created before the first write.
     pub fn new(root: &Root) -> Self {
@@ -229,7 +232,7 @@ impl Records {
     fn load<Conf: DeserializeOwned, Compiled: DeserializeOwned>(
         &self,
         path: &Path,
-    ) -> Result<Option<Result<Record<Conf, Compiled>, TornCause>>, StateError> {
+    ) -> Result<Option<Loaded<Conf, Compiled>>, StateError> {
         let bytes = match whole::bytes(path) {
             Ok(bytes) => bytes,
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
