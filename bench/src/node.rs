@@ -152,9 +152,7 @@ impl Node {
         let owners: Vec<(u32, Owner)> = rows.iter().map(owner).collect();
         let begun = Instant::now();
         maps.restore(&meta, &[(MASTER, master())], &owners)?;
-        for (key, row) in &rows {
-            maps.set_endpoint(*key, row)?;
-        }
+        maps.set_endpoints(&rows)?;
         let took = begun.elapsed();
         ensure!(maps.endpoints()?.len() == rows.len(), "all are there");
         Ok(took)

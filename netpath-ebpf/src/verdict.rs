@@ -6,8 +6,8 @@
 
 use crate::{
     abi::{
-        Endpoint, Master, PortRange, ZoneSlot, endpoint_flags, kind, mode, word_place,
-        zone_flags, zone_verdict,
+        Endpoint, Master, PortRange, ZoneSlot, endpoint_flags, kind, mode, word_place, zone_flags,
+        zone_verdict,
     },
     bits::{eq32, eq128, raw4, raw16},
     drop_reason::DropReason,

@@ -8,10 +8,12 @@ mod common;
 #[path = "common/http.rs"]
 mod http;
 
+use std::path::{Path, PathBuf};
+
 use agent::{Agent, directory};
 use api::{FakeApi, Fault, Times};
 use common::enforce::{POD, all_live, enters, hooks, is_enforced, is_well, leaves, private};
-use common::node::{GATEWAY, INTERNET, MASTER, Node, conf};
+use common::node::{GATEWAY, INTERNET, MASTER, Node, Pod, conf};
 use common::{PATIENCE, eventually, run};
 use netpath::kernel::bpf::Hook;
 use netpath::kernel::bpf::attach::Via;
@@ -63,6 +65,52 @@ fn a_changed_network_is_put_in_force_for_pods_that_run() {
     is_well(&node);
 }
 
+/// The file of a pod's record, and what it says.
+fn record(node: &Node, pod: &Pod) -> (PathBuf, Value) {
+    let path = node.root.state().join(format!("{}-net1.json", pod.netns.name()));
+    let text = std::fs::read_to_string(&path).expect("its record");
+    (path, serde_json::from_str(&text).expect("JSON"))
+}
+
+/// Puts another record in the place of one.
+fn replace(path: &Path, record: &Value) {
+    std::fs::write(path.with_extension("tmp"), record.to_string()).expect("written");
+    std::fs::rename(path.with_extension("tmp"), path).expect("in place");
+}
+
+#[test]
+fn records_come_to_have_what_is_in_force_whoever_is_ended() {
+    let node = Node::new(&json!({ "unknownSource": "drop" }));
+    define(&node, "default", &private());
+    let agent = Agent::start(&node);
+    let pod = node.pod(&["10.12.34.200/24"], Some(&private()));
+    let (path, before) = record(&node, &pod);
+    define(&node, "default", &open());
+    let is_open =
+        || (record(&node, &pod).1["zone"]["compiled"]["allow"] == json!(["8.0.0.0/8"])).then_some(());
+    agent.eventually("the record has the edit", is_open);
+    let (_, edited) = record(&node, &pod);
+    let rest = |record: &Value| {
+        let mut rest = record.clone();
+        rest["zone"] = Value::Null;
+        rest
+    };
+    assert_eq!(rest(&edited), rest(&before), "and is the same otherwise");
+    // A mode is not in the digest.
+    let mut audited = open();
+    audited["mode"] = json!("audit");
+    define(&node, "default", &audited);
+    let is_audited = || (record(&node, &pod).1["zone"]["compiled"]["mode"] == "audit").then_some(());
+    agent.eventually("the record has the mode", is_audited);
+    // Whoever is ended after the zone is in force leaves this.
+    agent.kill();
+    replace(&path, &before);
+    let agent = Agent::start(&node);
+    agent.eventually("the record is found", is_audited);
+    assert_eq!(agent.value("netpath_zone_changes_total", &[]), Some(0), "what is in force stays");
+    is_well(&node);
+}
+
 #[test]
 fn two_networks_of_one_name_are_not_taken_for_each_other() {
     let node = Node::new(&json!({ "unknownSource": "drop" }));
@@ -75,12 +123,9 @@ fn two_networks_of_one_name_are_not_taken_for_each_other() {
     assert_eq!(agent.value("netpath_zone_changes_total", &[]), Some(0));
     // Of another pod it is known; what becomes of its network is not the first one's affair.
     let known = node.pod(&["10.12.34.201/24"], Some(&private()));
-    let record = node.root.state().join(format!("{}-net1.json", known.netns.name()));
-    let text = std::fs::read_to_string(&record).expect("its record");
-    let mut value: Value = serde_json::from_str(&text).expect("JSON");
+    let (path, mut value) = record(&node, &known);
     value["nad"] = json!("two/privatezone");
-    std::fs::write(record.with_extension("tmp"), value.to_string()).expect("written");
-    std::fs::rename(record.with_extension("tmp"), &record).expect("in place");
+    replace(&path, &value);
     let other = std::net::Ipv4Addr::new(10, 12, 34, 201);
     agent.eventually("its own network is in force", || leaves(&node, &known, other, INTERNET).then_some(()));
     assert!(is_enforced(&node, &pod));

@@ -5,6 +5,7 @@ mod common;
 
 use std::net::Ipv4Addr;
 use std::process::{Command, Output, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use common::enforce::{all_live, by_clsact, hooks, ifindex, is_well, private, ways};
@@ -15,7 +16,7 @@ use netpath::kernel::bpf::TcHook;
 use netpath::kernel::bpf::attach::{Programs, Target};
 use netpath::kernel::bpf::object::{self, Settings};
 use netpath::police;
-use netpath::state::{Known, Lock};
+use netpath::state::{Known, Lock, Outline, Records};
 use netpath::zone::{Zone, ZoneConf, resolve};
 use serde_json::{Value, json};
 
@@ -125,6 +126,10 @@ fn zones() -> [(Value, Zone); 2] {
     })
 }
 
+fn records(node: &Node) -> Vec<Arc<Outline>> {
+    Records::new(&node.root).outlines(&mut Known::default()).expect("readable")
+}
+
 #[test]
 fn zones_are_replaced_a_thousand_times_under_a_flood() {
     let node = Node::new(&json!({ "unknownSource": "drop" }));
@@ -133,10 +138,9 @@ fn zones_are_replaced_a_thousand_times_under_a_flood() {
     let mut maps = node.maps();
     let row = maps.zones().expect("readable")[0].id;
     under_flood(&node, &refs(&pods), || {
-        let running = police::running(&node.root, &maps, 1, &mut Known::default(), |record| {
-            record.network.as_str() == "privatezone"
-        })
-        .expect("readable");
+        let running =
+            police::running(&maps, 1, &records(&node), |record| record.network.as_str() == "privatezone")
+                .expect("readable");
         assert_eq!(running.len(), 3);
         for round in 0..times(1000) {
             maps.settle(&[row]).expect("settled");
@@ -186,10 +190,9 @@ fn zones_are_replaced_where_membarrier_is_refused() {
             // The filter stays with the thread.
             refuse_membarrier();
             let mut maps = node.maps();
-            let running = police::running(&node.root, &maps, 1, &mut Known::default(), |record| {
-                record.network.as_str() == "privatezone"
-            })
-            .expect("readable");
+            let running =
+                police::running(&maps, 1, &records(&node), |record| record.network.as_str() == "privatezone")
+                    .expect("readable");
             for round in 0..times(100) {
                 let zone = &zones[(round % 2) as usize].1;
                 let applied = police::apply(&mut maps, &running, "privatezone", Some(zone)).expect("applied");

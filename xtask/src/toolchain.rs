@@ -99,8 +99,7 @@ impl Toolchain {
             command.env_remove(variable);
         }
         // 32-bit registers and jumps, which every kernel has that netpath runs on: a tenth fewer instructions.
-        let flags =
-            format!("-Clinker={}\x1f-Clink-arg=--btf\x1f-Ctarget-cpu=v3", self.linker.display());
+        let flags = format!("-Clinker={}\x1f-Clink-arg=--btf\x1f-Ctarget-cpu=v3", self.linker.display());
         command.current_dir(workspace::root()?).env("CARGO_ENCODED_RUSTFLAGS", flags);
         match self.route {
             // Programs need inline assembly of the BPF target, which is unstable in a release compiler.

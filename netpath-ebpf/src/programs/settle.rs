@@ -132,8 +132,7 @@ pub(crate) fn is_source_open(skb: *mut __sk_buff, ethertype: u16) -> bool {
 /// before the end of its checksum until a fix of 2026 ("Fix bpf_skb_change_tail wrt csum partial skbs": Linux 6.1.189, 6.12.112,
 /// 6.18.54), and since then it does cut, and leaves the checksum as it is. So the record itself is read.
 #[inline(always)]
-pub(crate) fn is_checksum_behind(
-skb: *mut __sk_buff, facts: &Facts, skip: u32) -> bool {
+pub(crate) fn is_checksum_behind(skb: *mut __sk_buff, facts: &Facts, skip: u32) -> bool {
     if globals::skb_summed() == 0 {
         return true;
     }

@@ -20,7 +20,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use super::{
     Shared,
     ledger::Name,
-    listing::{Listing, id_of},
+    listing::id_of,
     metrics::name_of,
     notice::{Notices, Topic},
 };
@@ -34,7 +34,7 @@ use crate::{
     plugin::full,
     police::{self, PoliceError},
     spec::{Event, Mac, Severity},
-    state::{self, Phase, Record},
+    state::{self, Outline, Phase},
 };
 
 /// How often it is looked who has which address, and where.
@@ -64,7 +64,7 @@ struct Holder {
     id: (u32, u32),
     key: EndpointKey,
     name: Name,
-    record: Arc<Record>,
+    record: Arc<Outline>,
 }
 
 /// Who else has an address.
@@ -85,7 +85,7 @@ struct Index {
 
 impl Index {
     /// Of masters of this namespace, all rows, and the records of this boot.
-    fn new(masters: &[(u16, Master)], rows: &[(EndpointKey, Endpoint)], records: &[Arc<Record>]) -> Self {
+    fn new(masters: &[(u16, Master)], rows: &[(EndpointKey, Endpoint)], records: &[Arc<Outline>]) -> Self {
         let records: HashMap<_, _> = records.iter().map(|record| (id_of(record), record)).collect();
         let mut index = Self::default();
         for (key, row) in rows.iter().filter(|(_, row)| row.kind == kind::ENDPOINT) {
@@ -159,7 +159,6 @@ impl Budget {
 struct Conflicts<'a> {
     shared: &'a Shared,
     maps: Option<Maps>,
-    listing: Listing,
     index: Index,
     ears: BTreeMap<(u32, Heard), Ear>,
     budget: Budget,
@@ -172,7 +171,6 @@ impl<'a> Conflicts<'a> {
         Self {
             shared,
             maps: None,
-            listing: Listing::default(),
             index: Index::default(),
             ears: BTreeMap::new(),
             budget: Budget::default(),
@@ -226,8 +224,7 @@ impl<'a> Conflicts<'a> {
         let mut masters = maps.masters()?;
         masters.retain(|(_, master)| master.netns_cookie == cookie);
         let rows = maps.endpoints()?;
-        self.listing.read(root)?;
-        Ok(Index::new(&masters, &rows, &self.listing.records))
+        Ok(Index::new(&masters, &rows, &self.shared.records()?))
     }
 
     /// Leaves word of what fails, once, and of what was lost.
@@ -394,7 +391,7 @@ fn is_away(error: &std::io::Error) -> bool {
 }
 
 /// What the owner of a pod reads: which address, who else has it, and what can be done.
-fn message(record: &Record, address: IpAddr, rival: Rival<'_>, master: &str) -> String {
+fn message(record: &Outline, address: IpAddr, rival: Rival<'_>, master: &str) -> String {
     let ifname = &record.ifname;
     match rival {
         Rival::Host(mac) => format!(

@@ -2,11 +2,12 @@
 
 use std::{
     collections::HashMap,
+    sync::Arc,
     thread,
     time::{Duration, Instant},
 };
 
-use super::{Shared, notice::Topic};
+use super::{Shared, listing::id_of, notice::Topic};
 use crate::{
     kernel::bpf::{
         events::{Consumer, EventsError},
@@ -16,7 +17,7 @@ use crate::{
     plugin::full,
     police::{self, PoliceError},
     spec::{self, Severity},
-    state::{self, Record, Records},
+    state::Outline,
 };
 
 /// How often endpoints whose events were read are granted new ones: the kernel's side of the limit.
@@ -88,29 +89,23 @@ fn read(shared: &Shared) -> Result<(), DropsError> {
 
 /// Whose drops they are.
 #[derive(Default)]
-struct Names(HashMap<(u32, u32), Record>);
+struct Names(HashMap<(u32, u32), Arc<Outline>>);
 
 impl Names {
-    /// Reads the records again where an event is of an attachment that is not known.
+    /// Looks at the records again where an event is of an attachment that is not known.
     fn learn(&mut self, shared: &Shared, events: &[Event]) -> Result<(), PoliceError> {
         let is_new =
             |event: &Event| event.endpoint != 0 && !self.0.contains_key(&(event.endpoint, event.generation));
         if events.iter().any(is_new) {
-            let boot = state::boot_id()?;
-            let records = Records::new(&shared.root).all()?.records.into_iter();
-            let own = records.filter(|record| record.boot_id == boot);
-            self.0 = own
-                .filter_map(|record| {
-                    let endpoint = record.endpoint?;
-                    Some(((endpoint.id, endpoint.generation), record))
-                })
-                .collect();
+            let records = shared.records()?;
+            let with_row = records.iter().filter(|record| record.endpoint.is_some());
+            self.0 = with_row.map(|record| (id_of(record), Arc::clone(record))).collect();
         }
         Ok(())
     }
 
-    fn of(&self, event: &Event) -> Option<&Record> {
-        self.0.get(&(event.endpoint, event.generation))
+    fn of(&self, event: &Event) -> Option<&Outline> {
+        self.0.get(&(event.endpoint, event.generation)).map(AsRef::as_ref)
     }
 }
 
@@ -141,7 +136,7 @@ fn tell(shared: &Shared, maps: &Maps, report: &Report, names: &Names) {
 }
 
 /// What the owner of a pod reads: how many there were in all, where the last of them went, why, and of which network.
-fn notice(maps: &Maps, record: &Record, group: &Group) -> spec::Event {
+fn notice(maps: &Maps, record: &Outline, group: &Group) -> spec::Event {
     let event = &group.first;
     let reasons = maps.drops(event.endpoint).map(|drops| match event.direction {
         Direction::Tx => drops.tx_dropped,

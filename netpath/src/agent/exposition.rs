@@ -1,150 +1,183 @@
 //! Numbers as OpenMetrics text.
+//!
+//! Written by hand, since most of a node's numbers are of its pods: their labels are made once and copied, where the library
+//! writes each label of each number anew. What it would write is what a test holds this against.
 
-use std::{collections::HashMap, fmt, sync::Arc};
+/// Labels as they stand in the text, without the braces.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Labels(Box<str>);
 
-use prometheus_client::{
-    collector::Collector,
-    encoding::{DescriptorEncoder, MetricEncoder},
-    metrics::MetricType,
-    registry::Registry,
-};
-
-/// What numbers are of: labels that they share.
-#[derive(Debug, Default)]
-pub(super) struct Subject {
-    pub(super) labels: Vec<(&'static str, String)>,
-    /// Seconds since 1970 when its counters began at zero, where that is not when the agent began.
-    pub(super) since: Option<u64>,
-}
-
-impl Subject {
-    /// One whose counters are as old as the agent, or as what is loaded.
-    pub(super) fn of(labels: Vec<(&'static str, String)>) -> Arc<Self> {
-        Arc::new(Self { labels, since: None })
+impl Labels {
+    pub(super) fn of(labels: &[(&str, &str)]) -> Self {
+        let mut text = String::new();
+        push_labels(&mut text, labels);
+        Self(text.into())
     }
 }
 
-/// One number: what it is of, labels of its own, the value.
-#[derive(Debug)]
-pub(super) struct Row(pub(super) Arc<Subject>, pub(super) Vec<(&'static str, &'static str)>, pub(super) u64);
-
-/// All numbers of one name.
-#[derive(Debug)]
-pub(super) struct Family {
-    pub(super) name: &'static str,
-    pub(super) help: &'static str,
-    pub(super) kind: MetricType,
-    pub(super) rows: Vec<Row>,
-}
-
-/// A gauge.
-pub(super) fn gauge(name: &'static str, help: &'static str, rows: Vec<Row>) -> Family {
-    Family { name, help, kind: MetricType::Gauge, rows }
-}
-
-/// A counter; `name` is without `_total`.
-pub(super) fn counter(name: &'static str, help: &'static str, rows: Vec<Row>) -> Family {
-    Family { name, help, kind: MetricType::Counter, rows }
-}
-
-/// A number that is of the agent.
-pub(super) fn row<const N: usize>(own: [(&'static str, &'static str); N], value: u64) -> Row {
-    Row(Arc::default(), own.to_vec(), value)
-}
-
-/// The text of these.
-pub(super) fn text(families: Vec<Family>) -> String {
-    let since: HashMap<&'static str, Vec<u64>> = families
-        .iter()
-        .filter(|family| matches!(family.kind, MetricType::Counter))
-        .filter_map(|family| {
-            let since: Option<Vec<u64>> = family.rows.iter().map(|row| row.0.since).collect();
-            Some((family.name, since.filter(|since| !since.is_empty())?))
-        })
-        .collect();
-    let mut registry = Registry::default();
-    registry.register_collector(Box::new(Gathered(families)));
-    let mut text = String::new();
-    // Writing to a string does not fail.
-    let _ = prometheus_client::encoding::text::encode(&mut text, &registry);
-    with_beginnings(&text, &since)
-}
-
-/// The same text with `_created` behind the numbers of families that are named here: their beginnings in the order of
-/// their rows. The library has no way to say it of a counter.
-fn with_beginnings(text: &str, since: &HashMap<&'static str, Vec<u64>>) -> String {
-    let mut out = String::with_capacity(2 * text.len());
-    let mut current: Option<(&str, std::slice::Iter<'_, u64>)> = None;
-    for line in text.split_inclusive('\n') {
-        out.push_str(line);
-        if let Some(described) = line.strip_prefix("# TYPE ") {
-            let name = described.split(' ').next().unwrap_or_default();
-            current = since.get_key_value(name).map(|(name, since)| (*name, since.iter()));
-        } else if !line.starts_with('#')
-            && let Some((name, since)) = &mut current
-            && let Some(labels) = line.strip_prefix(*name).and_then(|rest| rest.strip_prefix("_total"))
-            && let Some((labels, _)) = labels.rsplit_once(' ')
-            && let Some(since) = since.next()
-        {
-            out.extend([*name, "_created", labels, " ", &since.to_string(), "\n"]);
-        }
-    }
-    out
-}
-
-/// One answer to a scrape.
-#[derive(Debug)]
-struct Gathered(Vec<Family>);
-
-impl Collector for Gathered {
-    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
-        for family in &self.0 {
-            let mut metric = encoder.encode_descriptor(family.name, family.help, None, family.kind)?;
-            for Row(subject, own, value) in &family.rows {
-                if subject.labels.is_empty() && own.is_empty() {
-                    encode(&mut metric, family.kind, *value)?;
-                } else {
-                    let labels = (subject.labels.as_slice(), own.as_slice());
-                    encode(&mut metric.encode_family(&labels)?, family.kind, *value)?;
-                }
+fn push_labels(text: &mut String, labels: &[(&str, &str)]) {
+    for (name, value) in labels {
+        let comma = if text.is_empty() || text.ends_with('{') { "" } else { "," };
+        text.extend([comma, name, "=\""]);
+        for character in value.chars() {
+            match character {
+                '\n' => text.push_str("\\n"),
+                '\\' | '"' => text.extend(['\\', character]),
+                plain => text.push(plain),
             }
         }
-        Ok(())
+        text.push('"');
     }
 }
 
-fn encode(metric: &mut MetricEncoder<'_>, kind: MetricType, value: u64) -> fmt::Result {
-    match kind {
-        MetricType::Counter => {
-            metric.encode_counter::<prometheus_client::encoding::NoLabelSet, u64, u64>(&value, None)
+/// The text, family by family.
+#[derive(Debug)]
+pub(super) struct Text(String);
+
+impl Text {
+    /// With room for so many bytes.
+    pub(super) fn with_capacity(bytes: usize) -> Self {
+        Self(String::with_capacity(bytes))
+    }
+
+    /// A number that goes up and down.
+    pub(super) fn gauge(&mut self, name: &'static str, help: &str) -> Family<'_> {
+        self.family(name, help, "gauge", "")
+    }
+
+    /// A number that grows; `name` is without `_total`.
+    pub(super) fn counter(&mut self, name: &'static str, help: &str) -> Family<'_> {
+        self.family(name, help, "counter", "_total")
+    }
+
+    fn family(&mut self, name: &'static str, help: &str, kind: &str, suffix: &'static str) -> Family<'_> {
+        self.0.extend(["# HELP ", name, " ", help, "\n# TYPE ", name, " ", kind, "\n"]);
+        Family { text: &mut self.0, name, suffix, number: itoa::Buffer::new() }
+    }
+
+    /// All of it.
+    pub(super) fn finish(mut self) -> String {
+        self.0.push_str("# EOF\n");
+        self.0
+    }
+}
+
+/// All numbers of one name.
+pub(super) struct Family<'a> {
+    text: &'a mut String,
+    name: &'static str,
+    suffix: &'static str,
+    number: itoa::Buffer,
+}
+
+impl Family<'_> {
+    /// The one that is of the agent, and has no labels.
+    pub(super) fn value(&mut self, value: u64) {
+        self.row(&Labels::default(), &[], value);
+    }
+
+    /// One that is of something, with labels of its own.
+    pub(super) fn row(&mut self, labels: &Labels, own: &[(&str, &str)], value: u64) {
+        self.line(self.suffix, labels, own, value);
+    }
+
+    /// The same of a counter that began at zero at `since`, in seconds since 1970.
+    pub(super) fn row_since(&mut self, labels: &Labels, own: &[(&str, &str)], value: u64, since: u64) {
+        self.line(self.suffix, labels, own, value);
+        self.line("_created", labels, own, since);
+    }
+
+    fn line(&mut self, suffix: &str, labels: &Labels, own: &[(&str, &str)], value: u64) {
+        let text = &mut *self.text;
+        text.push_str(self.name);
+        text.push_str(suffix);
+        if !labels.0.is_empty() || !own.is_empty() {
+            text.push('{');
+            text.push_str(&labels.0);
+            push_labels(text, own);
+            text.push('}');
         }
-        _ => metric.encode_gauge(&value),
+        text.push(' ');
+        text.push_str(self.number.format(value));
+        text.push('\n');
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use prometheus_client::{
+        collector::Collector,
+        encoding::{DescriptorEncoder, MetricEncoder, NoLabelSet, text::encode},
+        metrics::MetricType,
+        registry::Registry,
+    };
+
     use super::*;
+
+    const POD: &[(&str, &str)] = &[("pod", "a} 1\" \\\n"), ("namespace", "")];
+    const OWN: &[(&str, &str)] = &[("reason", "vlan"), ("direction", "tx")];
+    const VALUES: [u64; 3] = [0, 7, u64::MAX];
+
+    fn put(metric: &mut MetricEncoder<'_>, kind: MetricType, value: u64) -> std::fmt::Result {
+        match kind {
+            MetricType::Counter => metric.encode_counter::<NoLabelSet, u64, u64>(&value, None),
+            _ => metric.encode_gauge(&value),
+        }
+    }
+
+    /// The same numbers by the library.
+    #[derive(Debug)]
+    struct Oracle;
+
+    impl Collector for Oracle {
+        fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> std::fmt::Result {
+            let both = [POD, OWN].concat();
+            let families = [("sent", "Sent", MetricType::Counter), ("pods", "Pods", MetricType::Gauge)];
+            for (name, help, kind) in families {
+                let mut metric = encoder.encode_descriptor(name, help, None, kind)?;
+                for value in VALUES {
+                    put(&mut metric, kind, value)?;
+                    for labels in [POD, OWN, &both] {
+                        put(&mut metric.encode_family(&labels)?, kind, value)?;
+                    }
+                }
+            }
+            encoder.encode_descriptor("none", "None", None, MetricType::Gauge).map(drop)
+        }
+    }
+
+    #[test]
+    fn the_text_is_what_the_library_writes() {
+        let mut registry = Registry::default();
+        registry.register_collector(Box::new(Oracle));
+        let mut expected = String::new();
+        encode(&mut expected, &registry).expect("a string takes all");
+
+        let write = |mut family: Family<'_>| {
+            for value in VALUES {
+                family.value(value);
+                family.row(&Labels::of(POD), &[], value);
+                family.row(&Labels::default(), OWN, value);
+                family.row(&Labels::of(POD), OWN, value);
+            }
+        };
+        let mut text = Text::with_capacity(0);
+        write(text.counter("sent", "Sent"));
+        write(text.gauge("pods", "Pods"));
+        text.gauge("none", "None");
+        assert_eq!(text.finish(), expected);
+    }
 
     #[test]
     fn what_is_of_a_pod_says_since_when() {
-        let pod = |name: &str, since| {
-            Arc::new(Subject { labels: vec![("pod", name.to_owned())], since: Some(since) })
-        };
-        let odd = "a} 1\" \\\n";
-        let rows = vec![Row(pod(odd, 7), Vec::new(), 1), Row(pod("b", 9), vec![("reason", "vlan")], 2)];
-        let text = text(vec![
-            counter("sent_packets", "Sent", rows),
-            counter("sent", "Another", vec![row([], 5)]),
-            gauge("pods", "Pods", vec![Row(pod("b", 9), Vec::new(), 3)]),
-        ]);
-        let odd = r#"{pod="a} 1\" \\\n"}"#;
-        let expected = format!(
-            "# HELP sent_packets Sent\n# TYPE sent_packets counter\nsent_packets_total{odd} 1\nsent_packets_created{odd} 7\n\
-             sent_packets_total{{pod=\"b\",reason=\"vlan\"}} 2\nsent_packets_created{{pod=\"b\",reason=\"vlan\"}} 9\n\
-             # HELP sent Another\n# TYPE sent counter\nsent_total 5\n\
-             # HELP pods Pods\n# TYPE pods gauge\npods{{pod=\"b\"}} 3\n# EOF\n"
-        );
-        assert_eq!(text, expected);
+        let (a, b) = (Labels::of(&[("pod", "a")]), Labels::of(&[("pod", "b")]));
+        let mut text = Text::with_capacity(0);
+        let mut sent = text.counter("sent_packets", "Sent");
+        sent.row_since(&a, &[], 1, 7);
+        sent.row_since(&b, &[("reason", "vlan")], 2, 9);
+        let expected = "# HELP sent_packets Sent\n# TYPE sent_packets counter\n\
+             sent_packets_total{pod=\"a\"} 1\nsent_packets_created{pod=\"a\"} 7\n\
+             sent_packets_total{pod=\"b\",reason=\"vlan\"} 2\nsent_packets_created{pod=\"b\",reason=\"vlan\"} 9\n# EOF\n";
+        assert_eq!(text.finish(), expected);
     }
 }

@@ -6,7 +6,7 @@ use std::{collections::BTreeSet, sync::Arc};
 use crate::{
     plugin::full,
     police,
-    state::{Phase, Record},
+    state::{Outline, Phase},
 };
 
 /// Attachments for which it has been done since this process began, by sandbox and interface.
@@ -17,12 +17,12 @@ impl Guards {
     /// Does it where it was not done; tried again until it works.
     pub(super) fn keep(
         &mut self,
-        records: &[Arc<Record>],
+        records: &[Arc<Outline>],
     ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
         let mut failed = None;
         let mut done = BTreeSet::new();
         let is_policed =
-            |it: &&Arc<Record>| it.phase == Phase::Ready && it.zone.is_some() && it.mac.is_some();
+            |it: &&Arc<Outline>| it.phase == Phase::Ready && it.zone.is_some() && it.mac.is_some();
         for record in records.iter().filter(is_policed) {
             let key = (record.container_id.to_string(), record.ifname.to_string());
             if self.0.contains(&key) {

@@ -9,6 +9,8 @@ use std::collections::BTreeMap;
 use netpath_ebpf::abi::{Counters, DropCounters, REASON_SLOTS};
 use serde::{Deserialize, Serialize};
 
+use super::exposition::Labels;
+
 /// An interface of a pod: of this very one, and not of a later pod of its name.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub(super) struct Name {
@@ -68,11 +70,11 @@ impl Totals {
 
 /// An attachment that is there.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Live<'a> {
-    pub(super) name: &'a Name,
+pub(super) struct Live {
+    pub(super) name: Name,
     pub(super) id: Id,
-    pub(super) network: &'a str,
-    pub(super) master: &'a str,
+    pub(super) network: String,
+    pub(super) master: String,
     /// Seconds since 1970 when it was made.
     pub(super) created: u64,
 }
@@ -91,6 +93,25 @@ pub(super) struct Series {
     /// Seconds since 1970 when its first attachment was made, and when one was seen in the kernel last.
     pub(super) since: u64,
     seen: u64,
+    /// What the numbers of this one are shown with.
+    #[serde(skip)]
+    pub(super) labels: Labels,
+    /// Whether it was live when the ledger was told last.
+    #[serde(skip)]
+    pub(super) is_live: bool,
+}
+
+impl Series {
+    fn labelled(mut self, name: &Name) -> Self {
+        self.labels = Labels::of(&[
+            ("namespace", &name.namespace),
+            ("pod", &name.pod),
+            ("interface", &name.interface),
+            ("network", &self.network),
+            ("master", &self.master),
+        ]);
+        self
+    }
 }
 
 /// How long an interface may be away before it is taken for gone, where nobody says whether its pod is.
@@ -116,49 +137,62 @@ impl Ledger {
     pub(super) fn update(
         &mut self,
         now: u64,
-        live: &[Live<'_>],
+        live: impl IntoIterator<Item = Live>,
         last: impl Fn(Id) -> Option<Totals>,
         is_there: Option<&dyn Fn(&str) -> bool>,
     ) -> bool {
         let mut changed = false;
-        for &Live { name, id, network, master, created } in live {
-            match self.series.get_mut(name) {
-                Some(series) if series.id == id => series.seen = now,
+        self.series.values_mut().for_each(|series| series.is_live = false);
+        for Live { name, id, network, master, created } in live {
+            let (carried, conflicts, since) = match self.series.get_mut(&name) {
+                Some(series) if series.id == id => {
+                    series.is_live = true;
+                    continue;
+                }
                 Some(series) => {
-                    match last(series.id) {
-                        Some(last) => series.carried.add(&last),
-                        // What it counted is lost, so the sum begins anew.
-                        None => (series.carried, series.since) = (Totals::default(), created),
-                    }
-                    (series.id, series.seen) = (id, now);
-                    (series.network, series.master) = (network.to_owned(), master.to_owned());
-                    changed = true;
+                    let carried = last(series.id).map(|last| {
+                        series.carried.add(&last);
+                        std::mem::take(&mut series.carried)
+                    });
+                    // Where what it counted is lost the sum begins anew.
+                    let (carried, since) = carried
+                        .map_or_else(|| (Totals::default(), created), |carried| (carried, series.since));
+                    (carried, series.conflicts, since)
                 }
-                None => {
-                    let series = Series {
-                        id,
-                        network: network.to_owned(),
-                        master: master.to_owned(),
-                        carried: Totals::default(),
-                        conflicts: 0,
-                        since: created,
-                        seen: now,
-                    };
-                    self.series.insert(name.clone(), series);
-                    changed = true;
-                }
-            }
+                None => (Totals::default(), 0, created),
+            };
+            let series = Series {
+                id,
+                network,
+                master,
+                carried,
+                conflicts,
+                since,
+                seen: now,
+                labels: Labels::default(),
+                is_live: true,
+            };
+            self.series.insert(name.clone(), series.labelled(&name));
+            changed = true;
         }
+        self.pass(now, is_there) || changed
+    }
+
+    /// The same where those that are live are those of before.
+    pub(super) fn pass(&mut self, now: u64, is_there: Option<&dyn Fn(&str) -> bool>) -> bool {
         let before = self.series.len();
         self.series.retain(|name, series| {
-            series.seen == now
-                || match is_there.filter(|_| !name.uid.is_empty()) {
-                    // Between two sandboxes of one pod.
-                    Some(is_there) => is_there(&name.uid),
-                    None => now.saturating_sub(series.seen) < AWAY,
-                }
+            if series.is_live {
+                series.seen = now;
+                return true;
+            }
+            match is_there.filter(|_| !name.uid.is_empty()) {
+                // Between two sandboxes of one pod.
+                Some(is_there) => is_there(&name.uid),
+                None => now.saturating_sub(series.seen) < AWAY,
+            }
         });
-        changed || self.series.len() != before
+        self.series.len() != before
     }
 
     /// Adds what was counted of claims by others. Returns whether the interface is known.
@@ -209,7 +243,13 @@ mod as_list {
     pub(super) fn deserialize<'de, D: Deserializer<'de>>(
         deserializer: D,
     ) -> Result<BTreeMap<Name, Series>, D::Error> {
-        Ok(Vec::<(Name, Series)>::deserialize(deserializer)?.into_iter().collect())
+        let all = Vec::<(Name, Series)>::deserialize(deserializer)?.into_iter();
+        Ok(all
+            .map(|(name, series)| {
+                let series = series.labelled(&name);
+                (name, series)
+            })
+            .collect())
     }
 }
 
@@ -221,8 +261,9 @@ mod tests {
         Name { namespace: "default".into(), pod: "web".into(), uid: uid.into(), interface: "net1".into() }
     }
 
-    fn live(name: &Name, id: u32) -> Live<'_> {
-        Live { name, id: Id { id, generation: 1 }, network: "default/priv", master: "enp0s8", created: 100 }
+    fn live(name: &Name, id: u32) -> Live {
+        let (network, master) = ("default/priv".to_owned(), "enp0s8".to_owned());
+        Live { name: name.clone(), id: Id { id, generation: 1 }, network, master, created: 100 }
     }
 
     fn totals(count: u64) -> Totals {
@@ -233,25 +274,28 @@ mod tests {
     fn a_pod_whose_sandbox_is_made_again_goes_on_counting() {
         let (mut ledger, u) = (Ledger::default(), name("u"));
         let known = |id: Id| (id.id != 9).then(|| totals(u64::from(id.id)));
-        assert!(ledger.update(100, &[live(&u, 5)], known, None));
-        assert!(!ledger.update(101, &[live(&u, 5)], known, None), "nothing new is nothing to write");
-        assert!(ledger.update(102, &[live(&u, 6)], known, None));
+        assert!(ledger.update(100, [live(&u, 5)], known, None));
+        assert!(!ledger.update(101, [live(&u, 5)], known, None), "nothing new is nothing to write");
+        assert!(!ledger.pass(101 + AWAY, None), "who was live last is");
+        assert!(ledger.update(102, [live(&u, 6)], known, None));
         let (_, series) = ledger.shown()[0];
         assert_eq!((series.id.id, &series.carried), (6, &totals(5)));
-        assert!(ledger.update(103, &[live(&u, 9)], known, None));
-        assert!(ledger.update(104, &[live(&u, 7)], known, None), "what the kernel has forgotten is lost");
+        assert!(ledger.update(103, [live(&u, 9)], known, None));
+        assert!(ledger.update(104, [live(&u, 7)], known, None), "what the kernel has forgotten is lost");
         let (_, series) = ledger.shown()[0];
         assert_eq!((&series.carried, series.since), (&Totals::default(), 100), "and it begins anew");
         let text = serde_json::to_string(&ledger).expect("plain");
-        assert_eq!(serde_json::from_str::<Ledger>(&text).expect("the same"), ledger);
+        let read: Ledger = serde_json::from_str(&text).expect("the same");
+        assert_eq!(serde_json::to_string(&read).expect("plain"), text);
+        assert_eq!(read.shown()[0].1.labels, ledger.shown()[0].1.labels, "they are not kept, and made again");
     }
 
     #[test]
     fn conflicts_go_on_as_long_as_the_pod_and_are_nobody_elses() {
         let (mut ledger, u) = (Ledger::default(), name("u"));
-        ledger.update(100, &[live(&u, 5)], |_| None, None);
+        ledger.update(100, [live(&u, 5)], |_| None, None);
         assert!(ledger.add_conflicts(&name("u"), 2) && !ledger.add_conflicts(&name("v"), 7));
-        ledger.update(101, &[live(&u, 6)], |_| None, None);
+        ledger.update(101, [live(&u, 6)], |_| None, None);
         assert!(ledger.add_conflicts(&name("u"), 3));
         let text = serde_json::to_string(&ledger).expect("plain");
         let read: Ledger = serde_json::from_str(&text).expect("the same");
@@ -267,17 +311,17 @@ mod tests {
         let (u, v) = (name("u"), name("v"));
         let pods: &dyn Fn(&str) -> bool = &|uid| uid == "u";
         let gone: &dyn Fn(&str) -> bool = &|_| false;
-        ledger.update(100, &[live(&u, 5)], |_| None, Some(pods));
-        assert!(!ledger.update(10_000, &[], |_| None, Some(pods)), "its sandbox is being made again");
-        assert!(ledger.update(10_001, &[], |_| None, Some(gone)));
+        ledger.update(100, [live(&u, 5)], |_| None, Some(pods));
+        assert!(!ledger.update(10_000, [], |_| None, Some(pods)), "its sandbox is being made again");
+        assert!(ledger.update(10_001, [], |_| None, Some(gone)));
         assert_eq!(ledger.shown().len(), 0);
         // A later pod of that name is another one.
-        ledger.update(100, &[live(&u, 5), live(&v, 6)], |_| None, Some(gone));
+        ledger.update(100, [live(&u, 5), live(&v, 6)], |_| None, Some(gone));
         assert_eq!(ledger.series.len(), 2, "what is in the kernel is there, whatever the API says");
         let shown: Vec<_> = ledger.shown().into_iter().map(|(name, _)| name.uid.as_str()).collect();
         assert_eq!(shown, ["v"], "and has one name only once");
-        assert!(!ledger.update(399, &[], |_| None, None));
-        assert!(ledger.update(400, &[], |_| None, None));
+        assert!(!ledger.update(399, [], |_| None, None));
+        assert!(ledger.update(400, [], |_| None, None));
     }
 
     #[test]

@@ -14,11 +14,11 @@ use crate::{
     kernel::bpf::maps::Maps,
     police::PoliceError,
     root::Root,
-    state::{self, Record, Records, Sandbox, Sandboxes},
+    state::{self, Known, Outline, Records, Sandbox, Sandboxes, StateError},
 };
 
 /// An attachment's row, as its record names it.
-pub(super) fn id_of(record: &Record) -> (u32, u32) {
+pub(super) fn id_of(record: &Outline) -> (u32, u32) {
     record.endpoint.map_or((0, 0), |endpoint| (endpoint.id, endpoint.generation))
 }
 
@@ -60,27 +60,33 @@ impl Stamp {
     }
 }
 
-/// The records of this boot, read again when one was written or removed.
+/// The records of this boot. Another list is another one.
+pub(super) type Outlines = Arc<[Arc<Outline>]>;
+
+/// The records, read again when one was written or removed: once for all threads.
 #[derive(Default)]
 pub(super) struct Listing {
     stamp: Stamp,
-    pub(super) known: state::Known,
-    pub(super) records: Vec<Arc<Record>>,
+    known: Known,
+    records: Outlines,
 }
 
 impl Listing {
-    pub(super) fn read(&mut self, root: &Root) -> Result<(), state::StateError> {
+    pub(super) fn read(&mut self, root: &Root) -> Result<Outlines, StateError> {
         if self.stamp.is_stale(&root.state()) {
-            let mut read = || -> Result<_, state::StateError> {
+            let mut read = || -> Result<Outlines, StateError> {
                 let boot = state::boot_id()?;
-                let mut records = Records::new(root).refresh(&mut self.known)?;
+                let mut records = Records::new(root).outlines(&mut self.known)?;
                 records.retain(|record| record.boot_id == boot);
-                Ok(records)
+                Ok(records.into())
             };
             // What could not be read is tried again.
-            self.records = read().inspect_err(|_| self.stamp = Stamp::default())?;
+            let read = read().inspect_err(|_| self.stamp = Stamp::default())?;
+            if !read.iter().map(Arc::as_ptr).eq(self.records.iter().map(Arc::as_ptr)) {
+                self.records = read;
+            }
         }
-        Ok(())
+        Ok(Arc::clone(&self.records))
     }
 }
 
@@ -92,7 +98,7 @@ pub(super) struct SandboxListing {
 }
 
 impl SandboxListing {
-    pub(super) fn read(&mut self, root: &Root) -> Result<(), state::StateError> {
+    pub(super) fn read(&mut self, root: &Root) -> Result<(), StateError> {
         if self.stamp.is_stale(&root.state().join("sandboxes")) {
             self.all = Sandboxes::new(root).all().inspect_err(|_| self.stamp = Stamp::default())?;
         }

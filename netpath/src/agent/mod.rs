@@ -40,8 +40,13 @@ use std::{
 use kube::{Client, Config, config::Kubeconfig};
 use nix::fcntl::{Flock, FlockArg};
 
-use self::{report::Report, watch::What, wish::Wish};
-use crate::{install::Site, kernel::allocator, plugin::full, root::Root};
+use self::{
+    listing::{Listing, Outlines},
+    report::Report,
+    watch::What,
+    wish::Wish,
+};
+use crate::{install::Site, kernel::allocator, plugin::full, root::Root, state::StateError};
 
 /// How an agent runs.
 #[derive(Clone, Debug)]
@@ -108,6 +113,7 @@ struct Shared {
     options: Options,
     wish: Mutex<Wish>,
     report: Mutex<Report>,
+    listing: Mutex<Listing>,
     waiting: Mutex<tell::Waiting>,
     notices: Mutex<notice::Notices>,
     began: Instant,
@@ -121,6 +127,11 @@ impl Shared {
 
     fn report(&self) -> MutexGuard<'_, Report> {
         self.report.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    /// The records of the attachments of this boot.
+    fn records(&self) -> Result<Outlines, StateError> {
+        self.listing.lock().unwrap_or_else(std::sync::PoisonError::into_inner).read(&self.root)
     }
 
     fn waiting(&self) -> MutexGuard<'_, tell::Waiting> {
@@ -167,6 +178,7 @@ pub fn run(root: &Root, options: Options) -> Result<(), AgentError> {
         options,
         wish: Mutex::default(),
         report: Mutex::default(),
+        listing: Mutex::default(),
         waiting: Mutex::default(),
         notices: Mutex::default(),
         began: Instant::now(),

@@ -9,6 +9,7 @@ use std::{
 use netpath_ebpf::abi::mode;
 
 use super::{
+    Shared,
     listing::{Zones, id_of},
     wish::Definition,
 };
@@ -18,29 +19,38 @@ use crate::{
         netlink::{Link, Netlink},
     },
     plugin::full,
-    police::{Network, NetworkError, PoliceError},
-    root::Root,
-    state::{Known, Record},
+    police::{self, Network, NetworkError, PoliceError, recorded_zone},
+    state::{self, Fingerprint, Outline},
     zone::{Masters, compile},
 };
 
 /// A definition as it was read: nothing where it is another plugin's, or why it cannot be read.
 type Read = Result<Option<Arc<Network>>, String>;
 
-/// What a network comes to: digest of its zone, and its mode.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// What a network comes to: its zone, digest and mode of it.
+#[derive(Clone, Debug)]
 struct Outcome {
     digest: Option<[u8; 16]>,
     mode: u8,
+    /// As records have it.
+    recorded: Option<(Fingerprint, Arc<state::Zone>)>,
 }
 
 impl Outcome {
-    /// Whether an attachment has something else.
-    fn differs(self, zones: &Zones, record: &Record) -> bool {
-        let row = zones.rows.get(&id_of(record));
-        row.is_some_and(|(zone, its)| *its != self.mode || zones.digests.get(zone) != self.digest.as_ref())
+    /// Whether an attachment has it in force, or something else; `None` of one without a row.
+    fn is_in_force(&self, zones: &Zones, record: &Outline) -> Option<bool> {
+        let (zone, mode) = zones.rows.get(&id_of(record))?;
+        Some(*mode == self.mode && zones.digests.get(zone) == self.digest.as_ref())
+    }
+
+    /// Whether that is what the record says.
+    fn is_recorded(&self, record: &Outline) -> bool {
+        record.zone.as_ref().map(|zone| zone.compiled) == self.recorded.as_ref().map(|(content, _)| *content)
     }
 }
+
+/// A record that does not have the zone that is in force, and the zone.
+pub(super) type Unwritten = (Arc<Outline>, Option<Arc<state::Zone>>);
 
 /// What was found, by name.
 #[derive(Default)]
@@ -82,32 +92,57 @@ impl Networks {
     #[expect(clippy::too_many_arguments, reason = "what it looks at is read once for all networks")]
     pub(super) fn put(
         &mut self,
-        root: &Root,
+        shared: &Shared,
         masters: &Masters,
         node: &mut Netlink,
         maps: Option<&mut Maps>,
         zones: &Zones,
         (name, definition): (&str, &Definition),
         network: &Network,
-        (own, known): (&[&Record], &mut Known),
+        own: &[&Arc<Outline>],
     ) -> Result<bool, NetworkError> {
-        let is_in_force = |outcome: Outcome| !own.iter().any(|record| outcome.differs(zones, record));
-        if self.outcomes.get(name).is_some_and(|(_, outcome)| is_in_force(*outcome)) {
+        let differs = |outcome: &Outcome| {
+            own.iter()
+                .any(|record| outcome.is_in_force(zones, record).is_some_and(|is_in_force| !is_in_force))
+        };
+        if self.outcomes.get(name).is_some_and(|(_, outcome)| !differs(outcome)) {
             return Ok(false);
         }
         let resolved = network.resolve(masters, node)?;
+        let name_of_zone = network.conf.name.as_str();
         let compiled = resolved.zone.as_ref().map(compile).transpose().map_err(PoliceError::from)?;
-        let digest = compiled.map(|image| image.digest(network.conf.name.as_str()));
+        let digest = compiled.map(|image| image.digest(name_of_zone));
         let mode = resolved.zone.as_ref().map_or(mode::OFF, |zone| zone.mode().abi());
-        let outcome = Outcome { digest, mode };
+        let recorded = resolved.zone.as_ref().map(|zone| recorded_zone(name_of_zone, zone)).transpose()?;
+        let recorded = recorded.map(|zone| (Fingerprint::of(&zone.compiled), Arc::new(zone)));
+        let outcome = Outcome { digest, mode, recorded };
+        let differs = differs(&outcome);
         self.outcomes.insert(name.to_owned(), (definition.clone(), outcome));
-        let Some(maps) = maps.filter(|_| !is_in_force(outcome)) else { return Ok(false) };
+        let Some(maps) = maps.filter(|_| differs) else { return Ok(false) };
         // What a record does not say of itself was decided before, by all definitions.
         let own: BTreeSet<_> = own.iter().map(|record| (&record.container_id, &record.ifname)).collect();
-        let is_meant = |record: &Record| own.contains(&(&record.container_id, &record.ifname));
-        Ok(network
-            .put_in_force(root, maps, &resolved, known, is_meant)?
-            .is_some_and(|applied| applied.endpoints != 0))
+        let is_meant = |record: &Outline| own.contains(&(&record.container_id, &record.ifname));
+        let in_force = network.put_in_force(&shared.root, maps, &resolved, || shared.records(), is_meant)?;
+        let Some((applied, running)) = in_force else { return Ok(false) };
+        police::guard_new(&resolved, &running)?;
+        Ok(applied.endpoints != 0)
+    }
+
+    /// Those of its attachments whose records do not have what is in force.
+    pub(super) fn unwritten(
+        &self,
+        name: &str,
+        zones: &Zones,
+        own: &[&Arc<Outline>],
+    ) -> impl Iterator<Item = Unwritten> {
+        let outcome = self.outcomes.get(name).map(|(_, outcome)| outcome);
+        outcome.into_iter().flat_map(move |outcome| {
+            let is_stale = |record: &&&Arc<Outline>| {
+                outcome.is_in_force(zones, record) == Some(true) && !outcome.is_recorded(record)
+            };
+            let zone = outcome.recorded.as_ref().map(|(_, zone)| zone);
+            own.iter().filter(is_stale).map(move |record| (Arc::clone(record), zone.cloned()))
+        })
     }
 }
 

@@ -2,6 +2,8 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
+use crate::kernel::bpf::{Hook, attach::HookState};
+
 /// Repairs of one thing within [`WINDOW`].
 const TIMES: usize = 3;
 const WINDOW: Duration = Duration::from_secs(600);
@@ -23,6 +25,12 @@ impl Repairs {
         times.push(now);
         true
     }
+}
+
+/// The hooks that should work and do not.
+pub(super) fn missing(states: &[HookState], wants_xdp: bool) -> Vec<Hook> {
+    let works = |hook: Hook| states.iter().any(|state| state.hook == hook && state.live && state.bound);
+    Hook::ALL.into_iter().filter(|hook| (*hook != Hook::Xdp || wants_xdp) && !works(*hook)).collect()
 }
 
 #[cfg(test)]

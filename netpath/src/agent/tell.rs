@@ -9,7 +9,7 @@ use super::{Shared, notice::Topic};
 use crate::{
     cluster::{Api, Subject},
     spec::{Event, PodRef, Severity},
-    state::Record,
+    state::Outline,
 };
 
 /// Events that wait; more are lost, and counted.
@@ -30,7 +30,7 @@ impl Shared {
     }
 
     /// Tells the owner of an attachment's pod.
-    pub(super) fn tell_pod(&self, record: &Record, event: Event) {
+    pub(super) fn tell_pod(&self, record: &Outline, event: Event) {
         if let Some(pod) = &record.pod {
             self.tell(Subject::Pod, pod.to_ref(), event);
         }

@@ -3,7 +3,10 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     path::PathBuf,
-    sync::mpsc::{Receiver, RecvTimeoutError},
+    sync::{
+        Arc,
+        mpsc::{Receiver, RecvTimeoutError},
+    },
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
@@ -11,19 +14,17 @@ use super::{
     Shared,
     guards::Guards,
     installer::Installer,
-    listing::{Listing, SandboxListing, Zones, id_of},
-    networks::{Networks, is_elsewhere},
-    repair::Repairs,
+    listing::{SandboxListing, Zones, id_of},
+    networks::{Networks, Unwritten, is_elsewhere},
+    repair::{Repairs, missing},
     wish::Definition,
 };
 use crate::{
     cluster::{Api, Cluster as _, Subject, Which},
     cri,
     kernel::{
-        bpf::{
-            Hook,
-            attach::{self, Change, HookState},
-        },
+        allocator,
+        bpf::attach::{self, Change},
         netlink::{Link, Netlink},
         netns,
     },
@@ -34,7 +35,7 @@ use crate::{
     police::{self, MasterLink, Network},
     root::Root,
     spec::{ContainerId, Event, PodRef, Severity, meta::BIN_DIR},
-    state::{self, Lock, Phase, Record, Sandbox, Sandboxes},
+    state::{self, Lock, Outline, Phase, Sandbox, Sandboxes},
     whole,
     zone::{MasterEntry, Masters, Xdp},
 };
@@ -60,7 +61,12 @@ pub(super) fn run(shared: &Shared, kicked: &Receiver<()>) {
     let mut work = Work::new(shared);
     loop {
         work.pass();
-        match kicked.recv_timeout(PACE) {
+        let until = Instant::now() + PACE;
+        let woken = work.remember(kicked).unwrap_or_else(|| {
+            allocator::give_back();
+            kicked.recv_timeout(until.saturating_duration_since(Instant::now()))
+        });
+        match woken {
             // More of the same may be on its way.
             Ok(()) => drop(kicked.recv_timeout(GATHER)),
             Err(RecvTimeoutError::Timeout) => {}
@@ -79,7 +85,6 @@ struct Work<'a> {
     repairs: Repairs,
     /// Masters, by name and index, whose hooks were complete once: what is missing since was taken.
     complete: BTreeSet<(String, u32)>,
-    listing: Listing,
     sandboxes: SandboxListing,
     /// What was found of definitions without attachments, by name: looked at again when they change.
     checked: BTreeMap<String, (Definition, Masters, Option<String>)>,
@@ -87,6 +92,8 @@ struct Work<'a> {
     told: BTreeMap<String, String>,
     guards: Guards,
     networks: Networks,
+    /// Records that are to be written when nobody waits for anything.
+    unwritten: Vec<Unwritten>,
     /// Pods whose owners were told, by UID.
     bare: BTreeSet<String>,
     swept: Option<Instant>,
@@ -104,12 +111,12 @@ impl<'a> Work<'a> {
             installer: Installer::default(),
             repairs: Repairs::default(),
             complete: BTreeSet::new(),
-            listing: Listing::default(),
             sandboxes: SandboxListing::default(),
             checked: BTreeMap::new(),
             told: BTreeMap::new(),
             guards: Guards::default(),
             networks: Networks::default(),
+            unwritten: Vec::new(),
             bare: BTreeSet::new(),
             swept: None,
             node_told: BTreeMap::new(),
@@ -117,6 +124,7 @@ impl<'a> Work<'a> {
     }
 
     fn pass(&mut self) {
+        self.unwritten.clear();
         let disabled = self.root.disabled();
         let (is_disabled, is_uninstalled) = (disabled.is_some(), self.root.uninstalled().exists());
         if is_disabled {
@@ -155,11 +163,16 @@ impl<'a> Work<'a> {
         }
     }
 
-    /// Does one thing; that it failed is said once, and stops no other.
+    /// Does one thing; that it failed stops no other.
     fn step(&mut self, what: &'static str, does: fn(&mut Self) -> Done) -> bool {
         let begun = Instant::now();
         let result = does(self);
         tracing::debug!(what, took = ?begun.elapsed(), "done");
+        self.say(what, result)
+    }
+
+    /// Says that something fails, or works again, once; whether it works.
+    fn say(&mut self, what: &'static str, result: Done) -> bool {
         match result {
             Ok(()) => {
                 if self.shared.report().errors.remove(what).is_some() {
@@ -188,6 +201,24 @@ impl<'a> Work<'a> {
                 false
             }
         }
+    }
+
+    /// Writes what is in force into the records that do not have it, until there is something else to do: that somebody woke
+    /// us is returned. What is left is found again.
+    fn remember(&mut self, kicked: &Receiver<()>) -> Option<Result<(), RecvTimeoutError>> {
+        let mut failed = None;
+        while let Some((record, zone)) = self.unwritten.pop() {
+            if let Err(error) = police::remember(self.root, &record, zone.as_deref()) {
+                failed =
+                    failed.or(Some(format!("{} ({}): {}", record.pod_name(), record.ifname, full(&error))));
+            }
+            match kicked.recv_timeout(Duration::ZERO) {
+                Err(RecvTimeoutError::Timeout) => {}
+                woken => return Some(woken),
+            }
+        }
+        self.say("records", failed.map_or(Ok(()), |error| Err(error.into())));
+        None
     }
 
     /// What is in force is brought to this version, before a plugin of this version meets it: forth, and back where the newer
@@ -287,8 +318,7 @@ impl<'a> Work<'a> {
 
     /// What a zone takes is set in the namespaces of all that have one.
     fn guards(&mut self) -> Done {
-        self.listing.read(self.root)?;
-        self.guards.keep(&self.listing.records)
+        self.guards.keep(&self.shared.records()?)
     }
 
     /// The plugin and its configuration are where the runtime looks, where it is the agent that sees to it.
@@ -304,7 +334,7 @@ impl<'a> Work<'a> {
         let masters = police::masters(self.root)?;
         let mut node = Netlink::open()?;
         let mut maps = police::maps(self.root)?;
-        self.listing.read(self.root)?;
+        let records = self.shared.records()?;
         let zones = match &maps {
             Some(maps) => Zones::read(maps)?,
             None => Zones::default(),
@@ -327,8 +357,8 @@ impl<'a> Work<'a> {
         for (name, definition, network) in &networks {
             // A record that does not say where it comes from is nobody's where two definitions could have made it.
             let is_alone = names.get(network.conf.name.as_str()) == Some(&1);
-            let records = self.listing.records.iter().map(AsRef::as_ref);
-            let own: Vec<&Record> = records
+            let own: Vec<&Arc<Outline>> = records
+                .iter()
                 .filter(|record| network.is_of(record) && (record.nad.is_some() || is_alone))
                 .collect();
             let result = match own.is_empty() {
@@ -336,21 +366,24 @@ impl<'a> Work<'a> {
                 false => self
                     .networks
                     .put(
-                        self.root,
+                        self.shared,
                         &masters,
                         &mut node,
                         maps.as_mut(),
                         &zones,
                         (name, definition),
                         network,
-                        (&own, &mut self.listing.known),
+                        &own,
                     )
                     .map_err(|error| (!is_elsewhere(&error)).then(|| full(&error))),
             };
+            self.unwritten.extend(self.networks.unwritten(name, &zones, &own));
             match result {
                 Ok(true) => {
                     tracing::info!(network = name, "its zone is in force for the pods that run");
                     self.shared.report().zone_changes += 1;
+                    // Whose records do not have it yet is seen when it is there.
+                    self.shared.wake();
                 }
                 Ok(false) | Err(None) => {}
                 Err(Some(error)) => drop(refused.insert((*name).clone(), (*definition, error))),
@@ -414,7 +447,7 @@ impl<'a> Work<'a> {
     /// Pods that run without what they asked for.
     fn pods(&mut self) -> Done {
         let Some(pods) = self.shared.wish().pods.clone() else { return Ok(()) };
-        self.listing.read(self.root)?;
+        let records = self.shared.records()?;
         let boot = state::boot_id()?;
         self.sandboxes.read(self.root)?;
         let zones = match police::maps(self.root)? {
@@ -427,11 +460,11 @@ impl<'a> Work<'a> {
         for (own, sandbox) in of_this_boot.filter_map(|sandbox| Some((sandbox.pod.as_ref()?, sandbox))) {
             sandboxes.entry(format!("{}/{}", own.namespace, own.name)).or_default().push((own, sandbox));
         }
-        let is_unpoliced = |record: &Record| {
+        let is_unpoliced = |record: &Outline| {
             let has_zone = record.phase == Phase::Ready && record.zone.is_some();
             has_zone && !zones.rows.contains_key(&id_of(record))
         };
-        let records = self.listing.records.iter().filter(|record| is_unpoliced(record));
+        let records = records.iter().filter(|record| is_unpoliced(record));
         for (own, record) in records.filter_map(|record| Some((record.pod.as_ref()?, record))) {
             unpoliced.entry(format!("{}/{}", own.namespace, own.name)).or_default().push((own, record));
         }
@@ -557,12 +590,6 @@ impl<'a> Work<'a> {
         self.swept = Some(Instant::now());
         Ok(())
     }
-}
-
-/// The hooks that should work and do not.
-fn missing(states: &[HookState], wants_xdp: bool) -> Vec<Hook> {
-    let works = |hook: Hook| states.iter().any(|state| state.hook == hook && state.live && state.bound);
-    Hook::ALL.into_iter().filter(|hook| (*hook != Hook::Xdp || wants_xdp) && !works(*hook)).collect()
 }
 
 fn seconds() -> u64 {

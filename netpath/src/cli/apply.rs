@@ -13,9 +13,9 @@ use crate::{
         bpf::maps::{Maps, text},
         netlink::Netlink,
     },
-    police::{self, Applied, Network, NetworkError, Resolved},
+    police::{self, Applied, Network, NetworkError, Resolved, recorded_zone},
     root::Root,
-    state::Known,
+    state::{Known, Records},
     zone::{Masters, Zone},
 };
 
@@ -80,8 +80,16 @@ fn resolve(masters: &Masters, node: &mut Netlink, network: &Network) -> Result<R
 
 fn apply(root: &Root, maps: &mut Maps, network: &Network, resolved: &Resolved) -> Result<(), NetworkError> {
     let (name, master) = (network.conf.name.as_str(), resolved.link.name.as_str());
-    match network.put_in_force(root, maps, resolved, &mut Known::default(), |_| true)? {
-        Some(applied) => say(summary(name, master, resolved.zone.as_ref(), &applied)),
+    let records = || Ok(Records::new(root).outlines(&mut Known::default())?.into());
+    match network.put_in_force(root, maps, resolved, records, |_| true)? {
+        Some((applied, running)) => {
+            let zone = resolved.zone.as_ref().map(|zone| recorded_zone(name, zone)).transpose()?;
+            for (record, _, _) in &running {
+                police::remember(root, record, zone.as_ref())?;
+            }
+            police::guard_new(resolved, &running)?;
+            say(summary(name, master, resolved.zone.as_ref(), &applied));
+        }
         None => say(format_args!(
             "{name}: valid, and {master} is not under police yet: no pod runs that it applies to"
         )),

@@ -11,7 +11,7 @@ use super::{PoliceError, content, identity, image};
 use crate::{
     kernel::bpf::maps::Maps,
     root::Root,
-    state::{self, Known, Record, Records},
+    state::{self, Outline, Record, Records},
     zone::{Difference, Zone, ZoneImage, compile},
 };
 
@@ -40,28 +40,25 @@ pub struct Rewritten {
 }
 
 /// An attachment that runs: its record and its row.
-pub type Running = (Arc<Record>, EndpointKey, Endpoint);
+pub type Running = (Arc<Outline>, EndpointKey, Endpoint);
 
-/// The attachments that run on the master with dense id `master`, of those that `is_meant` picks. What is `known` of the
-/// records is brought up to date.
+/// The attachments that run on the master with dense id `master`, of those `records` that `is_meant` picks.
 pub fn running(
-    root: &Root,
     maps: &Maps,
     master: u16,
-    known: &mut Known,
-    is_meant: impl Fn(&Record) -> bool,
+    records: &[Arc<Outline>],
+    is_meant: impl Fn(&Outline) -> bool,
 ) -> Result<Vec<Running>, PoliceError> {
     let boot = state::boot_id()?;
     let rows = maps.endpoints()?.into_iter();
     let rows = rows.filter(|(key, row)| key.master == master && row.kind == kind::ENDPOINT);
     let rows: BTreeMap<(u32, u32), (EndpointKey, Endpoint)> =
         rows.map(|(key, row)| ((row.id, row.generation), (key, row))).collect();
-    let records = Records::new(root).refresh(known)?.into_iter();
-    let found = records.filter(|record| record.boot_id == boot && is_meant(record));
+    let found = records.iter().filter(|record| record.boot_id == boot && is_meant(record));
     let found = found.filter_map(|record| {
         let own = record.endpoint?;
         let (key, row) = *rows.get(&(own.id, own.generation))?;
-        Some((record, key, row))
+        Some((Arc::clone(record), key, row))
     });
     Ok(found.collect())
 }
@@ -152,17 +149,15 @@ fn write(
     Ok(target)
 }
 
-/// Writes the zone into the records of attachments that run: it is their last good one now.
+/// Writes the zone that is in force for an attachment into its record: it is its last good one now. A record that is gone, or
+/// is of another row by now, stays as it is.
 ///
-/// A record that is gone stays gone. Syncs the disk, so the lock must not be held.
-pub fn remember(root: &Root, running: &[Running], zone: Option<&Zone>) -> Result<(), PoliceError> {
+/// Whoever is ended before leaves the zone of before: the agent finds what differs from what is in force.
+pub fn remember(root: &Root, record: &Outline, zone: Option<&state::Zone>) -> Result<(), PoliceError> {
     let records = Records::new(root);
-    for (record, _, _) in running {
-        let Some(now) = records.read(&record.container_id, &record.ifname)? else { continue };
-        let fresh = zone.map(|zone| recorded_zone(record.network.as_str(), zone)).transpose()?;
-        if now.endpoint == record.endpoint && now.zone != fresh {
-            records.write(&Record { zone: fresh, ..now })?;
-        }
+    let Some(now) = records.read(&record.container_id, &record.ifname)? else { return Ok(()) };
+    if now.endpoint == record.endpoint && now.zone.as_ref() != zone {
+        records.update(&Record { zone: zone.cloned(), ..now })?;
     }
     Ok(())
 }

@@ -1,8 +1,11 @@
 //! What an upgrade carries over: rows, zones, what is known of senders, counters.
 
-use std::{collections::BTreeMap, path::Path};
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    path::Path,
+};
 
-use netpath_ebpf::abi::{ABI_VERSION, Endpoint, mode};
+use netpath_ebpf::abi::{ABI_VERSION, Endpoint, EndpointKey, mode};
 
 use super::{
     PoliceError, content, identity,
@@ -42,20 +45,28 @@ pub(super) fn fill(
     let boot = state::boot_id()?;
     let mut records = Records::new(root).all()?.records;
     records.retain(|record| record.boot_id == boot);
+    let records = Named::of(&records);
     let mut zones = Zones::of(old)?;
+    let (mut named, mut rows) = (HashSet::from([0]), Vec::with_capacity(old.rows.len()));
     for (key, row) in &old.rows {
-        if !is_anybodys(node, old, &records, key, row)? {
+        let record = records.find(key, row);
+        if !is_anybodys(node, old, record, key, row)? {
             done.swept += 1;
             continue;
         }
-        let record = records.iter().find(|record| super::names(record, key, row));
         let zone = zones.carry(&mut maps, row, record)?;
         if row.zone != 0 && zone == 0 && row.mode == mode::ENFORCE {
             done.closed.push((*key, record.cloned()));
         }
-        maps.set_endpoint(*key, &Endpoint { zone, ..*row })?;
+        let row = Endpoint { zone, ..*row };
+        match named.insert(zone) {
+            // A zone that no row names would make room for the next one.
+            true => maps.set_endpoint(*key, &row)?,
+            false => rows.push((*key, row)),
+        }
         done.rows += 1;
     }
+    maps.set_endpoints(&rows)?;
     let links = node.links()?;
     identity::refresh_vlans(&mut maps, netns::cookie().unwrap_or(0), &links)?;
     for (id, _) in &old.masters {
@@ -65,6 +76,31 @@ pub(super) fn fill(
         identity::host_addresses(&mut maps, node, &here.link, here.id)?;
     }
     Ok(maps)
+}
+
+/// Records by the row that they name.
+struct Named<'a> {
+    by_row: HashMap<(u32, u32), &'a Record>,
+    /// Those that have not written down which row is their own.
+    others: Vec<&'a Record>,
+}
+
+impl<'a> Named<'a> {
+    fn of(records: &'a [Record]) -> Self {
+        let (mut by_row, mut others) = (HashMap::new(), Vec::new());
+        for record in records {
+            match record.endpoint {
+                Some(own) => drop(by_row.insert((own.id, own.generation), record)),
+                None => others.push(record),
+            }
+        }
+        Self { by_row, others }
+    }
+
+    fn find(&self, key: &EndpointKey, row: &Endpoint) -> Option<&'a Record> {
+        let others = || self.others.iter().find(|record| super::names(record, key, row));
+        self.by_row.get(&(row.id, row.generation)).or_else(others).copied()
+    }
 }
 
 /// Where zones come from: maps of this ABI as they are, those of another from the records.
@@ -155,14 +191,13 @@ struct Same {
 
 impl Same {
     fn of(old: &Tree, new: &Tree) -> Result<Self, PoliceError> {
-        let (were, are) = (old.endpoints()?, new.endpoints()?);
+        let (were, are): (HashMap<_, _>, _) = (old.endpoints()?.into_iter().collect(), new.endpoints()?);
         // Row 0 is that of frames that nobody owns.
         let (mut endpoints, mut zones) = (vec![(0, 0)], BTreeMap::new());
         for (key, row) in are {
-            let held = were
-                .iter()
-                .find(|(was, old)| *was == key && (old.id, old.generation) == (row.id, row.generation));
-            let Some((_, old)) = held else { continue };
+            let held = were.get(&key);
+            let held = held.filter(|old| (old.id, old.generation) == (row.id, row.generation));
+            let Some(old) = held else { continue };
             endpoints.push((old.id, row.id));
             if old.zone != 0 && row.zone != 0 {
                 zones.entry(old.zone).or_insert(row.zone);

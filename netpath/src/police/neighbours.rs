@@ -102,7 +102,7 @@ pub fn names(record: &Record, key: &EndpointKey, row: &Endpoint) -> bool {
 }
 
 /// Whether the sandbox is gone: another boot, no such path, or another namespace at it.
-pub fn is_gone(record: &Record, boot: &str) -> bool {
+pub fn is_gone<Conf, Compiled>(record: &Record<Conf, Compiled>, boot: &str) -> bool {
     record.boot_id != boot || is_netns_gone(&record.netns)
 }
 

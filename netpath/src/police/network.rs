@@ -1,9 +1,11 @@
 //! A network as its definition has it now: what it says, what it comes to on this node, and putting that in force
 //! for attachments that run.
 
+use std::sync::Arc;
+
 use serde_json::{Map, Value};
 
-use super::{Applied, PoliceError, Running, apply, is_unfinished, remember, resolve_master, running};
+use super::{Applied, PoliceError, Running, apply, is_unfinished, resolve_master, running};
 use crate::{
     exec::{self, Effects, StepError, UndoStack},
     kernel::{
@@ -18,7 +20,7 @@ use crate::{
         Acd, ConfError, NetConf,
         json::{View, is_same_key},
     },
-    state::{Known, Lock, Record},
+    state::{Lock, Outline, StateError},
     zone::{Masters, MastersError, Refusal, Zone, ZoneConf, ZoneError, resolve},
 };
 
@@ -190,7 +192,7 @@ impl Network {
 
     /// Whether an attachment is one of this network. A configuration's name is not its own: two definitions may have
     /// the same. Without a word on where it comes from the name has to do.
-    pub fn is_of(&self, record: &Record) -> bool {
+    pub fn is_of(&self, record: &Outline) -> bool {
         match (&self.nad, &record.nad) {
             (Some(own), Some(its)) => own == its,
             _ => record.network == self.conf.name,
@@ -198,55 +200,54 @@ impl Network {
     }
 
     /// Puts it in force for those of its attachments on the master that run, and that `is_meant` picks; `None` if the
-    /// master is not under police.
+    /// master is not under police. What is in force has to be remembered, and guarded where there was no zone.
     pub fn put_in_force(
         &self,
         root: &Root,
         maps: &mut Maps,
         resolved: &Resolved,
-        known: &mut Known,
-        is_meant: impl Fn(&Record) -> bool,
-    ) -> Result<Option<Applied>, NetworkError> {
+        records: impl Fn() -> Result<Arc<[Arc<Outline>]>, StateError>,
+        is_meant: impl Fn(&Outline) -> bool,
+    ) -> Result<Option<(Applied, Vec<Running>)>, NetworkError> {
         let cookie = netns::cookie().unwrap_or(0);
         let masters = maps.masters().map_err(PoliceError::from)?;
         let found =
             masters.iter().find(|(_, row)| row.ifindex == resolved.link.index && row.netns_cookie == cookie);
         let Some((id, _)) = found else { return Ok(None) };
-        let mut own = |maps: &Maps| -> Result<Vec<Running>, PoliceError> {
-            running(root, maps, *id, known, |record| self.is_of(record) && is_meant(record))
+        let own = |maps: &Maps| -> Result<Vec<Running>, PoliceError> {
+            running(maps, *id, &records()?, |record| self.is_of(record) && is_meant(record))
         };
         let zones: Vec<u32> =
             own(maps)?.iter().map(|(_, _, row)| row.zone).filter(|zone| *zone != 0).collect();
         // What is waited for before a slot is written again is waited for without the lock.
         maps.settle(&zones).map_err(PoliceError::from)?;
-        let (running, applied) = {
-            let _lock = Lock::acquire(root).map_err(PoliceError::from)?;
-            if !maps.is_in_force() {
-                return Err(NetworkError::Replaced);
-            }
-            // Whoever held the lock may have been ended in the middle of one.
-            if is_unfinished(root)? {
-                return Err(NetworkError::Unfinished);
-            }
-            let running = own(maps)?;
-            let applied = apply(maps, &running, self.conf.name.as_str(), resolved.zone.as_ref())?;
-            (running, applied)
-        };
-        remember(root, &running, resolved.zone.as_ref())?;
-        if resolved.zone.is_some() {
-            for (record, _, _) in running.iter().filter(|(record, _, _)| record.zone.is_none()) {
-                guard(record).map_err(|source| NetworkError::Guard {
-                    attachment: format!("{} ({})", record.container_id, record.ifname),
-                    source,
-                })?;
-            }
+        let _lock = Lock::acquire(root).map_err(PoliceError::from)?;
+        if !maps.is_in_force() {
+            return Err(NetworkError::Replaced);
         }
-        Ok(Some(applied))
+        // Whoever held the lock may have been ended in the middle of one.
+        if is_unfinished(root)? {
+            return Err(NetworkError::Unfinished);
+        }
+        let running = own(maps)?;
+        let applied = apply(maps, &running, self.conf.name.as_str(), resolved.zone.as_ref())?;
+        Ok(Some((applied, running)))
     }
 }
 
+/// Guards the attachments that got a zone by `resolved` and had none.
+pub fn guard_new(resolved: &Resolved, running: &[Running]) -> Result<(), NetworkError> {
+    let is_new = |(record, _, _): &&Running| resolved.zone.is_some() && record.zone.is_none();
+    running.iter().filter(is_new).try_for_each(|(record, _, _)| {
+        guard(record).map_err(|source| NetworkError::Guard {
+            attachment: format!("{} ({})", record.container_id, record.ifname),
+            source,
+        })
+    })
+}
+
 /// Sets what a policed interface needs set in its own namespace, as ADD does from the beginning.
-pub fn guard(record: &Record) -> Result<(), GuardError> {
+pub fn guard(record: &Outline) -> Result<(), GuardError> {
     let netns = Netns::open(&record.netns.path)?;
     let identity = netns.identity()?;
     if (identity.dev, identity.ino) != (record.netns.dev, record.netns.inode) {

@@ -387,7 +387,7 @@ fn tidy(own: &Path, old: &Old, watch: Watch<'_>) -> Result<(), PoliceError> {
 pub(super) fn is_anybodys(
     node: &mut Netlink,
     old: &Old,
-    records: &[Record],
+    record: Option<&Record>,
     key: &EndpointKey,
     row: &Endpoint,
 ) -> Result<bool, PoliceError> {
@@ -397,7 +397,7 @@ pub(super) fn is_anybodys(
         Ok(own || node.unicast_list(here.link.index)?.iter().any(|mac| mac.bytes() == key.mac))
     };
     match row.kind {
-        kind::ENDPOINT if records.iter().any(|record| super::names(record, key, row)) => Ok(true),
+        kind::ENDPOINT if record.is_some() => Ok(true),
         _ => listens(node),
     }
 }

@@ -3,15 +3,16 @@
 use std::path::PathBuf;
 
 use ipnetwork::IpNetwork;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, de::IgnoredAny};
 use serde_json::{Map, Value};
+use sha2::{Digest as _, Sha256};
 
 use crate::spec::{ContainerId, IfName, Mac, NetworkName, PodRef};
 
 /// One attachment, identified by container id and interface name, never by the pod: the DEL of an old sandbox
 /// may come after the ADD of the new one.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Record {
+pub struct Record<Conf = Map<String, Value>, Compiled = Value> {
     /// The sandbox.
     #[serde(with = "as_text")]
     pub container_id: ContainerId,
@@ -37,7 +38,7 @@ pub struct Record {
     /// The pod, where the runtime named one.
     pub pod: Option<Pod>,
     /// The network configuration as executed: a changed NAD must not change how the attachment ends.
-    pub conf: Map<String, Value>,
+    pub conf: Conf,
     /// The master, once resolved.
     pub master: Option<Master>,
     /// Hardware address of the interface, once it exists.
@@ -46,12 +47,20 @@ pub struct Record {
     /// Its row in the maps, once there is one.
     pub endpoint: Option<Endpoint>,
     /// The zone in force at the time, if the interface is policed.
-    pub zone: Option<Zone>,
+    pub zone: Option<Zone<Compiled>>,
     /// Addresses, once assigned.
     pub ips: Vec<IpNetwork>,
     /// Directory of the `host-local` reservations, where that is the IPAM.
     pub host_local_dir: Option<PathBuf>,
 }
+
+/// A record without its configuration and its zone's content, which are most of it: for who keeps those of all attachments in
+/// memory. It cannot be written.
+pub type Outline = Record<IgnoredAny, Fingerprint>;
+
+/// What tells a zone's content from another's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fingerprint([u8; 32]);
 
 /// How far an ADD came.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -119,11 +128,24 @@ pub struct Endpoint {
 
 /// A zone as it was compiled: the last good one, if the NAD is gone or no longer compiles.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Zone {
+pub struct Zone<Compiled = Value> {
     /// Digest of the compiled zone, in hexadecimal.
     pub digest: String,
     /// The compiled zone.
-    pub compiled: Value,
+    pub compiled: Compiled,
+}
+
+impl Fingerprint {
+    /// Of a compiled zone.
+    pub fn of(compiled: &Value) -> Self {
+        Self(Sha256::digest(compiled.to_string()).into())
+    }
+}
+
+impl<'de> Deserialize<'de> for Fingerprint {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Value::deserialize(deserializer).map(|compiled| Self::of(&compiled))
+    }
 }
 
 impl Pod {
@@ -133,7 +155,7 @@ impl Pod {
     }
 }
 
-impl Record {
+impl<Conf, Compiled> Record<Conf, Compiled> {
     /// `namespace/name` of its pod, or its container.
     pub fn pod_name(&self) -> String {
         match &self.pod {

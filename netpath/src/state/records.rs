@@ -8,7 +8,9 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
-use super::record::Record;
+use serde::de::DeserializeOwned;
+
+use super::record::{Outline, Record};
 use crate::root::Root;
 use crate::spec::{ContainerId, IfName, code};
 use crate::whole::{self, WholeError};
@@ -106,7 +108,10 @@ type Stamp = (u64, i64, i64, u64);
 
 /// Records that were read, by file.
 #[derive(Debug, Default)]
-pub struct Known(BTreeMap<PathBuf, (Stamp, Arc<Record>)>);
+pub struct Known(BTreeMap<PathBuf, (Stamp, Arc<Outline>)>);
+
+/// What is in a record's file, or what is wrong with it.
+type Loaded<Conf, Compiled> = Result<Record<Conf, Compiled>, TornCause>;
 
 impl Records {
     /// The records of `root`. Nothing is created before the first write.
@@ -131,13 +136,12 @@ impl Records {
     /// record is none. What remains, an address reservation, is ended by the DEL that the runtime sends with
     /// the configuration it kept. Two syncs an ADD cost more than all else that an ADD does.
     pub fn write(&self, record: &Record) -> Result<(), StateError> {
-        let mut bytes = serde_json::to_vec_pretty(record).map_err(|source| StateError::Encode {
-            container_id: record.container_id.clone(),
-            ifname: record.ifname.clone(),
-            source,
-        })?;
-        bytes.push(b'\n');
-        Ok(whole::replace(&self.path(&record.container_id, &record.ifname), &bytes)?)
+        Ok(whole::replace(&self.path(&record.container_id, &record.ifname), &bytes(record)?)?)
+    }
+
+    /// Writes `record` in place of the one that is there; whether there is one. Who removed it meanwhile does not find it again.
+    pub fn update(&self, record: &Record) -> Result<bool, StateError> {
+        Ok(whole::update(&self.path(&record.container_id, &record.ifname), &bytes(record)?)?)
     }
 
     /// The record of an attachment. An empty or torn one is none, and says so in the log.
@@ -181,8 +185,8 @@ impl Records {
         Ok(listing)
     }
 
-    /// The same of those that can be read, where `known` has what was read before: only what was written since is read again.
-    pub fn refresh(&self, known: &mut Known) -> Result<Vec<Arc<Record>>, StateError> {
+    /// Of those that can be read the outlines. `known` has what was read before: only what was written since is read again.
+    pub fn outlines(&self, known: &mut Known) -> Result<Vec<Arc<Outline>>, StateError> {
         let mut paths = self.names()?;
         paths.retain(|path| path.extension() == Some(OsStr::new("json")) && !is_draft(path));
         let mut before = std::mem::take(&mut known.0);
@@ -225,7 +229,10 @@ impl Records {
             .collect()
     }
 
-    fn load(&self, path: &Path) -> Result<Option<Result<Record, TornCause>>, StateError> {
+    fn load<Conf: DeserializeOwned, Compiled: DeserializeOwned>(
+        &self,
+        path: &Path,
+    ) -> Result<Option<Loaded<Conf, Compiled>>, StateError> {
         let bytes = match whole::bytes(path) {
             Ok(bytes) => bytes,
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
@@ -237,7 +244,7 @@ impl Records {
         if bytes.iter().all(u8::is_ascii_whitespace) {
             return Ok(Some(Err(TornCause::Empty)));
         }
-        Ok(Some(match serde_json::from_slice::<Record>(&bytes) {
+        Ok(Some(match serde_json::from_slice::<Record<Conf, Compiled>>(&bytes) {
             Ok(record) if self.path(&record.container_id, &record.ifname) == path => Ok(record),
             Ok(record) => {
                 Err(TornCause::Misnamed { container_id: record.container_id, ifname: record.ifname })
@@ -245,6 +252,17 @@ impl Records {
             Err(source) => Err(TornCause::Invalid(source)),
         }))
     }
+}
+
+/// What is in a record's file.
+fn bytes(record: &Record) -> Result<Vec<u8>, StateError> {
+    let mut bytes = serde_json::to_vec_pretty(record).map_err(|source| StateError::Encode {
+        container_id: record.container_id.clone(),
+        ifname: record.ifname.clone(),
+        source,
+    })?;
+    bytes.push(b'\n');
+    Ok(bytes)
 }
 
 /// Container ids do not begin with a dot, so records do not either.

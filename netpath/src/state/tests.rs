@@ -5,7 +5,7 @@ use serde_json::json;
 
 use super::*;
 use crate::spec::{Mac, NetworkName};
-use crate::state::{Endpoint, Kind, Master, Netns, Phase, Pod, Zone};
+use crate::state::{Endpoint, Fingerprint, Kind, Master, Netns, Phase, Pod, Zone};
 
 fn record(container_id: &str, ifname: &str) -> Record {
     let conf =
@@ -65,6 +65,37 @@ fn what_is_written_is_read() {
     let listing = records.all().unwrap();
     assert_eq!(listing.records, [changed, bare]);
     assert!(listing.torn.is_empty());
+}
+
+#[test]
+fn outlines_are_kept_and_read_again_when_the_record_is_another() {
+    let (_dir, records) = records();
+    let (first, second) = (record("c1", "net1"), record("c2", "net1"));
+    records.write(&first).unwrap();
+    records.write(&second).unwrap();
+    let mut known = Known::default();
+    let read = records.outlines(&mut known).unwrap();
+    assert_eq!((read[0].endpoint, &read[0].pod), (first.endpoint, &first.pod));
+    let compiled = json!({"flags": 2});
+    assert_ne!(read[0].zone.as_ref().unwrap().compiled, Fingerprint::of(&compiled));
+
+    let zone = Some(Zone { digest: "01".into(), compiled: compiled.clone() });
+    assert!(records.update(&Record { zone, ..first.clone() }).unwrap());
+    let again = records.outlines(&mut known).unwrap();
+    assert_eq!(again[0].zone.as_ref().unwrap().compiled, Fingerprint::of(&compiled));
+    assert!(Arc::ptr_eq(&again[1], &read[1]), "the other one is not read again");
+    records.remove(&first.container_id, &first.ifname).unwrap();
+    assert_eq!(records.outlines(&mut known).unwrap().len(), 1);
+}
+
+#[test]
+fn an_update_brings_back_no_record_that_is_gone() {
+    let (_dir, records) = records();
+    let record = record("c1", "net1");
+    records.write(&record).unwrap();
+    records.remove(&record.container_id, &record.ifname).unwrap();
+    assert!(!records.update(&record).unwrap());
+    assert_eq!(records.names().unwrap(), Vec::<PathBuf>::new(), "nor does a draft stay");
 }
 
 #[test]

@@ -2,7 +2,8 @@
 
 use netpath_ebpf::abi::{Master, Meta, Owner, ZoneSlot};
 
-use super::maps::{EVENT_BURST, Maps, MapsError, get, set};
+use super::batch::Bulk;
+use super::maps::{EVENT_BURST, Maps, MapsError, budget, get, set};
 use super::zones::ZoneContent;
 
 impl Maps {
@@ -21,11 +22,9 @@ impl Maps {
             self.set_master(*id, master)?;
         }
         // What was given away beyond the last row is of no use any more.
-        for (id, owner) in owners.iter().filter(|(id, _)| *id < rows) {
-            set(&mut self.owners, "owners", *id, *owner)?;
-            self.grant(*id, EVENT_BURST)?;
-        }
-        Ok(())
+        let kept = || owners.iter().filter(|(id, _)| *id < rows);
+        Bulk::open(self.pins(), "owners")?.write(kept().copied())?;
+        Bulk::open(self.pins(), "budgets")?.write(kept().map(|(id, _)| (*id, budget(EVENT_BURST))))
     }
 
     /// A row of its own for a zone that another tree had, as that generation.

@@ -19,7 +19,6 @@ use netpath_ebpf::abi::{
 
 use super::{
     bases::{self, Bases, Rows},
-    batch,
     counters::CounterView,
 };
 
@@ -167,7 +166,7 @@ pub struct Maps {
     pins: PathBuf,
     pub(super) meta: Table<Meta>,
     masters: Table<Master>,
-    endpoints: HashMap<MapData, Raw<EndpointKey>, Raw<Endpoint>>,
+    pub(super) endpoints: HashMap<MapData, Raw<EndpointKey>, Raw<Endpoint>>,
     pub(super) owners: Table<Owner>,
     pub(super) zone_words: Table<u32>,
     pub(super) zone_slots: Table<ZoneSlot>,
@@ -181,11 +180,11 @@ pub struct Maps {
     pub(super) claims_v4: LpmTrie<MapData, Raw<TrieKey4>, Raw<u32>>,
     pub(super) claims_v6: LpmTrie<MapData, Raw<TrieKey6>, Raw<u32>>,
     pub(super) vlans: HashMap<MapData, Raw<VlanKey>, Raw<u32>>,
-    drops: Table<DropCounters>,
+    pub(super) drops: Table<DropCounters>,
     budgets: Table<Budget>,
-    rejects: Table<Reject>,
+    pub(super) rejects: Table<Reject>,
     /// The two that are read from mapped memory.
-    counted: [Rows; 2],
+    pub(super) counted: [Rows; 2],
     pub(super) bases: Bases,
     cpus: u32,
     /// The kernel's number for `meta`.
@@ -374,10 +373,20 @@ impl Maps {
     pub fn fill(&self) -> Result<Fill, MapsError> {
         Ok(Fill {
             endpoints: self.endpoints()?.len(),
-            endpoint_rows: self.owners.len() as usize - 1,
+            endpoint_rows: self.endpoint_rows(),
             zones: self.zones()?.len(),
-            zone_rows: self.zone_words.len() as usize - 1,
+            zone_rows: self.zone_rows(),
         })
+    }
+
+    /// Endpoint rows there are.
+    pub fn endpoint_rows(&self) -> usize {
+        self.owners.len() as usize - 1
+    }
+
+    /// Zones there is room for.
+    pub fn zone_rows(&self) -> usize {
+        self.zone_words.len() as usize - 1
     }
 
     /// Every master that has a row.
@@ -426,96 +435,9 @@ impl Maps {
         self.bases.forget(&bases::MASTER_COUNTERS, id.into())
     }
 
-    /// Every endpoint and foreign row.
-    pub fn endpoints(&self) -> Result<Vec<(EndpointKey, Endpoint)>, MapsError> {
-        batch::rows(&self.endpoints, "endpoints")
-    }
-
-    /// The row of `key`.
-    pub fn endpoint(&self, key: EndpointKey) -> Result<Option<Endpoint>, MapsError> {
-        match self.endpoints.get(&Raw(key), 0) {
-            Ok(Raw(row)) => Ok(Some(row)),
-            Err(MapError::KeyNotFound) => Ok(None),
-            Err(source) => Err(MapsError::Access { op: "read", map: "endpoints", source }),
-        }
-    }
-
-    /// Gives `row` a fresh id and generation, zeroes that id's counters, and puts the row in force.
-    ///
-    /// Ids go round: one that was freed is used again only after all others, so that no program that still
-    /// runs with the old row counts for its successor.
-    pub fn add_endpoint(&mut self, key: EndpointKey, mut row: Endpoint) -> Result<Endpoint, MapsError> {
-        let old = self.endpoint(key)?;
-        let mut meta = self.meta()?;
-        let ids = self.owners.len();
-        let mut id = meta.last_endpoint_id;
-        for _ in 1..ids {
-            id = if id + 1 < ids { id + 1 } else { 1 };
-            let mut owner: Owner = get(&self.owners, "owners", id)?;
-            // Whoever was ended half-way left an id that names a row which does not name it.
-            if owner.key.master != 0 && self.endpoint(owner.key)?.is_some_and(|row| row.id == id) {
-                continue;
-            }
-            owner.key = key;
-            owner.generation = owner.generation.wrapping_add(1);
-            set(&mut self.owners, "owners", id, owner)?;
-            meta.last_endpoint_id = id;
-            set(&mut self.meta, "meta", 0, meta)?;
-            self.reset(id)?;
-            (row.id, row.generation) = (id, owner.generation);
-            self.set_endpoint(key, &row)?;
-            if let Some(old) = old {
-                self.release(key, old.id)?;
-            }
-            return Ok(row);
-        }
-        Err(MapsError::Full { map: "endpoints", capacity: ids - 1, setting: "endpoints" })
-    }
-
-    /// Replaces the row of an endpoint that keeps its id.
-    pub fn set_endpoint(&mut self, key: EndpointKey, row: &Endpoint) -> Result<(), MapsError> {
-        self.endpoints.insert(Raw(key), Raw(*row), 0).map_err(|source| MapsError::Access {
-            op: "write",
-            map: "endpoints",
-            source,
-        })
-    }
-
-    /// Removes the row of `key` if it still has `id`; a row that is gone, or another's, is fine.
-    pub fn remove_endpoint(&mut self, key: EndpointKey, id: u32) -> Result<(), MapsError> {
-        if self.endpoint(key)?.is_some_and(|row| row.id == id) {
-            match self.endpoints.remove(&Raw(key)) {
-                Ok(()) | Err(MapError::KeyNotFound) => {}
-                Err(source) => return Err(MapsError::Access { op: "remove from", map: "endpoints", source }),
-            }
-        }
-        self.release(key, id)
-    }
-
-    fn release(&mut self, key: EndpointKey, id: u32) -> Result<(), MapsError> {
-        let mut owner: Owner = get(&self.owners, "owners", id)?;
-        if owner.key == key {
-            owner.key = EndpointKey::new(0, [0; 6]);
-            set(&mut self.owners, "owners", id, owner)?;
-        }
-        Ok(())
-    }
-
-    fn reset(&mut self, id: u32) -> Result<(), MapsError> {
-        let [endpoints, _] = &self.counted;
-        endpoints.clear(id)?;
-        let zero = [0; REASON_SLOTS];
-        let drops = DropCounters { tx_dropped: zero, rx_dropped: zero, tx_audited: zero, rx_audited: zero };
-        set(&mut self.drops, "drops", id, drops)?;
-        set(&mut self.rejects, "rejects", id, Reject::default())?;
-        self.bases.forget_endpoint(id)?;
-        self.grant(id, EVENT_BURST)
-    }
-
     /// Lets endpoint `id` emit `events` more per reason and direction.
     pub fn grant(&mut self, id: u32, events: i32) -> Result<(), MapsError> {
-        let budget = Budget { tx: [events; REASON_SLOTS], rx: [events; REASON_SLOTS] };
-        set(&mut self.budgets, "budgets", id, budget)
+        set(&mut self.budgets, "budgets", id, budget(events))
     }
 
     /// Whether what is counted under `id` is of this use of it still, be its row there or not.
@@ -550,6 +472,11 @@ impl Maps {
         let [endpoints, masters] = &self.counted;
         CounterView::new(endpoints, masters, &self.bases, self.cpus)
     }
+}
+
+/// So many events per reason and direction.
+pub(super) fn budget(events: i32) -> Budget {
+    Budget { tx: [events; REASON_SLOTS], rx: [events; REASON_SLOTS] }
 }
 
 /// Rows in use and rows there are.

@@ -6,6 +6,7 @@ mod batch;
 pub mod bpffs;
 pub mod clsact;
 pub mod counters;
+mod endpoints;
 pub mod events;
 mod fill;
 pub mod identity;

@@ -26,6 +26,7 @@ pub(super) mod command {
     pub(in crate::kernel::bpf) const BTF_GET_FD_BY_ID: libc::c_long = 19;
     pub(in crate::kernel::bpf) const BTF_GET_NEXT_ID: libc::c_long = 23;
     pub(in crate::kernel::bpf) const MAP_LOOKUP_BATCH: libc::c_long = 24;
+    pub(in crate::kernel::bpf) const MAP_UPDATE_BATCH: libc::c_long = 26;
     pub(in crate::kernel::bpf) const LINK_CREATE: libc::c_long = 28;
     pub(in crate::kernel::bpf) const LINK_UPDATE: libc::c_long = 29;
     pub(in crate::kernel::bpf) const LINK_DETACH: libc::c_long = 34;
@@ -384,6 +385,19 @@ pub(super) fn write_words(map: impl AsFd, index: u32, words: &[u64]) -> io::Resu
     unsafe { element(command::MAP_UPDATE_ELEM, fd, index, words.as_ptr() as u64) }
 }
 
+/// Of `union bpf_attr` what the commands on many rows of a map take.
+#[repr(C)]
+struct Rows {
+    in_batch: u64,
+    out_batch: u64,
+    keys: u64,
+    values: u64,
+    count: u32,
+    map_fd: u32,
+    elem_flags: u64,
+    flags: u64,
+}
+
 /// Where a [`lookup_batch`] ended.
 pub(super) enum Batch {
     /// There may be more, from here on.
@@ -392,7 +406,7 @@ pub(super) enum Batch {
     Last,
 }
 
-/// Adds at most `room` rows of a hash map to `rows`, from where an earlier call ended.
+/// Adds at most `room` rows of a hash map or an array to `rows`, from where an earlier call ended.
 ///
 /// # Safety
 ///
@@ -403,21 +417,10 @@ pub(super) unsafe fn lookup_batch<K: Copy, V: Copy>(
     room: u32,
     rows: &mut Vec<(K, V)>,
 ) -> io::Result<Batch> {
-    #[repr(C)]
-    struct Attr {
-        in_batch: u64,
-        out_batch: u64,
-        keys: u64,
-        values: u64,
-        count: u32,
-        map_fd: u32,
-        elem_flags: u64,
-        flags: u64,
-    }
     let (mut keys, mut values) =
         (Vec::<K>::with_capacity(room as usize), Vec::<V>::with_capacity(room as usize));
     let (begin, mut end) = (from.unwrap_or(0), 0u32);
-    let mut attr = Attr {
+    let mut attr = Rows {
         in_batch: from.map_or(0, |_| (&raw const begin) as u64),
         out_batch: (&raw mut end) as u64,
         keys: keys.as_mut_ptr() as u64,
@@ -427,11 +430,11 @@ pub(super) unsafe fn lookup_batch<K: Copy, V: Copy>(
         elem_flags: 0,
         flags: 0,
     };
-    // SAFETY: The layout of the struct of this command; there is room for as many rows as it says, and a place in a hash map is
-    // four bytes. The kernel writes how many rows it wrote.
+    // SAFETY: The layout of the struct of this command; there is room for as many rows as it says, and a place in a hash map or an
+    // array is four bytes. The kernel writes how many rows it wrote.
     let done = unsafe {
         let pointer = &raw mut attr;
-        libc::syscall(libc::SYS_bpf, command::MAP_LOOKUP_BATCH, pointer, size_of::<Attr>())
+        libc::syscall(libc::SYS_bpf, command::MAP_LOOKUP_BATCH, pointer, size_of::<Rows>())
     };
     let last = match done {
         0.. => false,
@@ -448,6 +451,42 @@ pub(super) unsafe fn lookup_batch<K: Copy, V: Copy>(
     }
     rows.extend(keys.into_iter().zip(values));
     Ok(if last { Batch::Last } else { Batch::More(end) })
+}
+
+/// Writes rows of a hash map or an array, one after the other; of one that fails the rest is not written.
+///
+/// # Safety
+///
+/// Keys of the map are as long as `K` and `values` hold a value of the map for each key, every byte of which was written.
+pub(super) unsafe fn update_batch<K: Copy, V: Copy>(
+    map: impl AsFd,
+    keys: &[K],
+    values: &[V],
+) -> io::Result<()> {
+    let mut attr = Rows {
+        in_batch: 0,
+        out_batch: 0,
+        keys: keys.as_ptr() as u64,
+        values: values.as_ptr() as u64,
+        count: u32::try_from(keys.len()).map_err(io::Error::other)?,
+        map_fd: u32::try_from(map.as_fd().as_raw_fd()).map_err(io::Error::other)?,
+        elem_flags: 0,
+        flags: 0,
+    };
+    // SAFETY: The layout of the struct of this command; the caller vouches for the rows. The kernel writes how many it took.
+    let done = unsafe {
+        let pointer = &raw mut attr;
+        libc::syscall(libc::SYS_bpf, command::MAP_UPDATE_BATCH, pointer, size_of::<Rows>())
+    };
+    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Writes zeros to `rows` of an array, whose values are of as many 64-bit words.
+pub(super) fn clear_words(map: impl AsFd, rows: std::ops::Range<u32>, words: usize) -> io::Result<()> {
+    let keys: Vec<u32> = rows.collect();
+    let zeros = vec![0u64; keys.len() * words];
+    // SAFETY: A key of an array is four bytes; the caller knows the words: `Rows::open` compares the sizes.
+    unsafe { update_batch(map, &keys, &zeros) }
 }
 
 /// Mounts a BPF file system at `path`.

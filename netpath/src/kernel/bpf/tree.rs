@@ -6,7 +6,7 @@
 
 use std::path::{Path, PathBuf};
 
-use aya::maps::{Array, HashMap, Map, MapData};
+use aya::maps::{Array, Map, MapData};
 use netpath_ebpf::abi::{
     ABI_VERSION, Endpoint, EndpointKey, Master, Meta, Owner, READABLE_BY, REST_ALLOW, REST_DENY, Rule,
     rule_kind,
@@ -14,7 +14,7 @@ use netpath_ebpf::abi::{
 
 use super::{
     bases::{Bases, Counted, Rows},
-    batch,
+    batch::Bulk,
     maps::{MapsError, Plain, Raw, Table, get, open, pin_of},
     rules,
 };
@@ -135,33 +135,20 @@ fn masters<T: Plain + Into<Master>>(pins: &Path, rows: u32) -> Listed<u16, Maste
 }
 
 fn owners<T: Plain + Into<Owner>>(pins: &Path) -> Listed<u32, Owner> {
-    let table: Array<MapData, Raw<T>> = open(pins, "owners", Map::Array)?;
-    let mut found = Vec::new();
-    for id in 1..table.len() {
-        let owner: Owner = get(&table, "owners", id)?.into();
-        if owner.generation != 0 {
-            found.push((id, owner));
-        }
-    }
-    Ok(found)
+    let rows = Bulk::<u32, T>::open(pins, "owners")?.rows()?.into_iter();
+    let rows = rows.map(|(id, owner)| (id, owner.into()));
+    Ok(rows.filter(|(id, owner): &(u32, Owner)| *id != 0 && owner.generation != 0).collect())
 }
 
 fn endpoints<T: Plain + Into<Endpoint>>(pins: &Path) -> Listed<EndpointKey, Endpoint> {
-    let map: HashMap<MapData, Raw<EndpointKey>, Raw<T>> = open(pins, "endpoints", Map::HashMap)?;
-    let rows = batch::rows(&map, "endpoints")?;
+    let rows = Bulk::<EndpointKey, T>::open(pins, "endpoints")?.rows()?;
     Ok(rows.into_iter().map(|(key, row)| (key, row.into())).collect())
 }
 
 fn all_rules<T: Plain + Into<Rule>>(pins: &Path) -> Listed<u32, Rule> {
-    let table: Array<MapData, Raw<T>> = open(pins, "rules", Map::Array)?;
-    let mut found = Vec::new();
-    for row in 0..table.len() {
-        let rule: Rule = get(&table, "rules", row)?.into();
-        if rule.kind != rule_kind::FREE {
-            found.push((row, rule));
-        }
-    }
-    Ok(found)
+    let rows = Bulk::<u32, T>::open(pins, "rules")?.rows()?.into_iter();
+    let rows = rows.map(|(row, rule)| (row, rule.into()));
+    Ok(rows.filter(|(_, rule): &(u32, Rule)| rule.kind != rule_kind::FREE).collect())
 }
 
 /// Pairs of rows of rules that stand for one entry, of `old` and of `new`, for each pair of zones.
