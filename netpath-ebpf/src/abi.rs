@@ -29,7 +29,7 @@ pub const NAME_LEN: usize = 64;
 pub const REASON_SLOTS: usize = 32;
 /// Bytes of the kernel's own record of a frame that programs read at once to learn what becomes of its checksum: from where the
 /// loader tells them, on a multiple of eight.
-pub const SKB_SUMS_LEN: u32 = 16;
+pub const SKB_SUMS_LEN: u32 = 32;
 /// Largest frame head any program reads: Ethernet, IPv6, ICMPv6 error, quoted IPv6 header.
 pub const HEAD_LEN: usize = 128;
 

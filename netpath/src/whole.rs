@@ -96,14 +96,17 @@ pub fn update(path: &Path, bytes: &[u8]) -> Result<bool, WholeError> {
         return Ok(false);
     }
     let (draft, mut file) = draft(path)?;
-    let result =
-        file.write_all(bytes).map_err(WholeError::io("write", path)).and_then(|()| {
-            match renameat2(AT_FDCWD, &draft, AT_FDCWD, path, RenameFlags::RENAME_EXCHANGE) {
-                Ok(()) => Ok(true),
-                Err(Errno::ENOENT) => Ok(false),
-                Err(errno) => Err(WholeError::io("put into place", path)(errno.into())),
+    let result = file.write_all(bytes).map_err(WholeError::io("write", path)).and_then(|()| {
+        match renameat2(AT_FDCWD, &draft, AT_FDCWD, path, RenameFlags::RENAME_EXCHANGE) {
+            Ok(()) => Ok(true),
+            Err(Errno::ENOENT) => Ok(false),
+            // Not every file system can: then who removes it in this moment finds it again.
+            Err(Errno::EINVAL | Errno::ENOSYS | Errno::EOPNOTSUPP) if path.exists() => {
+                fs::rename(&draft, path).map_err(WholeError::io("put into place", path)).map(|()| true)
             }
-        });
+            Err(errno) => Err(WholeError::io("put into place", path)(errno.into())),
+        }
+    });
     // What is there now is the draft, or what was there before; one that stays is swept later.
     let _ = fs::remove_file(&draft);
     result

@@ -40,7 +40,10 @@ impl Beside {
     pub(crate) fn start(words: &[&str]) -> Result<Self> {
         let log = workspace::target_directory()?.join(format!("{}.log", words.join("-")));
         let file = File::create(&log).with_context(|| format!("cannot create {}", log.display()))?;
-        let mut command = Command::new(std::env::current_exe().context("cannot tell our own path")?);
+        // It ends with us, however we end: without us it would take the whole machine.
+        let mut command = Command::new("setpriv");
+        command.args(["--pdeathsig", "KILL", "--"]);
+        command.arg(std::env::current_exe().context("cannot tell our own path")?);
         command.current_dir(workspace::root()?).args(words).stdin(Stdio::piped());
         command
             .stdout(file.try_clone().with_context(|| format!("cannot share {}", log.display()))?)

@@ -194,6 +194,10 @@ fn compile() -> Result<()> {
         let shipped = scope.spawn(|| build::binary(Profile::Release));
         let rest = lint::run().and_then(|()| tests());
         match shipped.join() {
+            Ok(Err(error)) if rest.is_err() => {
+                say(format_args!("error: {error:#}"));
+                rest
+            }
             Ok(shipped) => rest.and(shipped.map(drop)),
             Err(_) => bail!("the thread that built the binary that ships panicked"),
         }

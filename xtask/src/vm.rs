@@ -89,7 +89,6 @@ pub(crate) struct Outcome {
 impl Outcome {
     /// The end of a run by hand, or beside another.
     pub(crate) fn conclude(self) -> Result<()> {
-        self.skipped.iter().for_each(say);
         self.excerpts.iter().for_each(|excerpt| say(format_args!("\n{excerpt}")));
         say(self.tally);
         if !self.problems.is_empty() {

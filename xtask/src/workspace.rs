@@ -16,7 +16,7 @@ use crate::process;
 pub(crate) const RUST_VERSION: &str = env!("CARGO_PKG_RUST_VERSION");
 
 /// Whom cargo builds in its profile `dev`, whatever target is wanted: features are those of all members then, so that no
-/// crate is compiled once for a test, once for a tool and once for the benchmark. What ships has its own alone.
+/// crate is compiled once for a test, once for a tool and once for the benchmark.
 pub(crate) const MEMBERS: &str = "--workspace";
 
 /// The repository's root.

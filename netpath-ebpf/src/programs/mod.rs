@@ -469,19 +469,26 @@ pub(crate) fn ingress(ctx: TcContext) -> i32 {
     NEXT
 }
 
-/// Whether XDP has judged and counted this frame.
+/// Bytes of the mark that XDP sets in front of a frame: the master's stamp, and the MAC that it was judged for.
+const MARK_LEN: i32 = 16;
+
+/// Whether XDP has judged and counted this frame for whom it is now.
 #[inline(always)]
 fn is_stamped(skb: *mut __sk_buff, stamp: u64) -> bool {
-    // SAFETY: The context is valid; the stamp is read only if it lies in front of the data.
+    // SAFETY: The context is valid; the mark is read only if it lies in front of the data, the MAC if it is linear.
     unsafe {
-        let (meta, data) = ((*skb).data_meta as usize, (*skb).data as usize);
-        if meta + 8 > data {
+        let (meta, data, end) = ((*skb).data_meta as usize, (*skb).data as usize, (*skb).data_end as usize);
+        if meta + MARK_LEN as usize > data || data + 6 > end {
             return false;
         }
-        let found: u64;
+        let (found, judged, high): (u64, u64, u64);
         // As in `stamp`.
         asm!("{0} = *(u64 *)({1} + 0)", out(reg) found, in(reg) meta, options(readonly, nostack, preserves_flags));
-        found == stamp
+        asm!("{0} = *(u64 *)({1} + 8)", out(reg) judged, in(reg) meta, options(readonly, nostack, preserves_flags));
+        asm!("{0} = *(u16 *)({1} + 4)", out(reg) high, in(reg) data, options(readonly, nostack, preserves_flags));
+        let low: u64;
+        asm!("{0} = *(u32 *)({1} + 0)", out(reg) low, in(reg) data, options(readonly, nostack, preserves_flags));
+        found == stamp && judged == low | high << 32
     }
 }
 
@@ -537,26 +544,30 @@ pub(crate) fn xdp(ctx: XdpContext) -> u32 {
     }
     // A veth or a tap may hand over what the sender's offload has yet to cut: TC knows the segments.
     let whole = length <= u32::from(master.mtu) + packet::ETH_LEN + packet::TAG_LEN;
-    match received(row, &ethernet, scratch, size, || whole && stamp(ctx.ctx, master.stamp)) {
+    let claim = || whole && stamp(ctx.ctx, master.stamp, ethernet.destination_raw);
+    match received(row, &ethernet, scratch, size, claim) {
         true => xdp_action::XDP_PASS,
         false => xdp_action::XDP_DROP,
     }
 }
 
-/// Marks the frame as counted. False: the driver has no room for metadata, TC counts.
+/// Marks the frame as counted for `mac`. False: the driver has no room for metadata, TC counts.
+///
+/// Metadata stays with a frame, also in the pod that it was for: if that sends it on to a sibling it is still there.
 #[inline(always)]
-fn stamp(buff: *mut xdp_md, stamp: u64) -> bool {
-    // SAFETY: The context is valid; the stamp is written only where there is room.
+fn stamp(buff: *mut xdp_md, stamp: u64, mac: u64) -> bool {
+    // SAFETY: The context is valid; the mark is written only where there is room.
     unsafe {
-        if bpf_xdp_adjust_meta(buff, -8) != 0 {
+        if bpf_xdp_adjust_meta(buff, -MARK_LEN) != 0 {
             return false;
         }
         let (meta, data) = ((*buff).data_meta as usize, (*buff).data as usize);
-        if meta + 8 > data {
+        if meta + MARK_LEN as usize > data {
             return false;
         }
-        // An assembler store: LLVM would write byte by byte.
+        // Assembler stores: LLVM would write byte by byte.
         asm!("*(u64 *)({0} + 0) = {1}", in(reg) meta, in(reg) stamp, options(nostack, preserves_flags));
+        asm!("*(u64 *)({0} + 8) = {1}", in(reg) meta, in(reg) mac, options(nostack, preserves_flags));
     }
     true
 }

@@ -8,6 +8,9 @@ use netpath_ebpf::{
 
 use super::maps::{PORTS, ZONE_SLOTS, ZONE_TRIE_V4, ZONE_TRIE_V6, ZONE_WORDS};
 
+// The library's keys, as they are filled in below.
+const _: () = assert!(size_of::<Key<TrieKey4>>() == 12 && size_of::<Key<TrieKey6>>() == 24);
+
 /// Look-ups in the maps.
 pub(crate) struct Maps;
 

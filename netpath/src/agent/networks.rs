@@ -115,6 +115,7 @@ impl Networks {
         let mode = resolved.zone.as_ref().map_or(mode::OFF, |zone| zone.mode().abi());
         let recorded = resolved.zone.as_ref().map(|zone| recorded_zone(name_of_zone, zone)).transpose()?;
         let recorded = recorded.map(|zone| (Fingerprint::of(&zone.compiled), Arc::new(zone)));
+        let zone = recorded.as_ref().map(|(_, zone)| Arc::clone(zone));
         let outcome = Outcome { digest, mode, recorded };
         let differs = differs(&outcome);
         self.outcomes.insert(name.to_owned(), (definition.clone(), outcome));
@@ -125,7 +126,11 @@ impl Networks {
         let in_force = network.put_in_force(&shared.root, maps, &resolved, || shared.records(), is_meant)?;
         let Some((applied, running)) = in_force else { return Ok(false) };
         police::guard_new(&resolved, &running)?;
-        Ok(applied.endpoints != 0)
+        let had_none = running.iter().map(|(record, _, _)| record).filter(|record| record.zone.is_none());
+        had_none
+            .into_iter()
+            .try_for_each(|record| police::remember(&shared.root, record, zone.as_deref()))?;
+        Ok(applied.changed != 0 || !applied.rewritten.is_empty())
     }
 
     /// Those of its attachments whose records do not have what is in force.

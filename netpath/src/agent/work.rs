@@ -62,7 +62,7 @@ pub(super) fn run(shared: &Shared, kicked: &Receiver<()>) {
     loop {
         work.pass();
         let until = Instant::now() + PACE;
-        let woken = work.remember(kicked).unwrap_or_else(|| {
+        let woken = work.remember(kicked, until).unwrap_or_else(|| {
             allocator::give_back();
             kicked.recv_timeout(until.saturating_duration_since(Instant::now()))
         });
@@ -203,22 +203,27 @@ impl<'a> Work<'a> {
         }
     }
 
-    /// Writes what is in force into the records that do not have it, until there is something else to do: that somebody woke
-    /// us is returned. What is left is found again.
-    fn remember(&mut self, kicked: &Receiver<()>) -> Option<Result<(), RecvTimeoutError>> {
-        let mut failed = None;
-        while let Some((record, zone)) = self.unwritten.pop() {
+    /// Writes what is in force into the records that do not have it, until somebody wakes us, which is returned. What is left
+    /// is found again.
+    fn remember(&mut self, kicked: &Receiver<()>, until: Instant) -> Option<Result<(), RecvTimeoutError>> {
+        let (mut failed, mut woken) = (None, None);
+        let is_whole = !self.shared.report().errors.contains_key("networks");
+        while woken.is_none() && Instant::now() < until {
+            let Some((record, zone)) = self.unwritten.pop() else { break };
             if let Err(error) = police::remember(self.root, &record, zone.as_deref()) {
-                failed =
-                    failed.or(Some(format!("{} ({}): {}", record.pod_name(), record.ifname, full(&error))));
+                let error = format!("{} ({}): {}", record.pod_name(), record.ifname, full(&error));
+                failed = failed.or(Some(error.into()));
             }
-            match kicked.recv_timeout(Duration::ZERO) {
-                Err(RecvTimeoutError::Timeout) => {}
-                woken => return Some(woken),
-            }
+            woken = match kicked.recv_timeout(Duration::ZERO) {
+                Err(RecvTimeoutError::Timeout) => None,
+                woken => Some(woken),
+            };
         }
-        self.say("records", failed.map_or(Ok(()), |error| Err(error.into())));
-        None
+        // Of those that were not reached nothing is known.
+        if failed.is_some() || is_whole && self.unwritten.is_empty() {
+            self.say("records", failed.map_or(Ok(()), Err));
+        }
+        woken
     }
 
     /// What is in force is brought to this version, before a plugin of this version meets it: forth, and back where the newer

@@ -1,6 +1,6 @@
 //! `netpath apply`: a changed network for the pods that run.
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{cell::RefCell, path::PathBuf, process::ExitCode};
 
 use anyhow::Context;
 
@@ -80,14 +80,16 @@ fn resolve(masters: &Masters, node: &mut Netlink, network: &Network) -> Result<R
 
 fn apply(root: &Root, maps: &mut Maps, network: &Network, resolved: &Resolved) -> Result<(), NetworkError> {
     let (name, master) = (network.conf.name.as_str(), resolved.link.name.as_str());
-    let records = || Ok(Records::new(root).outlines(&mut Known::default())?.into());
+    // They are looked at again under the lock, where only those that are other ones now are read.
+    let known = RefCell::new(Known::default());
+    let records = || Ok(Records::new(root).outlines(&mut known.borrow_mut())?.into());
     match network.put_in_force(root, maps, resolved, records, |_| true)? {
         Some((applied, running)) => {
             let zone = resolved.zone.as_ref().map(|zone| recorded_zone(name, zone)).transpose()?;
+            police::guard_new(resolved, &running)?;
             for (record, _, _) in &running {
                 police::remember(root, record, zone.as_ref())?;
             }
-            police::guard_new(resolved, &running)?;
             say(summary(name, master, resolved.zone.as_ref(), &applied));
         }
         None => say(format_args!(
@@ -162,8 +164,13 @@ mod tests {
         let image = |zone| compile(zone).expect("fits");
         let difference = Some(ZoneImage::difference(&image(&old), &image(&new)));
         let row = Rewritten { id: 1, generation: 2, difference };
-        let mut applied =
-            Applied { endpoints: 2, rewritten: vec![row.clone(), row], modes: 0, generation: Some(2) };
+        let mut applied = Applied {
+            endpoints: 2,
+            changed: 0,
+            rewritten: vec![row.clone(), row],
+            modes: 0,
+            generation: Some(2),
+        };
         assert_eq!(
             summary("net", "enp0s8", Some(&new), &applied),
             "net on enp0s8: generation 2 in force for 2 attachments, enforce\n    - 10.0.0.0/24  to and from\n    \

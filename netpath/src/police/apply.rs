@@ -20,6 +20,8 @@ use crate::{
 pub struct Applied {
     /// Attachments that the zone is in force for now.
     pub endpoints: usize,
+    /// Those whose row is another one now.
+    pub changed: usize,
     /// Zone rows that were written.
     pub rewritten: Vec<Rewritten>,
     /// Attachments whose mode is another one now.
@@ -103,6 +105,7 @@ pub fn apply(
         applied.modes += usize::from(fresh.mode != row.mode);
         if fresh != *row {
             maps.set_endpoint(*key, &fresh)?;
+            applied.changed += 1;
         }
     }
     let mut masters: Vec<u16> = running.iter().map(|(_, key, _)| key.master).collect();
@@ -152,7 +155,8 @@ fn write(
 /// Writes the zone that is in force for an attachment into its record: it is its last good one now. A record that is gone, or
 /// is of another row by now, stays as it is.
 ///
-/// Whoever is ended before leaves the zone of before: the agent finds what differs from what is in force.
+/// Whoever is ended before leaves the zone of before: the agent finds what differs from what is in force. Where there was none it
+/// should be done at once: whether there is one is what DEL and the guards go by.
 pub fn remember(root: &Root, record: &Outline, zone: Option<&state::Zone>) -> Result<(), PoliceError> {
     let records = Records::new(root);
     let Some(now) = records.read(&record.container_id, &record.ifname)? else { return Ok(()) };

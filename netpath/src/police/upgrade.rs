@@ -109,7 +109,8 @@ pub fn upgrade(
         return Ok(Outcome::NothingLoaded);
     };
     super::master::leave_mark(root)?;
-    if version == ABI_VERSION {
+    // Beside maps that were never finished nothing is to be found again: see `object::maps`.
+    if version == ABI_VERSION && tree::meta(&path)?.is_some() {
         pins::recover_maps(&path)?;
     }
     let meta = match tree::meta(&path)? {

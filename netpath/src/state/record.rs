@@ -136,9 +136,11 @@ pub struct Zone<Compiled = Value> {
 }
 
 impl Fingerprint {
-    /// Of a compiled zone.
+    /// Of a compiled zone, in whatever order it is written.
     pub fn of(compiled: &Value) -> Self {
-        Self(Sha256::digest(compiled.to_string()).into())
+        let mut sorted = compiled.clone();
+        sorted.sort_all_objects();
+        Self(Sha256::digest(sorted.to_string()).into())
     }
 }
 

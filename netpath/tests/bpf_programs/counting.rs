@@ -227,7 +227,7 @@ fn what_a_sibling_may_send_the_receiver_may_refuse() {
 fn xdp_stamps_what_it_counts_and_nothing_else() {
     let (mut node, row) = Node::in_setup(Setup::Dual, Layout::Fit);
     let to_pod = |source| between(&v4(source, POD4, udp(1, 2)).frame(), PEER_MAC, POD_MAC);
-    let stamped = |frame: &[u8]| [&STAMP.to_ne_bytes()[..], frame].concat();
+    let stamped = |frame: &[u8]| [&STAMP.to_ne_bytes()[..], &POD_MAC, &[0, 0], frame].concat();
     let good = to_pod(NEAR4);
     assert_eq!(node.xdp_output(&good), (true, stamped(&good)));
     let length = good.len() as u64;

@@ -207,6 +207,25 @@ fn events_say_what_the_frame_was() {
             },
         ),
     ];
+    // What the frame before had is not this one's. Only XDP is asked: see `Case::has_header`.
+    let nowhere = mapped(Ipv4Addr::UNSPECIFIED);
+    let cut =
+        DropEvent { reason: DropReason::Malformed as u8, source: nowhere, destination: nowhere, ..basis };
+    let cut6 = DropEvent { ethertype: 0x86dd, source: [0; 16], destination: [0; 16], ..cut };
+    let whole = v6(FAR6, POD6, icmp6(128, &[0; 8])).frame();
+    let of_before = DropEvent {
+        protocol: 58,
+        source_port: 128,
+        source: FAR6.octets(),
+        destination: POD6.octets(),
+        ..ip6
+    };
+    let cases = cases.into_iter().chain([
+        ("IPv4 that is cut off", Hook::Xdp, ethernet(0x0800, &[0x45; 4]), cut),
+        ("ARP that is cut off", Hook::Xdp, ethernet(0x0806, &[0; 8]), DropEvent { ethertype: 0x0806, ..cut }),
+        ("echo before", Hook::Xdp, whole, of_before),
+        ("IPv6 that is cut off", Hook::Xdp, ethernet(0x86dd, &[0x60; 4]), cut6),
+    ]);
     for (name, hook, frame, expected) in cases {
         node.maps.grant(row.id, 1).expect("grant");
         let inward = hook != Hook::Egress;

@@ -123,6 +123,34 @@ fn row_16_a_sibling_that_forwards_is_no_way_out() {
     }
 }
 
+/// What XDP has judged and marked for one pod is judged anew for the next: the mark stays with a frame that is sent on.
+///
+/// No packet socket is open at the master or the pod that forwards: the kernel would make it a frame of its own, without the mark.
+#[test]
+fn row_16_a_sibling_that_forwards_is_no_way_in() {
+    for entry in hooks_and_xdp() {
+        let strict = json!({ "policy": "private", "deny": [GATEWAY.to_string()] });
+        let arena = Arena::zones(&entry, &private(), &strict);
+        for key in ["net/ipv4/ip_forward", "net/ipv4/conf/all/forwarding"] {
+            arena.a.netns.set_sysctl(key, "1");
+        }
+        arena.a.netns.set_sysctl("net/ipv4/conf/net1/send_redirects", "0");
+        let mac = arena.b.mac.map(|byte| format!("{byte:02x}")).join(":");
+        // Of a neighbour that is not confirmed the kernel does not copy a header that it keeps, which overwrites the mark.
+        arena.a.netns.ip(&format!("neigh replace {B} lladdr {mac} nud stale dev net1"));
+        let far = arena.node.far_end();
+        let (drops, before) = (arena.drops(), arena.node.counters(&arena.b));
+        let refused = Fate::refused(SourceV4).grown[0];
+        far.send(&udp_frame((OUTSIDE_MAC, arena.a.mac), GATEWAY, B, (1, 2), &marker())).expect("sent");
+        crate::common::eventually(
+            crate::common::PATIENCE,
+            &format!("{entry}: the second leg is refused"),
+            || arena.grown(&drops).contains(&refused).then_some(()),
+        );
+        assert_eq!(arena.node.counters(&arena.b).rx_packets, before.rx_packets, "{entry}");
+    }
+}
+
 #[test]
 fn row_17_redirected_frames_are_judged_at_the_master_all_the_same() {
     // A pod with NET_ADMIN sends its frames in a circle, which marks them as redirected: generic XDP would not see

@@ -15,7 +15,7 @@ use std::{
 use aya::{
     Ebpf,
     programs::{
-        Program, ProgramError, ProgramFd, ProgramInfo, SchedClassifier, TcAttachType, Xdp,
+        Program, ProgramError, ProgramInfo, SchedClassifier, TcAttachType, Xdp,
         links::{FdLink, PinnedLink},
         tc::{NlOptions, SchedClassifierLink, TcAttachOptions, TcError, TcHandle, qdisc_add_clsact},
     },
@@ -157,7 +157,8 @@ pub fn programs_before(name: &str, ifindex: u32, state: &HookState) -> Vec<Strin
 /// Brings the hooks of a master from `states`, which is what [`inspect`] found, to what `target` says; with
 /// `replace` also the programs of hooks that are in place.
 ///
-/// Programs are loaded and tried on the host's frames before the first of them is attached.
+/// Programs are loaded and tried on the host's frames before the first of them is attached; only links of TCX, which let
+/// everything pass, are there by then.
 pub fn ensure(target: &Target<'_>, states: &[HookState], replace: bool) -> Result<Vec<Change>, BpfError> {
     let mut changes = Vec::new();
     for state in states {
@@ -174,14 +175,14 @@ pub fn ensure(target: &Target<'_>, states: &[HookState], replace: bool) -> Resul
     if todo.is_empty() {
         return Ok(changes);
     }
-    let linked = |hook: &Hook| live(*hook).is_none() && (*hook == Hook::Xdp || target.tc != TcHook::Clsact);
-    let new: Vec<Hook> = todo.iter().copied().filter(linked).collect();
-    let (mut links, programs) = thread::scope(|scope| {
+    let by_tcx = |hook: &Hook| *hook != Hook::Xdp && live(*hook).is_none() && target.tc != TcHook::Clsact;
+    let new: Vec<Hook> = todo.iter().copied().filter(by_tcx).collect();
+    let (links, programs) = thread::scope(|scope| {
         let links = scope.spawn(|| Links::make(&new, target.ifindex));
         let programs = Programs::load(target, &todo);
         (links.join().unwrap_or_else(|panic| resume_unwind(panic)), programs)
     });
-    let mut programs = programs?;
+    let (mut programs, mut links) = (programs?, links.map_err(|source| BpfError::Placeholder { source })?);
     for hook in todo {
         let change = match live(hook) {
             Some(state) => {
@@ -274,35 +275,33 @@ fn attach(
         note,
         source,
     };
-    let attach_type = match (tc_type(hook), link) {
-        (None, Some(Ok(link))) => {
-            let program = xdp(object)?.fd().map_err(|error| failed("", error.into()))?;
-            put_in_force(target, hook, &link, program)?;
-            return Ok(Via::XdpNative);
-        }
-        (Some(_), Some(Ok(link))) => {
+    let Some(attach_type) = tc_type(hook) else {
+        let program = xdp(object)?.fd().map_err(|error| failed("", error.into()))?;
+        let link = links::create(program.as_fd(), target.ifindex, hook).map_err(|error| {
+            let note = match error.raw_os_error() {
+                Some(libc::EINVAL) => return BpfError::NoXdp { master: target.name.to_owned() },
+                Some(libc::EBUSY | libc::EEXIST) => {
+                    " (another XDP program is attached: `bpftool net show` names it; TC enforces without XDP)"
+                }
+                _ => " (set `xdp` to `off` for this master in masters.json; TC enforces without XDP)",
+            };
+            failed(note, error.into())
+        })?;
+        pin_link(target, hook, &link)?;
+        return Ok(Via::XdpNative);
+    };
+    match link {
+        Some(Ok(link)) => {
             let program = classifier(object, hook)?.fd().map_err(|error| failed("", error.into()))?;
-            put_in_force(target, hook, &link, program)?;
+            links::update(link.as_fd(), program.as_fd()).map_err(|error| failed("", error.into()))?;
+            pin_link(target, hook, &link)?;
             return Ok(Via::Tcx);
         }
-        (None, Some(Err(error))) if error.raw_os_error() == Some(libc::EINVAL) => {
-            return Err(BpfError::NoXdp { master: target.name.to_owned() });
-        }
-        (None, Some(Err(error))) if is_busy(&error) => {
-            let note =
-                " (another XDP program is attached: `bpftool net show` names it; TC enforces without XDP)";
-            return Err(failed(note, error.into()));
-        }
-        (None, link) => {
-            let note = " (set `xdp` to `off` for this master in masters.json; TC enforces without XDP)";
-            let error = link.and_then(Result::err).unwrap_or_else(|| io::ErrorKind::Unsupported.into());
-            return Err(failed(note, error.into()));
-        }
-        (Some(_), Some(Err(error))) if target.tc != TcHook::Auto || !is_unsupported(&error) => {
+        Some(Err(error)) if target.tc != TcHook::Auto || !is_unsupported(&error) => {
             return Err(failed("", error.into()));
         }
-        (Some(attach_type), _) => attach_type,
-    };
+        _ => {}
+    }
     let program = classifier(object, hook)?;
     match qdisc_add_clsact(target.name) {
         Ok(()) => {}
@@ -346,21 +345,11 @@ fn handle() -> TcHandle {
     TcHandle::new(0, u16::try_from(HANDLE).unwrap_or(u16::MAX))
 }
 
-/// Gives a link the program that it is for, and pins it: from then on it stays.
-fn put_in_force(
-    target: &Target<'_>,
-    hook: Hook,
-    link: &OwnedFd,
-    program: &ProgramFd,
-) -> Result<(), BpfError> {
+/// Pins a link: from then on it stays.
+fn pin_link(target: &Target<'_>, hook: Hook, link: &OwnedFd) -> Result<(), BpfError> {
     let path = link_pin(target.pins, target.id, hook);
-    let failed = |op| {
-        let path = path.clone();
-        move |source: io::Error| BpfError::Pin { op, path, source: source.into() }
-    };
     make_parent(&path)?;
-    links::update(link.as_fd(), program.as_fd()).map_err(failed("update"))?;
-    sys::pin(link, &path).map_err(failed("make"))
+    sys::pin(link, &path).map_err(|source| BpfError::Pin { op: "make", path, source: source.into() })
 }
 
 fn replace_program(target: &Target<'_>, object: &mut Ebpf, state: &HookState) -> Result<(), BpfError> {
@@ -501,10 +490,6 @@ fn errno_of(error: &(dyn std::error::Error + 'static)) -> Option<i32> {
 
 fn is_errno(error: &(dyn std::error::Error + 'static), errno: i32) -> bool {
     errno_of(error) == Some(errno)
-}
-
-fn is_busy(error: &io::Error) -> bool {
-    matches!(error.raw_os_error(), Some(libc::EBUSY | libc::EEXIST))
 }
 
 /// Kernels before 6.6 do not know the attach type of TCX.

@@ -38,17 +38,12 @@ impl Maps {
             if owner.key.master != 0 && self.endpoint(owner.key)?.is_some_and(|row| row.id == id) {
                 continue;
             }
-            let is_first_use = owner.generation == 0;
             owner.key = key;
             owner.generation = owner.generation.checked_add(1).unwrap_or(1);
             set(&mut self.owners, "owners", id, owner)?;
             meta.last_endpoint_id = id;
             set(&mut self.meta, "meta", 0, meta)?;
-            match is_first_use {
-                // What was made with zeros nobody has counted in.
-                true => self.grant(id, EVENT_BURST)?,
-                false => self.reset(id)?,
-            }
+            self.reset(id)?;
             (row.id, row.generation) = (id, owner.generation);
             if !self.insert_endpoint(key, &row)? {
                 let old = self.endpoint(key)?;

@@ -1,12 +1,15 @@
-//! Links that are made before there is the program that they are for.
+//! Links, and those of TCX before there is the program that they are for.
 //!
 //! The kernel waits for a grace period whenever one is made, together about as long as the verifier takes. So they are made while
 //! that is at work, with a program that lets everything pass, and are given their own one afterwards, which waits for
 //! nothing. Before it is pinned a link goes with this process, however that ends.
+//!
+//! Not that of XDP: many a NIC stops for a moment to take a program, or another one, and with it the node's own traffic. It is
+//! asked once, with the right program, and when nothing else can fail any more.
 
 use std::{
     io,
-    os::fd::{BorrowedFd, OwnedFd},
+    os::fd::{AsFd as _, BorrowedFd, OwnedFd},
 };
 
 use super::{
@@ -14,15 +17,21 @@ use super::{
     sys::{bpf, bpf_open, command, raw},
 };
 
-/// The links of some hooks of one interface, each as far as it could be made.
+/// The TCX links of some hooks of one interface, each as far as it could be made.
 #[derive(Debug)]
 pub(super) struct Links(Vec<(Hook, io::Result<OwnedFd>)>);
 
 impl Links {
     /// Makes them; the interface is one of the calling thread's namespace.
-    pub(super) fn make(hooks: &[Hook], ifindex: u32) -> Self {
-        let link = |hook| passing(hook).and_then(|program| create(&program, ifindex, hook));
-        Self(hooks.iter().map(|hook| (*hook, link(*hook))).collect())
+    ///
+    /// An error of a link is what the kernel says of it; whatever else fails is told apart by being the whole's.
+    pub(super) fn make(hooks: &[Hook], ifindex: u32) -> io::Result<Self> {
+        if hooks.is_empty() {
+            return Ok(Self(Vec::new()));
+        }
+        let program = passing()?;
+        let link = |hook| create(program.as_fd(), ifindex, hook);
+        Ok(Self(hooks.iter().map(|hook| (*hook, link(*hook))).collect()))
     }
 
     /// That of a hook, if there should be one.
@@ -46,8 +55,8 @@ pub(super) fn update(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Resul
     unsafe { bpf(command::LINK_UPDATE, &attr) }.map(drop)
 }
 
-/// A program that lets everything pass.
-fn passing(hook: Hook) -> io::Result<OwnedFd> {
+/// A classifier that lets everything pass.
+fn passing() -> io::Result<OwnedFd> {
     /// The beginning of the anonymous struct of BPF_PROG_LOAD.
     #[repr(C)]
     struct Attr {
@@ -65,20 +74,15 @@ fn passing(hook: Hook) -> io::Result<OwnedFd> {
         attach_type: u32,
     }
     const SCHED_CLS: u32 = 3;
-    const XDP: u32 = 6;
-    const XDP_HAS_FRAGS: u32 = 1 << 5;
     const NEXT: i32 = -1;
-    const XDP_PASS: i32 = 2;
-    // A link is updated with programs of its own kind alone.
-    let (kind, verdict, flags, attach_type) = match hook {
-        Hook::Ingress | Hook::Egress => (SCHED_CLS, NEXT, 0, 0),
-        Hook::Xdp => (XDP, XDP_PASS, XDP_HAS_FRAGS, BPF_XDP),
-    };
-    // `r0 = verdict`, `exit`.
+    // `r0 = NEXT`, `exit`.
     let mut code = [0xb7, 0, 0, 0, 0, 0, 0, 0, 0x95, 0, 0, 0, 0, 0, 0, 0];
-    code[4..8].copy_from_slice(&verdict.to_ne_bytes());
+    code[4..8].copy_from_slice(&NEXT.to_ne_bytes());
+    // For who looks at the NIC meanwhile.
+    let mut name = [0; 16];
+    name[..NAME.len()].copy_from_slice(NAME);
     let attr = Attr {
-        kind,
+        kind: SCHED_CLS,
         instructions: 2,
         code: code.as_ptr() as u64,
         license: c"GPL".as_ptr() as u64,
@@ -86,18 +90,20 @@ fn passing(hook: Hook) -> io::Result<OwnedFd> {
         log_size: 0,
         log: 0,
         kernel_version: 0,
-        flags,
-        name: [0; 16],
+        flags: 0,
+        name,
         ifindex: 0,
-        attach_type,
+        attach_type: 0,
     };
     // SAFETY: The layout of that command's struct; `code` has as many instructions as it says, and the license ends with a zero.
     unsafe { bpf_open(command::PROG_LOAD, &attr) }
 }
 
-const BPF_XDP: u32 = 37;
+/// Name of that program.
+const NAME: &[u8] = b"netpath_wait";
 
-fn create(program: &OwnedFd, ifindex: u32, hook: Hook) -> io::Result<OwnedFd> {
+/// Attaches `program` to a hook of an interface of the calling thread's namespace.
+pub(super) fn create(program: BorrowedFd<'_>, ifindex: u32, hook: Hook) -> io::Result<OwnedFd> {
     /// The beginning of the struct of BPF_LINK_CREATE, with that of TCX, whose rest says that no other program is meant.
     #[repr(C)]
     struct Attr {
@@ -109,6 +115,7 @@ fn create(program: &OwnedFd, ifindex: u32, hook: Hook) -> io::Result<OwnedFd> {
     }
     const TCX_INGRESS: u32 = 46;
     const TCX_EGRESS: u32 = 47;
+    const BPF_XDP: u32 = 37;
     /// Before all others.
     const BEFORE: u32 = 1 << 3;
     const XDP_NATIVE: u32 = 1 << 2;
@@ -117,7 +124,7 @@ fn create(program: &OwnedFd, ifindex: u32, hook: Hook) -> io::Result<OwnedFd> {
         Hook::Egress => (TCX_EGRESS, BEFORE),
         Hook::Xdp => (BPF_XDP, XDP_NATIVE),
     };
-    let attr = Attr { program: raw(program)?, ifindex, attach_type, flags, rest: [0; 2] };
+    let attr = Attr { program: raw(&program)?, ifindex, attach_type, flags, rest: [0; 2] };
     // SAFETY: The layout of that command's struct.
     unsafe { bpf_open(command::LINK_CREATE, &attr) }
 }

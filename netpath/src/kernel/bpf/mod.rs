@@ -211,6 +211,18 @@ pub enum BpfError {
         /// Why.
         source: io::Error,
     },
+    /// The kernel did not take the description of what is in the maps.
+    #[error("the kernel refused the types (BTF) of the maps")]
+    TypesRefused {
+        /// Why.
+        source: io::Error,
+    },
+    /// What holds a hook until the program is ready was refused.
+    #[error("the kernel refused a program that lets everything pass")]
+    Placeholder {
+        /// Why.
+        source: io::Error,
+    },
     /// One program was refused.
     #[error("the kernel refused program `{program}`")]
     Program {

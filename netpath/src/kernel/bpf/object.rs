@@ -76,8 +76,10 @@ pub fn maps(pins: &Path, settings: &Settings) -> Result<Maps, BpfError> {
     }
     // A map that lost its pin is still with the programs. One that no program uses is gone with its pin, and the others
     // say what it does not know of: all are made anew, and who has a row comes from the records again.
-    let is_ours = tree::meta(pins)?.is_none_or(|meta| meta.abi_version == ABI_VERSION);
-    if is_ours && !recover_maps(pins)?.is_empty() {
+    // Nor do those of the programs come back beside some that were never finished: those know of nobody.
+    let meta = tree::meta(pins)?;
+    let is_ours = meta.is_some_and(|meta| meta.abi_version == ABI_VERSION);
+    if meta.is_none() || is_ours && !recover_maps(pins)?.is_empty() {
         remove_maps(pins)?;
     }
     if let Some(maps) = Maps::open(pins)? {
@@ -120,8 +122,9 @@ fn make_maps(pins: &Path, settings: &Settings, cpus: u32) -> Result<(), BpfError
             let types = object
                 .fixup_and_sanitize_btf(features)
                 .map_err(|error| failed(EbpfError::BtfError(error)))?;
-            // Without them people read bytes where they could read names.
-            types.and_then(|types| sys::load_types(&types.to_bytes()).ok())
+            // Each map names its types, so that none can be made without them.
+            let types = types.map(|types| sys::load_types(&types.to_bytes())).transpose();
+            types.map_err(|source| BpfError::TypesRefused { source })?
         }
         None => None,
     };
@@ -141,7 +144,7 @@ fn make_maps(pins: &Path, settings: &Settings, cpus: u32) -> Result<(), BpfError
 
 /// Rows of a map as the kernel takes them: of a ring buffer a power of two, and at least a page.
 fn rounded(name: &str, rows: u32) -> u32 {
-    if name == EVENTS { rows.next_power_of_two().max(PAGE) } else { rows }
+    if name == EVENTS { rows.next_power_of_two().max(page()) } else { rows }
 }
 
 fn create_directory(path: &Path) -> Result<(), BpfError> {
@@ -199,7 +202,10 @@ pub fn resized(pins: &Path, settings: &Settings) -> Result<Vec<&'static str>, Bp
 }
 
 /// The smallest ring buffer.
-const PAGE: u32 = 4096;
+fn page() -> u32 {
+    // SAFETY: It reads no memory of ours.
+    u32::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap_or(4096)
+}
 
 /// Parses the object for the master with dense id `master` and binds it to the pinned maps.
 ///

@@ -100,7 +100,9 @@ pub(super) fn is_bound(program: u32, pinned: &[(&str, u32)], private: &mut Vec<u
         }
         private.contains(&id)
     };
-    used.iter().all(|used| pinned.iter().any(|(_, id)| id == used) || is_private(*used))
+    // A program without maps is none of ours.
+    let is_ours = used.iter().any(|used| pinned.iter().any(|(_, id)| id == used));
+    is_ours && used.iter().all(|used| pinned.iter().any(|(_, id)| id == used) || is_private(*used))
 }
 
 /// Whether a program works on any of these maps.

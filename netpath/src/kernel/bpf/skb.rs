@@ -200,10 +200,15 @@ mod tests {
 
     /// A record with a union of a struct within a struct, where `ip_summed` is so wide and `data` there.
     fn record(width: u32, data: u32) -> Vec<u8> {
+        with_sums(width, data, 1088)
+    }
+
+    /// The same with `csum_start` there.
+    fn with_sums(width: u32, data: u32, sums: u32) -> Vec<u8> {
         let checksum = [("csum_start", 1, 0, 0), ("csum_offset", 1, 16, 0), ("network_header", 1, 32, 0)];
         let checksum = members(&checksum);
         let whole =
-            [("ip_summed", 1, 1029, width), ("", 3, 1088, 0), ("head", 1, 1600, 0), ("data", 1, data, 0)];
+            [("ip_summed", 1, 1029, width), ("", 3, sums, 0), ("head", 1, 1600, 0), ("data", 1, data, 0)];
         describe(&[
             (1, "int", vec![0; 4], 0),
             (4, "", checksum, 3),
@@ -231,6 +236,12 @@ mod tests {
         let found = |data: &[u8]| Types::parse(data).and_then(|types| types.layout());
         assert_eq!(found(&record(3, 1664)), None, "another width");
         assert_eq!(found(&record(2, 1728)), None, "`data` elsewhere");
+        let sums = |bits| found(&with_sums(2, 1664, bits)).map(|layout| (layout.sums, layout.checksum));
+        assert_eq!(sums(1120), Some((128, 140)), "in the second half of a word");
+        assert_eq!(sums(1104), None, "over the end of a word");
+        assert_eq!(sums(1024 + 224), Some((128, 156)), "the last that is read");
+        assert_eq!(sums(1024 + 256), None, "behind what is read");
+        assert_eq!(sums(960), Some((120, 120)), "before `ip_summed`");
         let whole = record(2, 1664);
         assert_eq!(
             found(&[&whole[..2], &[0], &whole[3..]].concat()),

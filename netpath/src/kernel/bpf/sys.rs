@@ -153,7 +153,8 @@ pub fn pin(object: &OwnedFd, path: &Path) -> io::Result<()> {
 
 /// Gives the kernel the types of an object, in the kernel's own form.
 pub fn load_types(types: &[u8]) -> io::Result<OwnedFd> {
-    #[repr(C)]
+    /// Ends where that of Linux 6.1 does, which refuses what is not zero behind it; newer ones would write there.
+    #[repr(C, packed(4))]
     struct Attr {
         types: u64,
         log: u64,
@@ -163,6 +164,7 @@ pub fn load_types(types: &[u8]) -> io::Result<OwnedFd> {
     }
     let length = u32::try_from(types.len()).map_err(io::Error::other)?;
     let attr = Attr { types: types.as_ptr() as u64, log: 0, length, log_length: 0, log_level: 0 };
+    const { assert!(size_of::<Attr>() == 28) };
     // SAFETY: The layout of the anonymous struct of BPF_BTF_LOAD; `types` is as long as it says.
     unsafe { bpf_open(command::BTF_LOAD, &attr) }
 }
