@@ -214,10 +214,8 @@ impl<'a> Work<'a> {
                 let error = format!("{} ({}): {}", record.pod_name(), record.ifname, full(&error));
                 failed = failed.or(Some(error.into()));
             }
-            woken = match kicked.recv_timeout(Duration::ZERO) {
-                Err(RecvTimeoutError::Timeout) => None,
-                woken => Some(woken),
-            };
+            let heard = kicked.recv_timeout(Duration::ZERO);
+            woken = (heard != Err(RecvTimeoutError::Timeout)).then_some(heard);
         }
         // Of those that were not reached nothing is known.
         if failed.is_some() || is_whole && self.unwritten.is_empty() {
@@ -577,7 +575,8 @@ impl<'a> Work<'a> {
         for socket in sockets {
             listed.extend(cri::sandboxes(&socket)?);
         }
-        let (boot, now) = (state::boot_id()?, seconds());
+        let boot = state::boot_id()?;
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
         let plugins = [PathBuf::from(BIN_DIR)];
         for it in known.into_iter().filter(|it| it.life(Some(&listed), &boot, now) == Life::Dead) {
             let id = it.container_id.to_string();
@@ -595,8 +594,4 @@ impl<'a> Work<'a> {
         self.swept = Some(Instant::now());
         Ok(())
     }
-}
-
-fn seconds() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
 }
