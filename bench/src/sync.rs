@@ -73,6 +73,7 @@ fn attached(binary: &Path, pods: u32, rounds: usize, figures: &mut Figures) -> R
     for round in (1..).take(rounds) {
         edits.push(fleet.edit(&api, round)?);
         // The next one comes when what follows from this one is done: people do not edit a zone every second.
+        fleet.recorded()?;
         agent.passes()?;
     }
     let text = agent.get("/metrics")?.context("the agent answers")?;

@@ -3,6 +3,7 @@
 //! The pods share one network namespace: what is measured does not depend on how many there are.
 
 use std::{
+    collections::BTreeSet,
     fs,
     io::Write as _,
     path::{Path, PathBuf},
@@ -13,7 +14,11 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use netpath::{police, root::Root};
+use netpath::{
+    police,
+    root::Root,
+    state::{Record, Records},
+};
 use serde_json::{Value, json};
 
 use super::{Agent, api::Api, within};
@@ -39,6 +44,21 @@ pub(super) struct Fleet {
 }
 
 impl Fleet {
+    /// Waits until all records have one zone: whoever edits a network next meets an agent that has nothing to do.
+    pub(super) fn recorded(&self) -> Result<()> {
+        let begun = Instant::now();
+        loop {
+            let records = Records::new(&self.root).all()?.records;
+            let digest = |record: &Record| record.zone.as_ref().map(|zone| zone.digest.clone());
+            let digests: BTreeSet<_> = records.iter().map(digest).collect();
+            if digests.len() <= 1 {
+                return Ok(());
+            }
+            ensure!(begun.elapsed() < PATIENCE, "not all records have the zone that is in force");
+            thread::park_timeout(Duration::from_millis(200));
+        }
+    }
+
     /// A node without attachments.
     pub(super) fn new(binary: &Path) -> Result<Self> {
         static COUNT: AtomicU32 = AtomicU32::new(0);
