@@ -71,9 +71,10 @@ fn attached(binary: &Path, pods: u32, rounds: usize, figures: &mut Figures) -> R
     let (api, agent) = fleet.agent()?;
     let mut edits = Samples::default();
     for round in (1..).take(rounds) {
+        let before = fleet.recorded()?;
         edits.push(fleet.edit(&api, round)?);
         // The next one comes when what follows from this one is done: people do not edit a zone every second.
-        fleet.recorded()?;
+        fleet.settle(&before)?;
         agent.passes()?;
     }
     let text = agent.get("/metrics")?.context("the agent answers")?;

@@ -14,11 +14,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use netpath::{
-    police,
-    root::Root,
-    state::{Record, Records},
-};
+use netpath::{police, root::Root, state::Records};
 use serde_json::{Value, json};
 
 use super::{Agent, api::Api, within};
@@ -44,14 +40,19 @@ pub(super) struct Fleet {
 }
 
 impl Fleet {
-    /// Waits until all records have one zone: whoever edits a network next meets an agent that has nothing to do.
-    pub(super) fn recorded(&self) -> Result<()> {
+    /// The zones that the records have, by digest.
+    pub(super) fn recorded(&self) -> Result<BTreeSet<Option<String>>> {
+        let records = Records::new(&self.root).all()?.records.into_iter();
+        Ok(records.map(|record| record.zone.map(|zone| zone.digest)).collect())
+    }
+
+    /// Waits until all records have one zone that is not among `before`: whoever edits a network next meets an agent that has
+    /// nothing to do.
+    pub(super) fn settle(&self, before: &BTreeSet<Option<String>>) -> Result<()> {
         let begun = Instant::now();
         loop {
-            let records = Records::new(&self.root).all()?.records;
-            let digest = |record: &Record| record.zone.as_ref().map(|zone| zone.digest.clone());
-            let digests: BTreeSet<_> = records.iter().map(digest).collect();
-            if digests.len() <= 1 {
+            let now = self.recorded()?;
+            if now.len() == 1 && now.is_disjoint(before) {
                 return Ok(());
             }
             ensure!(begun.elapsed() < PATIENCE, "not all records have the zone that is in force");
