@@ -172,7 +172,7 @@ fn put_in_place(
     let (link, entry) = (&master.link, master.entry.as_ref());
     let Attached { id, host_macs: found, maps, changes } = attached;
     let (id, pins) = (*id, root.pins());
-    let states = attach::inspect(&pins, id, link.index)?;
+    let states = attach::inspect_beside(maps, id, link.index)?;
     let links = node.links()?;
     let host_macs = host_macs(link, &links)?;
     found.clone_from(&host_macs);

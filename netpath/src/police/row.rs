@@ -267,11 +267,10 @@ pub fn check(
     endpoint: state::Endpoint,
     ips: &[IpNetwork],
 ) -> Result<(), PoliceError> {
-    let pins = root.pins();
     let Some(maps) = super::maps(root)? else {
         return Err(unpoliced("nothing is loaded", "delete the pod"));
     };
-    let states = attach::inspect(&pins, id, ifindex)?;
+    let states = attach::inspect_beside(&maps, id, ifindex)?;
     for hook in [crate::kernel::bpf::Hook::Egress, crate::kernel::bpf::Hook::Ingress] {
         if !states.iter().any(|state| state.hook == hook && state.live) {
             return Err(unpoliced("a program is not attached to the master", "run `netpath attach`"));

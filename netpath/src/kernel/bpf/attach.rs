@@ -25,6 +25,7 @@ use super::{
     BpfError, Hook, TcHook,
     clsact::{self, HANDLE, PRIORITY},
     links::{self, Links},
+    maps::{EVENTS, Maps},
     object::{self, Settings},
     pins::{self, link_pin, make_parent, program_pin, remove_file, unpin},
     selftest, swap, sys,
@@ -103,14 +104,29 @@ pub enum Change {
 
 /// What is attached to master `id`, whose interface index is now `ifindex`.
 pub fn inspect(pins: &Path, id: u16, ifindex: u32) -> Result<Vec<HookState>, BpfError> {
-    let mut found = Vec::new();
-    let (maps, mut private) = (pins::map_ids(pins), Vec::new());
+    states(pins, &pins::map_ids(pins), id, ifindex)
+}
+
+/// The same by whoever has the maps open, which takes a third of the time.
+pub fn inspect_beside(maps: &Maps, id: u16, ifindex: u32) -> Result<Vec<HookState>, BpfError> {
+    let mut ids = maps.ids().to_vec();
+    ids.extend(pins::map_id(maps.pins(), EVENTS));
+    states(maps.pins(), &ids, id, ifindex)
+}
+
+fn states(
+    pins: &Path,
+    maps: &[(&'static str, u32)],
+    id: u16,
+    ifindex: u32,
+) -> Result<Vec<HookState>, BpfError> {
+    let (mut found, mut private) = (Vec::new(), Vec::new());
     for hook in Hook::ALL {
         let path = link_pin(pins, id, hook);
         match sys::pinned_link(&path) {
             Ok(link) => {
                 let via = if hook == Hook::Xdp { Via::XdpNative } else { Via::Tcx };
-                let bound = pins::is_bound(link.program, &maps, &mut private);
+                let bound = pins::is_bound(link.program, maps, &mut private);
                 let live = link.ifindex == ifindex;
                 found.push(HookState { hook, via, program: link.program, live, bound });
                 continue;
@@ -125,7 +141,7 @@ pub fn inspect(pins: &Path, id: u16, ifindex: u32) -> Result<Vec<HookState>, Bpf
         let program = ProgramInfo::from_pin(&path)
             .map_err(|source| BpfError::Pin { op: "read", path: path.clone(), source: source.into() })?
             .id();
-        let bound = pins::is_bound(program, &maps, &mut private);
+        let bound = pins::is_bound(program, maps, &mut private);
         let filters = clsact::filters(ifindex, hook).map_err(|source| BpfError::Pin {
             op: "compare filters with",
             path,

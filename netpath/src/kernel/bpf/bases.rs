@@ -69,6 +69,8 @@ pub(super) const RULE_COUNTERS: Counted =
 #[derive(Debug)]
 pub struct Rows {
     data: MapData,
+    /// The kernel's number for it.
+    id: u32,
     name: &'static str,
     words: usize,
     /// Rows that are added up to one.
@@ -105,7 +107,13 @@ impl Rows {
             }
             _ => 1,
         };
-        Ok(Some(Self { data, name, words, copies, lanes, rows: info.max_entries() / copies.max(1) }))
+        let (id, rows) = (info.id(), info.max_entries() / copies.max(1));
+        Ok(Some(Self { data, id, name, words, copies, lanes, rows }))
+    }
+
+    /// The kernel's number for it.
+    pub(super) fn id(&self) -> u32 {
+        self.id
     }
 
     /// Rows there are.

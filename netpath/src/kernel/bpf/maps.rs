@@ -187,8 +187,8 @@ pub struct Maps {
     pub(super) counted: [Rows; 2],
     pub(super) bases: Bases,
     cpus: u32,
-    /// The kernel's number for `meta`.
-    tree: Option<u32>,
+    /// The kernel's number for each, by name; `meta` is the first.
+    ids: Vec<(&'static str, u32)>,
     /// Zone, word and generation of those whose idle slot nobody reads, unless they were flipped since.
     pub(super) settled: Vec<(u32, u32, u64)>,
 }
@@ -243,9 +243,47 @@ pub(super) fn open<T: TryFrom<Map, Error = MapError>>(
     name: &str,
     wrap: impl Fn(MapData) -> Map,
 ) -> Result<T, MapsError> {
+    numbered(pins, name, wrap).map(|(map, _)| map)
+}
+
+/// The same, with the kernel's number for it.
+fn numbered<T: TryFrom<Map, Error = MapError>>(
+    pins: &Path,
+    name: &str,
+    wrap: impl Fn(MapData) -> Map,
+) -> Result<(T, u32), MapsError> {
     let path = pin_of(pins, name);
-    let data = MapData::from_pin(&path).map_err(|source| MapsError::Open { path: path.clone(), source })?;
-    T::try_from(wrap(data)).map_err(|source| MapsError::Layout { path, source })
+    let failed = |source| MapsError::Open { path: path.clone(), source };
+    let data = MapData::from_pin(&path).map_err(failed)?;
+    let id = data.info().map_err(failed)?.id();
+    let map = T::try_from(wrap(data)).map_err(|source| MapsError::Layout { path, source })?;
+    Ok((map, id))
+}
+
+/// Maps that are opened one after the other.
+struct Opening<'a> {
+    pins: &'a Path,
+    ids: Vec<(&'static str, u32)>,
+}
+
+impl Opening<'_> {
+    fn open<T: TryFrom<Map, Error = MapError>>(
+        &mut self,
+        name: &'static str,
+        wrap: impl Fn(MapData) -> Map,
+    ) -> Result<T, MapsError> {
+        let (map, id) = numbered(self.pins, name, wrap)?;
+        self.ids.push((name, id));
+        Ok(map)
+    }
+
+    fn rows(&mut self, counted: &bases::Counted, cpus: u32) -> Result<Rows, MapsError> {
+        let missing =
+            || MapsError::Open { path: pin_of(self.pins, counted.map), source: MapError::KeyNotFound };
+        let rows = Rows::open(self.pins, counted.map, counted.words, cpus)?.ok_or_else(missing)?;
+        self.ids.push((counted.map, rows.id()));
+        Ok(rows)
+    }
 }
 
 /// The row of master `id` in maps below `pins`; `None` while there are no maps.
@@ -320,36 +358,32 @@ impl Maps {
     fn open_all(pins: &Path, meta: Table<Meta>, cpus: u32) -> Result<Self, MapsError> {
         let info = meta.map().info();
         let tree = info.map_err(|source| MapsError::Access { op: "ask about", map: "meta", source })?.id();
-        let counted = |counted: &bases::Counted| {
-            let missing =
-                || MapsError::Open { path: pin_of(pins, counted.map), source: MapError::KeyNotFound };
-            Rows::open(pins, counted.map, counted.words, cpus)?.ok_or_else(missing)
-        };
+        let mut opening = Opening { pins, ids: vec![("meta", tree)] };
         Ok(Self {
             pins: pins.to_owned(),
             meta,
-            masters: open(pins, "masters", Map::Array)?,
-            endpoints: open(pins, "endpoints", Map::HashMap)?,
-            owners: open(pins, "owners", Map::Array)?,
-            zone_words: open(pins, "zone_words", Map::Array)?,
-            zone_slots: open(pins, "zone_slots", Map::Array)?,
-            zone_info: open(pins, "zone_info", Map::Array)?,
-            zone_trie_v4: open(pins, "zone_trie_v4", Map::LpmTrie)?,
-            zone_trie_v6: open(pins, "zone_trie_v6", Map::LpmTrie)?,
-            ports: open(pins, "ports", Map::Array)?,
-            rules: open(pins, "rules", Map::Array)?,
-            rule_counters: open(pins, "rule_counters", Map::PerCpuArray)?,
-            cookies: open(pins, "cookies", Map::HashMap)?,
-            claims_v4: open(pins, "claims_v4", Map::LpmTrie)?,
-            claims_v6: open(pins, "claims_v6", Map::LpmTrie)?,
-            vlans: open(pins, "vlans", Map::HashMap)?,
-            drops: open(pins, "drops", Map::Array)?,
-            budgets: open(pins, "budgets", Map::Array)?,
-            rejects: open(pins, "rejects", Map::Array)?,
-            counted: [counted(&bases::COUNTERS)?, counted(&bases::MASTER_COUNTERS)?],
+            masters: opening.open("masters", Map::Array)?,
+            endpoints: opening.open("endpoints", Map::HashMap)?,
+            owners: opening.open("owners", Map::Array)?,
+            zone_words: opening.open("zone_words", Map::Array)?,
+            zone_slots: opening.open("zone_slots", Map::Array)?,
+            zone_info: opening.open("zone_info", Map::Array)?,
+            zone_trie_v4: opening.open("zone_trie_v4", Map::LpmTrie)?,
+            zone_trie_v6: opening.open("zone_trie_v6", Map::LpmTrie)?,
+            ports: opening.open("ports", Map::Array)?,
+            rules: opening.open("rules", Map::Array)?,
+            rule_counters: opening.open("rule_counters", Map::PerCpuArray)?,
+            cookies: opening.open("cookies", Map::HashMap)?,
+            claims_v4: opening.open("claims_v4", Map::LpmTrie)?,
+            claims_v6: opening.open("claims_v6", Map::LpmTrie)?,
+            vlans: opening.open("vlans", Map::HashMap)?,
+            drops: opening.open("drops", Map::Array)?,
+            budgets: opening.open("budgets", Map::Array)?,
+            rejects: opening.open("rejects", Map::Array)?,
+            counted: [opening.rows(&bases::COUNTERS, cpus)?, opening.rows(&bases::MASTER_COUNTERS, cpus)?],
             bases: Bases::open(pins)?,
             cpus,
-            tree: Some(tree),
+            ids: opening.ids,
             settled: Vec::new(),
         })
     }
@@ -359,9 +393,14 @@ impl Maps {
         &self.pins
     }
 
+    /// The kernel's number for each, by name.
+    pub(super) fn ids(&self) -> &[(&'static str, u32)] {
+        &self.ids
+    }
+
     /// Whether these are the maps that are pinned now: others may have taken their place.
     pub fn is_in_force(&self) -> bool {
-        super::trees::id(&self.pins) == self.tree
+        super::trees::id(&self.pins) == self.ids.first().map(|(_, id)| *id)
     }
 
     /// What the maps say of themselves.

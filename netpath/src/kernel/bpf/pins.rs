@@ -72,13 +72,12 @@ fn remove_directory(path: &Path) -> Result<(), BpfError> {
 
 /// Ids of the pinned maps by name; one whose pin is missing, or is something else, is left out.
 pub(super) fn map_ids(pins: &Path) -> Vec<(&'static str, u32)> {
-    let mut found = Vec::new();
-    for name in NAMES {
-        if let Ok(info) = MapInfo::from_pin(pin_of(pins, name)) {
-            found.push((*name, info.id()));
-        }
-    }
-    found
+    NAMES.iter().filter_map(|name| map_id(pins, name)).collect()
+}
+
+/// The same of one map.
+pub(super) fn map_id(pins: &Path, name: &'static str) -> Option<(&'static str, u32)> {
+    MapInfo::from_pin(pin_of(pins, name)).ok().map(|info| (name, info.id()))
 }
 
 /// Which of our maps it is by its name, as the kernel keeps it.
