@@ -4,18 +4,22 @@
 //! program did not do what the case says; by a time it fails only when it is asked to hold its ratios against the
 //! goals (`--check`).
 
+mod agent;
 mod cluster;
 mod cni;
 mod figures;
 mod frames;
 mod goals;
+mod guard;
 mod history;
 mod live;
 mod machine;
 mod micro;
+mod netns;
 mod node;
 mod plot;
 mod report;
+mod root;
 mod samples;
 mod stage;
 mod sync;
@@ -25,7 +29,7 @@ use std::{collections::BTreeSet, fmt::Display, path::PathBuf, process::ExitCode}
 use anyhow::{Context as _, Result, ensure};
 use clap::{Parser, ValueEnum};
 
-use self::figures::Figures;
+use self::{figures::Figures, guard::Guard};
 
 /// Measures what netpath costs, beside what it is compared with.
 #[derive(Parser)]
@@ -88,6 +92,9 @@ const REFERENCE_VARIABLE: &str = "NETPATH_BENCH_REFERENCE";
 const BINARY_VARIABLE: &str = "NETPATH_BENCH_BINARY";
 
 fn main() -> ExitCode {
+    if guard::serve() {
+        return ExitCode::SUCCESS;
+    }
     match run() {
         Ok(code) => code,
         Err(error) => {
@@ -106,6 +113,8 @@ fn run() -> Result<ExitCode> {
         (false, true) => Effort::Full,
     };
     ensure!(cli.slack >= 1.0, "--slack {}: 1 or more", cli.slack);
+    // What it is to watch over comes after it, and goes before it.
+    let _guard = Guard::start()?;
     let machine = machine::describe();
     for line in machine.lines() {
         say(line);

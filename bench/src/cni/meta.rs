@@ -13,12 +13,14 @@ use serde_json::{Value, json};
 use super::{
     PLUGIN, STANDARD,
     call::{Call, timed},
-    lab::{Directory, NetNs, nad},
+    lab::nad,
     server,
 };
 use crate::{
     Effort,
     figures::{Figures, Unit},
+    netns::Namespace,
+    root::Directory,
     samples::Samples,
     say,
 };
@@ -67,8 +69,8 @@ struct Bench<'a> {
 
 /// Runs the cases.
 pub(super) fn run(effort: Effort, figures: &mut Figures, binary: &Path) -> Result<()> {
-    let pod = NetNs::new("meta")?;
-    measure(&Bench { binary, directory: Directory::new("meta")?, netns: pod.path() }, effort, figures)
+    let pod = Namespace::new("meta")?;
+    measure(&Bench { binary, directory: Directory::with_memory("meta")?, netns: pod.path() }, effort, figures)
 }
 
 fn measure(bench: &Bench<'_>, effort: Effort, figures: &mut Figures) -> Result<()> {
@@ -182,7 +184,7 @@ impl Bench<'_> {
 
     fn netpath(&self, command: &str, id: &str, stdin: &str) -> Call {
         let mut netpath = self.plugin(self.binary, command, id, stdin.to_owned());
-        netpath.command.env("NETPATH_ROOT", self.directory.root().path());
+        netpath.command.env("NETPATH_ROOT", self.directory.path());
         netpath
     }
 
