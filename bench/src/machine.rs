@@ -75,7 +75,7 @@ fn commit() -> String {
     )
 }
 
-/// What the kernel does about the CPU's weaknesses, where it does something.
+/// What the kernel does about the weaknesses that the CPU has; `Vulnerable` where it does nothing.
 fn mitigations() -> String {
     let Ok(entries) = fs::read_dir("/sys/devices/system/cpu/vulnerabilities") else {
         return "not told by this kernel".to_owned();
@@ -84,8 +84,8 @@ fn mitigations() -> String {
         .flatten()
         .filter_map(|entry| {
             let state = read(&entry.path().display().to_string());
-            let state = state.trim().strip_prefix("Mitigation: ")?.to_owned();
-            Some(format!("{} {state}", entry.file_name().display()))
+            let state = state.trim().trim_start_matches("Mitigation: ");
+            (state != "Not affected").then(|| format!("{} {state}", entry.file_name().display()))
         })
         .collect();
     found.sort();

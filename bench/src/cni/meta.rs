@@ -14,7 +14,7 @@ use super::{
     PLUGIN, STANDARD,
     call::{Call, timed},
     lab::nad,
-    server,
+    order, server,
 };
 use crate::{
     Effort,
@@ -84,25 +84,24 @@ fn measure(bench: &Bench<'_>, effort: Effort, figures: &mut Figures) -> Result<(
     let mut times: Vec<(Samples, Samples)> = vec![Default::default(); ALL.len()];
     let (mut own, mut own_del): (Vec<Samples>, Vec<Samples>) =
         (vec![Samples::default(); ALL.len()], vec![Samples::default(); ALL.len()]);
-    let mut starts = [Samples::default(), Samples::default(), Samples::default()];
     for round in 0..rounds {
-        let mut bare = (0.0, 0.0);
-        for (at, who) in ALL.into_iter().enumerate() {
+        let mut took = [(0.0, 0.0); ALL.len()];
+        for at in order(usize::try_from(round)?, ALL.len()) {
+            let who = ALL[at];
             let id = format!("c{at}-{round}");
             let agent = (who == Who::Api).then(|| bench.agent()).transpose()?;
             let add = bench.time(who, "ADD", &id)?;
             let del = bench.time(who, "DEL", &id)?;
             drop(agent);
-            if who == Who::Bare {
-                bare = (add, del);
-            }
+            took[at] = (add, del);
+        }
+        // The first one is of the bare plugins.
+        for (at, (add, del)) in took.into_iter().enumerate() {
             times[at].0.push(add);
             times[at].1.push(del);
-            own[at].push(add - bare.0);
-            own_del[at].push(del - bare.1);
+            own[at].push(add - took[0].0);
+            own_del[at].push(del - took[0].1);
         }
-        starts[0].push(Call::from(Command::new("/bin/true")).time()?);
-        starts[1].push(bench.netpath("VERSION", "", r#"{"cniVersion": "1.0.0"}"#).time()?);
     }
     let calls = server.calls();
     let adds = rounds * 2;
@@ -128,12 +127,6 @@ fn measure(bench: &Bench<'_>, effort: Effort, figures: &mut Figures) -> Result<(
     say(format_args!(
         "\nAPI calls: {} GET, {} PATCH for {adds} ADDs and as many DELs; {} POST of events.",
         calls.gets, calls.patches, calls.posts
-    ));
-    say(format_args!(
-        "Start: /bin/true {} · netpath VERSION {}: {:.2} of it.",
-        starts[0],
-        starts[1],
-        starts[1].median() / starts[0].median()
     ));
     Ok(())
 }

@@ -87,9 +87,8 @@ pub(super) fn run(effort: Effort, scene: &mut Scene, clock: Clock, figures: &mut
     let mut cases = Vec::new();
     for (verdict, peer) in CASES {
         let Some(place) = scene.place(peer, verdict) else {
-            if let Some(why) = scene.missing.get(&peer.kind) {
-                figures.miss(figure(verdict, peer), why);
-            }
+            let why = scene.missing.get(&peer.kind);
+            figures.miss(figure(verdict, peer), why.with_context(|| format!("{peer} has no site"))?);
             continue;
         };
         match prepare(scene, verdict, peer) {
