@@ -2,6 +2,11 @@
 
 use std::{fs, process::Command};
 
+use anyhow::{Context as _, Result};
+use nix::{
+    sched::{CpuSet, sched_setaffinity},
+    unistd::Pid,
+};
 use serde_json::{Value, json};
 
 /// A machine, and the state it was in.
@@ -62,6 +67,13 @@ impl Machine {
         json!({ "cpu": cpu, "cpus": cpus, "virtual": is_virtual, "kernel": kernel, "jit": jit, "hardening": hardening,
             "mitigations": mitigations, "load": load, "object": object, "commit": commit })
     }
+}
+
+/// Keeps this thread on one CPU.
+pub(crate) fn stay_on(cpu: usize) -> Result<()> {
+    let mut cpus = CpuSet::new();
+    cpus.set(cpu)?;
+    sched_setaffinity(Pid::from_raw(0), &cpus).with_context(|| format!("cannot run on CPU {cpu}"))
 }
 
 /// Of which commit the sources are.

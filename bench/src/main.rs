@@ -12,6 +12,7 @@ mod frames;
 mod goals;
 mod guard;
 mod history;
+mod http;
 mod live;
 mod machine;
 mod micro;

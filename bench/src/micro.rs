@@ -7,10 +7,6 @@ use std::{collections::BTreeMap, path::Path};
 
 use anyhow::{Context as _, Result, anyhow, ensure};
 use netpath::kernel::bpf::Hook;
-use nix::{
-    sched::{CpuSet, sched_setaffinity},
-    unistd::Pid,
-};
 
 use crate::{
     Effort,
@@ -19,6 +15,7 @@ use crate::{
         self, AT_DESTINATION_MAC, AT_DESTINATION4, AT_SOURCE_MAC, AT_SOURCE4, HOST_MAC, Mac, PEER_MAC, POD4,
         POD6, PREFIX4_STEP, UNKNOWN_MAC, pod_mac,
     },
+    machine::stay_on,
     node::{Counted, Node, Shape},
     samples::Samples,
     say,
@@ -417,13 +414,6 @@ impl TwoCpus {
 
 fn joined<T>(thread: std::thread::ScopedJoinHandle<'_, Result<T>>) -> Result<T> {
     thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-}
-
-/// Keeps this thread on one CPU.
-fn stay_on(cpu: usize) -> Result<()> {
-    let mut cpus = CpuSet::new();
-    cpus.set(cpu)?;
-    sched_setaffinity(Pid::from_raw(0), &cpus).with_context(|| format!("cannot run on CPU {cpu}"))
 }
 
 fn floors(reference: &Path, copies: usize) -> Result<Vec<Floor>> {

@@ -48,9 +48,7 @@ impl Directory {
 
     /// Writes a file below it.
     pub(crate) fn write(&self, path: &str, text: &str) -> Result<()> {
-        let path = self.0.join(path);
-        fs::create_dir_all(path.parent().context("is in a directory")?)?;
-        fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))
+        write(&self.0.join(path), text)
     }
 
     fn run(&self) -> PathBuf {
@@ -66,4 +64,10 @@ impl Drop for Directory {
         }
         let _ = fs::remove_dir_all(self.path());
     }
+}
+
+/// Writes a file, and the directories that it lies in.
+pub(crate) fn write(path: &Path, text: &str) -> Result<()> {
+    fs::create_dir_all(path.parent().context("is in a directory")?)?;
+    fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))
 }

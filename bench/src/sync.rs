@@ -29,6 +29,7 @@ use crate::{
     figures::{Figures, Unit},
     frames::pod_mac,
     node::{Node, Shape},
+    root,
     samples::Samples,
     say,
 };
@@ -148,7 +149,8 @@ fn row(binary: &Path, endpoints: u32, rounds: usize) -> Result<Row> {
         ensure!(maps.endpoints()?.len() == endpoints as usize, "all are listed");
         list.push(milliseconds(begun.elapsed()));
     }
-    settings(node.root(), endpoints)?;
+    // The maps are meant to be as large as they are.
+    root::write(&node.root().settings(), &json!({ "endpoints": endpoints.max(4096) }).to_string())?;
     records(node.root(), &node)?;
     let agent = Agent::start(binary, node.root(), None, None)?;
     let (mut scrape, mut gathered) = (Samples::default(), Samples::default());
@@ -172,13 +174,6 @@ fn resident(text: &str) -> Result<f64> {
 
 fn milliseconds(time: Duration) -> f64 {
     time.as_secs_f64() * 1e3
-}
-
-/// Says that the maps are meant to be as large as they are.
-fn settings(root: &Root, endpoints: u32) -> Result<()> {
-    let path = root.settings();
-    fs::create_dir_all(path.parent().context("is in a directory")?)?;
-    Ok(fs::write(path, json!({ "endpoints": endpoints.max(4096) }).to_string())?)
 }
 
 /// A record for each row, as the plugin leaves it.

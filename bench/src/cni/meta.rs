@@ -3,6 +3,7 @@
 
 use std::{
     fs,
+    net::SocketAddr,
     path::{Path, PathBuf},
     process::Command,
 };
@@ -19,6 +20,7 @@ use super::{
 use crate::{
     Effort,
     figures::{Figures, Unit},
+    http,
     netns::Namespace,
     root::Directory,
     samples::Samples,
@@ -75,7 +77,7 @@ pub(super) fn run(effort: Effort, figures: &mut Figures, binary: &Path) -> Resul
 
 fn measure(bench: &Bench<'_>, effort: Effort, figures: &mut Figures) -> Result<()> {
     let server = server::Server::start()?;
-    bench.prepare(server.address())?;
+    bench.prepare(server.address)?;
     let rounds = match effort {
         Effort::Quick => 5,
         Effort::Usual => 100,
@@ -132,13 +134,10 @@ fn measure(bench: &Bench<'_>, effort: Effort, figures: &mut Figures) -> Result<(
 }
 
 impl Bench<'_> {
-    fn prepare(&self, server: std::net::SocketAddr) -> Result<()> {
-        let kubeconfig = json!({"clusters": [{"name": "c", "cluster": {"server": format!("http://{server}")}}],
-            "users": [{"name": "u", "user": {"token": "x"}}],
-            "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u"}}]});
+    fn prepare(&self, server: SocketAddr) -> Result<()> {
         for (path, text) in [
             ("nads/a.yaml", nad("a", "web", &network("a").to_string())),
-            ("etc/kubeconfig", kubeconfig.to_string()),
+            ("etc/kubeconfig", http::kubeconfig(server)),
             ("etc/cni/net.d/10-first.conf", network("first").to_string()),
             ("run/netpath/agent.lock", String::new()),
         ] {

@@ -1,6 +1,6 @@
 //! A node that netpath polices: its root directory, the pod that its plugin added, and as many more rows as asked for.
 
-use std::{fs, path::Path, process::Command};
+use std::{path::Path, process::Command};
 
 use anyhow::{Context as _, Result, ensure};
 use netpath::{
@@ -12,7 +12,11 @@ use netpath_ebpf::abi::{Counters, EndpointKey};
 use serde_json::json;
 
 use super::lab::{GATEWAY, INTERFACE, POD, Site, ZONE, mac, text};
-use crate::{frames::pod_mac, netns::Namespace, root::Directory};
+use crate::{
+    frames::pod_mac,
+    netns::Namespace,
+    root::{Directory, write},
+};
 
 /// Dense id of the one master.
 const MASTER: u16 = 1;
@@ -33,13 +37,9 @@ impl Policed {
     pub(super) fn new(binary: &Path, netns: Namespace, site: &Site, pods: u32) -> Result<Self> {
         let directory = Directory::new("node")?;
         let root = directory.root();
+        write(&root.settings(), &json!({ "endpoints": (pods + 8).max(ROOM) }).to_string())?;
         let masters = json!({ &*site.master: { "unknownSource": "drop", "xdp": "native" } });
-        for (path, value) in
-            [(root.settings(), json!({ "endpoints": (pods + 8).max(ROOM) })), (root.masters(), masters)]
-        {
-            fs::create_dir_all(path.parent().context("is in a directory")?)?;
-            fs::write(path, value.to_string())?;
-        }
+        write(&root.masters(), &masters.to_string())?;
         let mut local: Vec<String> = (1..8).map(|number| format!("10.{number}.0.0/24")).collect();
         local.push(ZONE.to_owned());
         let conf = json!({

@@ -15,7 +15,7 @@ use netpath::{police, state::Records};
 use serde_json::{Value, json};
 
 use super::api::Api;
-use crate::{agent::Agent, netns::Namespace, root::Directory};
+use crate::{agent::Agent, http, netns::Namespace, root::Directory};
 
 /// Where the network and the pods are.
 pub(super) const NAMESPACE: &str = "web";
@@ -128,7 +128,7 @@ impl Fleet {
     /// An API server with the network, and an agent that follows it.
     pub(super) fn agent(&self) -> Result<(Api, Agent)> {
         let api = self.node.within(|| Api::start(&Self::network(0), self.attachments))??;
-        self.directory.write("kubeconfig", &api.kubeconfig())?;
+        self.directory.write("kubeconfig", &http::kubeconfig(api.address))?;
         let (root, kubeconfig) = (self.directory.root(), self.directory.path().join("kubeconfig"));
         let agent = Agent::start(&self.binary, root, Some(&self.node), Some(&kubeconfig))?;
         Ok((api, agent))
