@@ -1,7 +1,5 @@
 //! The goals: what a figure may be of another one, read from `goals.toml` and held against what a run took.
 
-use std::collections::BTreeSet;
-
 use anyhow::{Context as _, Result, ensure};
 use serde::Deserialize;
 
@@ -66,9 +64,10 @@ fn parse(text: &str) -> Result<Vec<Goal>> {
 
 /// Those with one of these ids; all where none is named.
 pub(crate) fn select(goals: Vec<Goal>, only: &[String]) -> Result<Vec<Goal>> {
+    let mut known: Vec<&str> = goals.iter().map(|goal| goal.id.as_str()).collect();
+    known.dedup();
     for id in only {
-        let known: BTreeSet<&str> = goals.iter().map(|goal| goal.id.as_str()).collect();
-        ensure!(known.contains(id.as_str()), "--only {id}: no such goal; there are {known:?}");
+        ensure!(known.contains(&id.as_str()), "--only {id}: no such goal; there are {}", known.join(", "));
     }
     Ok(goals.into_iter().filter(|goal| only.is_empty() || only.contains(&goal.id)).collect())
 }
@@ -106,31 +105,49 @@ impl Goal {
                 None => return Outcome::NotTaken,
             }
         }
-        let Some(ours) = figures.samples(&self.ours).cloned() else { return Outcome::NotTaken };
-        let peers = self.peer.iter().filter_map(|name| figures.samples(name));
-        let peer = peers.cloned().reduce(|sum, more| both(&sum, &more, |a, b| a + b));
+        self.value(figures).map_or(Outcome::NotTaken, |(ours, peer, value)| {
+            let reached = self.is_reached(value.median(), slack);
+            Outcome::Held { ours, peer, value, reached }
+        })
+    }
+
+    /// Ours, the peers' sum, and what is held against the limit, round by round. None where they are not of the same rounds.
+    fn value(&self, figures: &Figures) -> Option<(Samples, Option<Samples>, Samples)> {
+        let ours = figures.samples(&self.ours)?.clone();
+        let mut peer: Option<Samples> = None;
+        for name in &self.peer {
+            let more = figures.samples(name)?;
+            peer = Some(match peer {
+                Some(sum) => sum.paired(more, |a, b| a + b)?,
+                None => more.clone(),
+            });
+        }
         let value = match (&peer, self.cheaper) {
             (None, _) => ours.clone(),
-            (Some(peer), None) => both(&ours, peer, |ours, peer| ours / peer),
-            (Some(peer), Some(_)) => both(peer, &ours, |peer, ours| peer / ours),
+            (Some(peer), None) => ours.paired(peer, quotient)?,
+            (Some(peer), Some(_)) => peer.paired(&ours, quotient)?,
         };
-        let found = value.median();
-        let reached = match (self.at_most, self.cheaper) {
+        Some((ours, peer, value))
+    }
+
+    fn is_reached(&self, found: f64, slack: f64) -> bool {
+        match (self.at_most, self.cheaper) {
             (Some(limit), _) => found <= limit * slack,
             (None, Some(limit)) => limit / slack <= found,
             (None, None) => false,
-        };
-        Outcome::Held { ours, peer, value, reached }
+        }
     }
 }
 
-/// Round by round where both are of the same rounds, else of the medians.
-fn both(a: &Samples, b: &Samples, f: impl Fn(f64, f64) -> f64 + Copy) -> Samples {
-    a.paired(b, f).unwrap_or_else(|| Samples::from_iter([f(a.median(), b.median())]))
+/// No number where there is nothing to divide by: a difference may come out as nothing, or less, and reaches no goal then.
+fn quotient(a: f64, b: f64) -> f64 {
+    if 0.0 < b { a / b } else { f64::NAN }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
     use crate::figures::Unit;
 
@@ -173,7 +190,18 @@ mod tests {
             reached(&goal, &[("live/a", &[1.0, 20.0, 3.0]), ("live/b", &[1.0, 10.0, 3.0])], 1.0),
             Some((1.0, true))
         );
-        assert_eq!(reached(&goal, &[("live/a", &[3.0, 5.0]), ("live/b", &[2.0])], 1.0), Some((2.0, false)));
+        assert_eq!(reached(&goal, &[("live/a", &[3.0, 5.0]), ("live/b", &[2.0])], 1.0), None);
+    }
+
+    #[test]
+    fn nothing_to_divide_by_reaches_no_goal() {
+        for text in ["at_most = 2.0", "cheaper = 2.0"] {
+            let goal = goal(&format!("peer = [\"live/b\"]\n{text}"));
+            let (ours, peer): (&[f64], &[f64]) =
+                if text.starts_with("at") { (&[1.0], &[-1.0]) } else { (&[0.0], &[1.0]) };
+            let held = reached(&goal, &[("live/a", ours), ("live/b", peer)], 1.0);
+            assert!(held.is_some_and(|(value, reached)| value.is_nan() && !reached), "{text}");
+        }
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Figures as lines of JSON, appended to a file: what a machine said over time.
 
 use std::{
-    fs,
+    fs::File,
     io::Write as _,
     path::Path,
     time::{SystemTime, UNIX_EPOCH},
@@ -16,15 +16,19 @@ use crate::{
     machine::Machine,
 };
 
+/// Opens the file, which is to be found out before anything is measured for it.
+pub(crate) fn open(file: &Path) -> Result<File> {
+    let opened = File::options().create(true).append(true).open(file);
+    opened.with_context(|| format!("--json {}: cannot be written; name another file", file.display()))
+}
+
 /// Appends a line for each figure; each says by itself where, when and how it was taken.
-pub(crate) fn append(file: &Path, machine: &Machine, effort: Effort, figures: &Figures) -> Result<()> {
+pub(crate) fn append(file: &mut File, machine: &Machine, effort: Effort, figures: &Figures) -> Result<()> {
     let taken =
         SystemTime::now().duration_since(UNIX_EPOCH).context("the clock stands before 1970")?.as_secs();
     let text: String =
         figures.iter().map(|(name, figure)| line(name, figure, machine, effort, taken)).collect();
-    let said = || format!("--json {}", file.display());
-    let mut file = fs::OpenOptions::new().create(true).append(true).open(file).with_context(said)?;
-    file.write_all(text.as_bytes()).with_context(said)
+    file.write_all(text.as_bytes()).context("--json: cannot be written")
 }
 
 fn line(name: &str, figure: &Figure, machine: &Machine, effort: Effort, taken: u64) -> String {

@@ -23,13 +23,10 @@ use std::{
 
 use anyhow::Result;
 use netpath::kernel::netns::within;
-use nix::{
-    sched::{CpuSet, sched_getcpu, sched_setaffinity},
-    unistd::Pid,
-};
+use nix::sched::sched_getcpu;
 
 use self::{peers::Peer, scene::Scene};
-use crate::{Effort, binary, figures::Figures, reference, say};
+use crate::{Effort, binary, figures::Figures, machine::stay_on, reference, say};
 
 /// How long what is under way may take to be counted.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -43,7 +40,8 @@ pub(crate) fn run(effort: Effort, figures: &mut Figures) -> Result<()> {
     say("\n## live: CPU time of traffic of a pod");
     let outside = scene.outside.path();
     let timed = || {
-        stay_on_this_cpu()?;
+        // What is sent runs to its end on the CPU that sends it, and finds in the caches what it left there.
+        stay_on(sched_getcpu()?)?;
         let clock = egress::clock(&scene)?;
         egress::run(effort, &scene, clock, figures)?;
         ingress::run(effort, &mut scene, clock, figures)
@@ -65,11 +63,4 @@ fn eventually(mut ready: impl FnMut() -> Result<bool>) -> Result<bool> {
         std::thread::park_timeout(Duration::from_millis(1));
     }
     Ok(true)
-}
-
-/// What is sent runs to its end on the CPU that sends it, and what it finds in the caches is what it left there.
-fn stay_on_this_cpu() -> Result<()> {
-    let mut cpus = CpuSet::new();
-    cpus.set(sched_getcpu()?)?;
-    Ok(sched_setaffinity(Pid::from_raw(0), &cpus)?)
 }

@@ -2,6 +2,11 @@
 
 use std::{fs, process::Command};
 
+use anyhow::{Context as _, Result};
+use nix::{
+    sched::{CpuSet, sched_setaffinity},
+    unistd::Pid,
+};
 use serde_json::{Value, json};
 
 /// A machine, and the state it was in.
@@ -64,6 +69,13 @@ impl Machine {
     }
 }
 
+/// Keeps this thread on one CPU.
+pub(crate) fn stay_on(cpu: usize) -> Result<()> {
+    let mut cpus = CpuSet::new();
+    cpus.set(cpu)?;
+    sched_setaffinity(Pid::from_raw(0), &cpus).with_context(|| format!("cannot run on CPU {cpu}"))
+}
+
 /// Of which commit the sources are.
 fn commit() -> String {
     let directory = env!("CARGO_MANIFEST_DIR");
@@ -75,7 +87,7 @@ fn commit() -> String {
     )
 }
 
-/// What the kernel does about the CPU's weaknesses, where it does something.
+/// What the kernel does about the weaknesses that the CPU has; `Vulnerable` where it does nothing.
 fn mitigations() -> String {
     let Ok(entries) = fs::read_dir("/sys/devices/system/cpu/vulnerabilities") else {
         return "not told by this kernel".to_owned();
@@ -84,8 +96,8 @@ fn mitigations() -> String {
         .flatten()
         .filter_map(|entry| {
             let state = read(&entry.path().display().to_string());
-            let state = state.trim().strip_prefix("Mitigation: ")?.to_owned();
-            Some(format!("{} {state}", entry.file_name().display()))
+            let state = state.trim().trim_start_matches("Mitigation: ");
+            (state != "Not affected").then(|| format!("{} {state}", entry.file_name().display()))
         })
         .collect();
     found.sort();

@@ -4,18 +4,23 @@
 //! program did not do what the case says; by a time it fails only when it is asked to hold its ratios against the
 //! goals (`--check`).
 
+mod agent;
 mod cluster;
 mod cni;
 mod figures;
 mod frames;
 mod goals;
+mod guard;
 mod history;
+mod http;
 mod live;
 mod machine;
 mod micro;
+mod netns;
 mod node;
 mod plot;
 mod report;
+mod root;
 mod samples;
 mod stage;
 mod sync;
@@ -25,7 +30,7 @@ use std::{collections::BTreeSet, fmt::Display, path::PathBuf, process::ExitCode}
 use anyhow::{Context as _, Result, ensure};
 use clap::{Parser, ValueEnum};
 
-use self::figures::Figures;
+use self::{figures::Figures, goals::Goal, guard::Guard};
 
 /// Measures what netpath costs, beside what it is compared with.
 #[derive(Parser)]
@@ -42,7 +47,7 @@ struct Cli {
     /// Only what these goals need, such as `P5,P7`.
     #[arg(long, value_delimiter = ',', value_name = "GOAL")]
     only: Vec<String>,
-    /// Fail where a ratio is beyond its goal.
+    /// Fail where a ratio is beyond its goal, or a goal has no figure.
     #[arg(long, conflicts_with = "quick")]
     check: bool,
     /// With --check: how many times its limit a ratio may be; 1.15 where other work disturbs the machine.
@@ -88,6 +93,9 @@ const REFERENCE_VARIABLE: &str = "NETPATH_BENCH_REFERENCE";
 const BINARY_VARIABLE: &str = "NETPATH_BENCH_BINARY";
 
 fn main() -> ExitCode {
+    if guard::serve() {
+        return ExitCode::SUCCESS;
+    }
     match run() {
         Ok(code) => code,
         Err(error) => {
@@ -105,13 +113,22 @@ fn run() -> Result<ExitCode> {
         (false, false) => Effort::Usual,
         (false, true) => Effort::Full,
     };
-    ensure!(cli.slack >= 1.0, "--slack {}: 1 or more", cli.slack);
+    let suites = suites(&cli, &goals)?;
+    check(&cli, &suites, &goals)?;
+    if suites != BTreeSet::from([Suite::Cluster]) {
+        reference()?;
+        binary()?;
+    }
+    let history = cli.json.as_deref().map(history::open).transpose()?;
+    cli.plots.as_deref().map(plot::prepare).transpose()?;
+    // What it is to watch over comes after it, and goes before it.
+    let _guard = Guard::start()?;
     let machine = machine::describe();
     for line in machine.lines() {
         say(line);
     }
     let mut figures = Figures::default();
-    for suite in suites(&cli, &goals)? {
+    for suite in suites {
         match suite {
             Suite::Micro => micro::run(effort, &mut figures, &reference()?)?,
             Suite::Live => live::run(effort, &mut figures)?,
@@ -124,27 +141,53 @@ fn run() -> Result<ExitCode> {
     if effort != Effort::Quick {
         report::table(&goals, &figures, cli.slack).lines().for_each(say);
     }
-    if let Some(file) = &cli.json {
-        history::append(file, &machine, effort, &figures)?;
+    if let Some(mut file) = history {
+        history::append(&mut file, &machine, effort, &figures)?;
     }
     if let Some(directory) = &cli.plots {
         plot::draw(directory, &figures)?;
     }
-    let beyond = report::beyond(&goals, &figures, cli.slack);
-    if cli.check && !beyond.is_empty() {
-        beyond.iter().for_each(|line| eprintln!("{line}"));
-        return Ok(ExitCode::FAILURE);
+    let mut failed = report::miscounted(&goals::all()?, &figures);
+    if cli.check {
+        failed.extend(report::beyond(&goals, &figures, cli.slack));
     }
-    Ok(ExitCode::SUCCESS)
+    failed.iter().for_each(|line| eprintln!("{line}"));
+    Ok(if failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Refuses what would only be found out at the end, or would hold nothing against anything.
+fn check(cli: &Cli, suites: &BTreeSet<Suite>, goals: &[Goal]) -> Result<()> {
+    let Cli { slack, only, check, .. } = cli;
+    ensure!(slack.is_finite() && 1.0 <= *slack, "--slack {slack}: name a number of 1 or more");
+    let mut held = false;
+    for goal in goals {
+        let (Goal { id, .. }, is_run) = (goal, goal_suites(goal)?.is_subset(suites));
+        ensure!(
+            only.is_empty() || is_run,
+            "--only {id}: needs suite {}; name it, or none",
+            goal.suites().next().unwrap_or_default()
+        );
+        held |= is_run;
+    }
+    ensure!(held || !check, "--check: no goal is of these suites; leave it out, or name others");
+    Ok(())
 }
 
 /// Those that are named, or those that the goals need.
-fn suites(cli: &Cli, goals: &[goals::Goal]) -> Result<BTreeSet<Suite>> {
+fn suites(cli: &Cli, goals: &[Goal]) -> Result<BTreeSet<Suite>> {
     if !cli.suites.is_empty() {
         return Ok(cli.suites.iter().copied().collect());
     }
-    let named = |name: &str| Suite::from_str(name, false).map_err(anyhow::Error::msg);
-    goals.iter().flat_map(goals::Goal::suites).map(named).collect()
+    let mut needed = BTreeSet::new();
+    for goal in goals {
+        needed.extend(goal_suites(goal)?);
+    }
+    Ok(needed)
+}
+
+/// Those that a goal needs.
+fn goal_suites(goal: &Goal) -> Result<BTreeSet<Suite>> {
+    goal.suites().map(|name| Suite::from_str(name, false).map_err(anyhow::Error::msg)).collect()
 }
 
 /// Where the reference programs are.
@@ -159,11 +202,53 @@ fn binary() -> Result<PathBuf> {
 
 fn from_xtask(variable: &str) -> Result<PathBuf> {
     let value = std::env::var_os(variable).map(PathBuf::from);
-    value.with_context(|| format!("{variable} is not set: start the benchmark by `cargo xtask bench`"))
+    let value = value
+        .with_context(|| format!("{variable} is not set: start the benchmark by `cargo xtask bench`"))?;
+    ensure!(
+        value.is_file(),
+        "{variable}={}: no such file; name one, or use `cargo xtask bench`",
+        value.display()
+    );
+    Ok(value)
 }
 
 /// Prints one line of the report.
 #[expect(clippy::print_stdout, reason = "the one function that writes to stdout")]
 fn say(line: impl Display) {
     println!("{line}");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What is said of these words.
+    fn refused(words: &str) -> String {
+        let checked = || -> Result<()> {
+            let cli = Cli::try_parse_from(std::iter::once("bench").chain(words.split_whitespace()))?;
+            let goals = goals::select(goals::all()?, &cli.only)?;
+            check(&cli, &suites(&cli, &goals)?, &goals)
+        };
+        checked().map_or_else(|error| error.to_string(), |()| String::new())
+    }
+
+    #[test]
+    fn what_would_hold_nothing_against_anything_is_refused() {
+        assert!(refused("--only P5 micro").contains("--only P5: needs suite live"));
+        assert!(refused("--check cluster").contains("--check: no goal"));
+        for words in
+            ["", "--check", "--check --slack 1.15", "--only P5,P7 live cni", "--check sync", "cluster"]
+        {
+            assert_eq!(refused(words), "", "{words}");
+        }
+    }
+
+    #[test]
+    fn a_slack_is_a_number_of_one_or_more() {
+        for slack in ["0.9", "nan", "inf", "-1"] {
+            let said = refused(&format!("--check --slack={slack}"));
+            assert!(said.contains("--slack") && said.contains("1 or more"), "{said}");
+        }
+        assert!(refused("--slack 2").contains("--check"));
+    }
 }

@@ -5,12 +5,8 @@
 
 use std::{collections::BTreeMap, path::Path};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, anyhow, ensure};
 use netpath::kernel::bpf::Hook;
-use nix::{
-    sched::{CpuSet, sched_setaffinity},
-    unistd::Pid,
-};
 
 use crate::{
     Effort,
@@ -19,6 +15,7 @@ use crate::{
         self, AT_DESTINATION_MAC, AT_DESTINATION4, AT_SOURCE_MAC, AT_SOURCE4, HOST_MAC, Mac, PEER_MAC, POD4,
         POD6, PREFIX4_STEP, UNKNOWN_MAC, pod_mac,
     },
+    machine::stay_on,
     node::{Counted, Node, Shape},
     samples::Samples,
     say,
@@ -177,7 +174,8 @@ struct Case {
 struct Floor {
     hook: Hook,
     reference: Reference,
-    stage: Stage,
+    /// A load each.
+    stages: Vec<Stage>,
     /// Above the empty program; of the empty program itself: the whole of it.
     above: Samples,
 }
@@ -208,13 +206,13 @@ pub(crate) fn run(effort: Effort, figures: &mut Figures, reference: &Path) -> Re
     for (hook, copy) in Hook::ALL.into_iter().flat_map(|hook| (0..copies).map(move |copy| (hook, copy))) {
         empty.insert((hook, copy), Stage::of_reference(reference, hook, Reference::Empty)?);
     }
-    let mut floors = floors(reference)?;
+    let mut floors = floors(reference, copies)?;
     let mut limiter = Limiter::new(reference, copies)?;
     let mut two_cpus = TwoCpus::new(reference, nodes.get(&USUAL).context("the usual node")?)?;
     for copy in (0..copies).cycle().take(rounds) {
         for floor in &mut floors {
             let bare = empty.get_mut(&(floor.hook, copy)).context("an empty program of each type")?;
-            floor.measure(bare, packets)?;
+            floor.measure(bare, copy, packets)?;
         }
         for case in &mut cases {
             let Key { hook, shape, traffic } = case.key;
@@ -225,9 +223,10 @@ pub(crate) fn run(effort: Effort, figures: &mut Figures, reference: &Path) -> Re
                 .with_context(|| format!("{}, {}, {shape:?}", hook.name(), traffic.name(hook)))?;
         }
         let limited = stages.get_mut(&(USUAL, Hook::Egress, copy)).context("a stage of each program")?;
-        limiter.measure(limited, copy, packets).context("egress, drops without a budget for events")?;
+        let usual = nodes.get(&USUAL).context("the usual node")?;
+        limiter.measure(usual, limited, copy, packets).context("egress, events held back")?;
         if let Some(two_cpus) = &mut two_cpus {
-            two_cpus.measure(packets).context("egress on two CPUs")?;
+            two_cpus.measure(usual, packets).context("egress on two CPUs")?;
         }
     }
     report(effort, &cases, &floors, rounds, packets);
@@ -299,15 +298,19 @@ impl Case {
         let run = stage.run(frame, *vary, packets)?;
         let after = node.counted()?;
         ensure!(run.passed == *passes, "the packet {}", if run.passed { "passed" } else { "was dropped" });
-        if let Err(found) = after.since(before, *counted, packets.into()) {
-            anyhow::bail!(
-                "of {packets} packets {found:?} were counted, of each it should have been {counted:?}"
-            );
-        }
+        count(after, before, *counted, packets)?;
         self.above.push(run.nanoseconds - below.nanoseconds);
         self.whole.push(run.nanoseconds);
         Ok(())
     }
+}
+
+/// Fails unless so many packets were counted since `before`, each as `each`.
+fn count(after: Counted, before: Counted, each: Counted, packets: u32) -> Result<()> {
+    let found = after.since(before, each, packets.into());
+    found.map_err(|found| {
+        anyhow!("of {packets} packets {found:?} were counted, of each it should have been {each:?}")
+    })
 }
 
 /// What it costs that the events of a flood are held back: a drop whose budget for events is used up, beside one in
@@ -327,12 +330,18 @@ impl Limiter {
         Ok(Self { node, silent, above: Samples::default() })
     }
 
-    fn measure(&mut self, limited: &mut Stage, copy: usize, packets: u32) -> Result<()> {
-        let Plan { frame, vary, .. } = Traffic::Denied4.plan(Hook::Egress, USUAL);
+    /// One round; `limited` is of `usual`, where the flood of the cases has used up the budget.
+    fn measure(&mut self, usual: &Node, limited: &mut Stage, copy: usize, packets: u32) -> Result<()> {
+        let Plan { frame, vary, counted, .. } = Traffic::Denied4.plan(Hook::Egress, USUAL);
+        let before = (usual.events_limited()?, usual.counted()?, self.node.counted()?);
         let silent = self.silent[copy].run(&frame, vary, packets)?;
         let limited = limited.run(&frame, vary, packets)?;
-        ensure!(!silent.passed && !limited.passed, "a packet passed");
+        for (now, before) in [(usual.counted()?, before.1), (self.node.counted()?, before.2)] {
+            count(now, before, counted, packets)?;
+        }
         ensure!(self.node.events_limited()? == 0, "there was a budget");
+        let held = usual.events_limited()? - before.0;
+        ensure!(held == u64::from(packets), "of {packets} events {held} were held back");
         self.above.push(limited.nanoseconds - silent.nanoseconds);
         Ok(())
     }
@@ -363,8 +372,9 @@ impl TwoCpus {
         Ok(Some(Self { stages: [stage()?, stage()?], alone: Samples::default(), both: Samples::default() }))
     }
 
-    fn measure(&mut self, packets: u32) -> Result<()> {
-        let Plan { frame, vary, .. } = Traffic::Allowed4.plan(Hook::Egress, USUAL);
+    /// One round: each CPU alone, then both.
+    fn measure(&mut self, node: &Node, packets: u32) -> Result<()> {
+        let Plan { frame, vary, counted, .. } = Traffic::Allowed4.plan(Hook::Egress, USUAL);
         let start = std::sync::Barrier::new(2);
         let [first, second] = &mut self.stages;
         let on = |cpu: usize, stage: &mut Stage, waits: bool| -> Result<f64> {
@@ -373,18 +383,21 @@ impl TwoCpus {
                 start.wait();
             }
             let run = stage.run(&frame, vary, packets)?;
-            ensure!(run.passed, "a packet was dropped");
             Ok(run.nanoseconds)
         };
+        let before = node.counted()?;
         // Threads of their own: this one stays where the kernel puts it.
-        let alone = std::thread::scope(|scope| joined(scope.spawn(|| on(0, first, false))))?;
+        let alone = std::thread::scope(|scope| joined(scope.spawn(|| on(0, first, false))))?
+            + std::thread::scope(|scope| joined(scope.spawn(|| on(1, second, false))))?;
         let (one, other) = std::thread::scope(|scope| {
             let other = scope.spawn(|| on(1, second, true));
             let one = scope.spawn(|| on(0, first, true));
             (joined(one), joined(other))
         });
-        self.alone.push(alone);
+        // Two loads of the stage differ: both are in either figure.
+        self.alone.push(alone / 2.0);
         self.both.push((one? + other?) / 2.0);
+        count(node.counted()?, before, counted, 4 * packets)?;
         Ok(())
     }
 
@@ -403,33 +416,30 @@ fn joined<T>(thread: std::thread::ScopedJoinHandle<'_, Result<T>>) -> Result<T> 
     thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 
-/// Keeps this thread on one CPU.
-fn stay_on(cpu: usize) -> Result<()> {
-    let mut cpus = CpuSet::new();
-    cpus.set(cpu)?;
-    sched_setaffinity(Pid::from_raw(0), &cpus).with_context(|| format!("cannot run on CPU {cpu}"))
-}
-
-fn floors(reference: &Path) -> Result<Vec<Floor>> {
+fn floors(reference: &Path, copies: usize) -> Result<Vec<Floor>> {
     let mut floors = Vec::new();
     for hook in [Hook::Egress, Hook::Xdp] {
         for kind in [Reference::Empty, Reference::Parse, Reference::Lookup] {
-            let mut stage = Stage::of_reference(reference, hook, kind)?;
-            stage.add_row(pod_mac(0))?;
-            floors.push(Floor { hook, reference: kind, stage, above: Samples::default() });
+            let stage = |_| -> Result<Stage> {
+                let mut stage = Stage::of_reference(reference, hook, kind)?;
+                stage.add_row(pod_mac(0))?;
+                Ok(stage)
+            };
+            let stages = (0..copies).map(stage).collect::<Result<_>>()?;
+            floors.push(Floor { hook, reference: kind, stages, above: Samples::default() });
         }
     }
     Ok(floors)
 }
 
 impl Floor {
-    fn measure(&mut self, bare: &mut Stage, packets: u32) -> Result<()> {
+    fn measure(&mut self, bare: &mut Stage, copy: usize, packets: u32) -> Result<()> {
         let frame = frames::udp4((pod_mac(0), PEER_MAC), POD4, frames::host4(0));
         let below = match self.reference {
             Reference::Empty => 0.0,
             Reference::Parse | Reference::Lookup => bare.run(&frame, Vary::default(), packets)?.nanoseconds,
         };
-        let run = self.stage.run(&frame, Vary::default(), packets)?;
+        let run = self.stages[copy].run(&frame, Vary::default(), packets)?;
         ensure!(run.passed, "reference program {:?} dropped a packet", self.reference);
         self.above.push(run.nanoseconds - below);
         Ok(())

@@ -2,7 +2,6 @@
 
 use std::{
     fs,
-    sync::atomic::{AtomicU32, Ordering},
     time::{Duration, Instant},
 };
 
@@ -21,7 +20,10 @@ use netpath::{
 use netpath_ebpf::abi::{Endpoint, EndpointKey, HOST_MACS, Master, Owner, kind, mode, unknown_source};
 use serde_json::json;
 
-use crate::frames::{HOST_MAC, POD4, POD6, pod_mac, prefix4, prefix6};
+use crate::{
+    frames::{HOST_MAC, POD4, POD6, pod_mac, prefix4, prefix6},
+    root::Directory,
+};
 
 /// Dense id of the one master.
 const MASTER: u16 = 1;
@@ -35,28 +37,12 @@ pub(crate) struct Shape {
     pub(crate) prefixes: u32,
 }
 
-/// A BPF file system of its own; unmounted and removed however the run ends.
-struct Scene {
-    root: Root,
-}
-
-impl Scene {
-    fn new() -> Result<Self> {
-        static COUNT: AtomicU32 = AtomicU32::new(0);
-        let name = format!("netpath-bench-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
-        let scene = Self { root: Root::new(std::env::temp_dir().join(name)) };
-        let path = scene.root.bpffs();
-        bpffs::ensure(&path).with_context(|| format!("no BPF file system at {}", path.display()))?;
-        Ok(scene)
-    }
-}
-
-impl Drop for Scene {
-    fn drop(&mut self) {
-        // Either may fail where `new` did; then there is nothing to undo.
-        let _ = nix::mount::umount2(&self.root.bpffs(), nix::mount::MntFlags::MNT_DETACH);
-        let _ = fs::remove_dir_all(self.root.path());
-    }
+/// A directory with a BPF file system of its own.
+fn scene() -> Result<Directory> {
+    let directory = Directory::new("maps")?;
+    let path = directory.root().bpffs();
+    bpffs::ensure(&path).with_context(|| format!("no BPF file system at {}", path.display()))?;
+    Ok(directory)
 }
 
 /// A node with its programs in the kernel.
@@ -67,7 +53,7 @@ pub(crate) struct Node {
     filling: Duration,
     maps: Maps,
     loaded: Vec<Ebpf>,
-    scene: Scene,
+    scene: Directory,
 }
 
 impl Node {
@@ -81,7 +67,7 @@ impl Node {
     /// The same with programs that find no budget for events: a drop is counted, and that is all.
     pub(crate) fn without_budgets(shape: Shape, copies: usize) -> Result<Self> {
         let (mut node, settings) = Self::filled(shape)?;
-        fs::remove_file(pin_of(&node.scene.root.pins(), "budgets"))?;
+        fs::remove_file(pin_of(&node.scene.root().pins(), "budgets"))?;
         // The maps that are there stay as they are; the one that is missing is made with the row that is nobody's.
         node.load(&Settings { endpoints: 0, ..settings }, copies)?;
         Ok(node)
@@ -89,8 +75,8 @@ impl Node {
 
     /// Maps and rows.
     fn filled(shape: Shape) -> Result<(Self, Settings)> {
-        let scene = Scene::new()?;
-        let pins = scene.root.pins();
+        let scene = scene()?;
+        let pins = scene.root().pins();
         // The same sizes on every node: what differs is how much is in the maps.
         let settings = Settings { endpoints: shape.endpoints.max(4096), ..Settings::default() };
         let mut maps = object::maps(&pins, &settings)?;
@@ -109,7 +95,7 @@ impl Node {
 
     /// Loads the three programs, each `copies` times.
     fn load(&mut self, settings: &Settings, copies: usize) -> Result<()> {
-        let pins = self.scene.root.pins();
+        let pins = self.scene.root().pins();
         for _ in 0..copies {
             let mut object = object::load(&pins, settings, MASTER, object::cpus())?;
             for hook in Hook::ALL {
@@ -126,7 +112,7 @@ impl Node {
 
     /// Where all of it is.
     pub(crate) fn root(&self) -> &Root {
-        &self.scene.root
+        self.scene.root()
     }
 
     /// Id and generation of each endpoint, in the order of their MACs.
@@ -141,10 +127,10 @@ impl Node {
 
     /// How long it takes to write the same rows into maps of their own, as an upgrade does.
     pub(crate) fn carried(&self) -> Result<Duration> {
-        let scene = Scene::new()?;
+        let scene = scene()?;
         let settings =
             Settings { endpoints: u32::try_from(self.rows.len())?.max(4096), ..Settings::default() };
-        let mut maps = object::finish(&scene.root.pins(), &settings)?;
+        let mut maps = object::finish(&scene.root().pins(), &settings)?;
         let (meta, rows) = (self.maps.meta()?, self.maps.endpoints()?);
         let owner = |(key, row): &(EndpointKey, Endpoint)| {
             (row.id, Owner { key: *key, generation: row.generation, pad: 0 })

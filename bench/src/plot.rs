@@ -3,6 +3,7 @@
 use std::{collections::BTreeMap, fs, path::Path};
 
 use anyhow::{Context as _, Result, anyhow};
+use nix::unistd::{AccessFlags, access};
 use plotters::{
     chart::{ChartBuilder, SeriesLabelPosition},
     drawing::IntoDrawingArea as _,
@@ -34,9 +35,15 @@ const ADDS: [(&str, &str); 6] = [
     ("cni/standard/add", "macvlan + host-local"),
 ];
 
+/// Makes the directory, which is to be found out before anything is measured for it.
+pub(crate) fn prepare(directory: &Path) -> Result<()> {
+    let said = || format!("--plots {}: cannot be written; name another directory", directory.display());
+    fs::create_dir_all(directory).with_context(said)?;
+    access(directory, AccessFlags::W_OK).with_context(said)
+}
+
 /// Draws what there are figures for.
 pub(crate) fn draw(directory: &Path, figures: &Figures) -> Result<()> {
-    fs::create_dir_all(directory).with_context(|| format!("--plots {}", directory.display()))?;
     for (prefix, file, title) in COSTS {
         let lines = by_size(figures, prefix);
         if !lines.is_empty() {
@@ -184,7 +191,7 @@ mod tests {
         }
         figures.miss("live/egress/allowed/u32/1", "not in this kernel");
         let directory = std::env::temp_dir().join(format!("netpath-plot-{}", std::process::id()));
-        draw(&directory, &figures).expect("drawn");
+        prepare(&directory).and_then(|()| draw(&directory, &figures)).expect("drawn");
         let read = |name: &str| fs::read_to_string(directory.join(name));
         let (costs, adds) = (read("egress-allowed.svg").expect("drawn"), read("add.svg").expect("drawn"));
         let denied = read("egress-denied.svg");

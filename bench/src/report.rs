@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use crate::{
-    figures::{Figure, Figures},
+    figures::{Figure, Figures, Unit},
     goals::{Goal, Outcome},
     samples::{Samples, decimals},
 };
@@ -45,12 +45,13 @@ pub(crate) fn table(goals: &[Goal], figures: &Figures, slack: f64) -> String {
     text
 }
 
-/// A line for each ratio beyond its goal. A time is never a failure: it says more of the machine than of us.
+/// A line for each ratio beyond its goal, and for each goal without a figure. A time is never a failure: it says more of the
+/// machine than of us.
 pub(crate) fn beyond(goals: &[Goal], figures: &Figures, slack: f64) -> Vec<String> {
-    let ratios = goals.iter().filter(|goal| goal.is_ratio());
-    ratios
+    goals
+        .iter()
         .filter_map(|goal| match goal.held(figures, slack) {
-            Outcome::Held { value, reached: false, .. } => {
+            Outcome::Held { value, reached: false, .. } if goal.is_ratio() => {
                 let Goal { id, what, .. } = goal;
                 Some(format!("{id}: {:.2}, not {}: {what}", value.median(), goal.limit()))
             }
@@ -58,6 +59,21 @@ pub(crate) fn beyond(goals: &[Goal], figures: &Figures, slack: f64) -> Vec<Strin
                 Some(format!("{}: not taken: {}", goal.id, goal.what))
             }
             Outcome::Held { .. } | Outcome::Missing(_) | Outcome::NotTaken => None,
+        })
+        .collect()
+}
+
+/// A line for each count beyond its goal: whatever the machine is like, packets and devices can be counted.
+pub(crate) fn miscounted(goals: &[Goal], figures: &Figures) -> Vec<String> {
+    let is_count =
+        |goal: &Goal| matches!(figures.get(&goal.ours), Some(Figure::Taken { unit: Unit::Number, .. }));
+    let counts = goals.iter().filter(|goal| is_count(goal));
+    counts
+        .filter_map(|goal| match goal.held(figures, 1.0) {
+            Outcome::Held { value, reached: false, .. } => {
+                Some(format!("{}: {}, not {}: {}", goal.id, value.median(), goal.limit(), goal.what))
+            }
+            _ => None,
         })
         .collect()
 }
@@ -71,7 +87,7 @@ fn was_due(goal: &Goal, figures: &Figures) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{figures::Unit, goals};
+    use crate::goals;
 
     fn goal(id: &str) -> Goal {
         goals::all().expect("goals").into_iter().find(|goal| goal.id == id).expect("such a goal")
@@ -103,6 +119,20 @@ mod tests {
             table(std::slice::from_ref(&goal), &figures, 1.0)
                 .contains("| 129 ms |  | 129 ms | ≤ 15 | **no** |")
         );
-        assert!(beyond(&[goal], &figures, 1.0).is_empty());
+        assert!(beyond(std::slice::from_ref(&goal), &figures, 1.0).is_empty());
+        // Unless there is none.
+        let goal = Goal { ours: "sync/fill/1".to_owned(), ..goal };
+        assert_eq!(beyond(&[goal], &figures, 1.0).len(), 1);
+    }
+
+    #[test]
+    fn a_count_beyond_its_goal_is_a_failure_and_a_time_is_none() {
+        let mut figures = Figures::default();
+        figures.put("live/flood/uncounted", Unit::Number, [1.0].into_iter().collect());
+        figures.put("live/flood/agent", Unit::Percent, [99.0].into_iter().collect());
+        let goals = goals::all().expect("goals");
+        let lines = miscounted(&goals, &figures);
+        assert_eq!(lines.len(), 1, "{lines:?}");
+        assert!(lines[0].starts_with("P10: 1, not ≤ 0"), "{lines:?}");
     }
 }

@@ -9,16 +9,12 @@ mod fleet;
 
 use std::{
     fs,
-    io::{Read as _, Write as _},
-    net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
     path::Path,
-    process::{Child, Command, Stdio},
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, ensure};
 use netpath::{
-    kernel::netns,
     police,
     root::Root,
     state::{self, Record, Records},
@@ -27,16 +23,16 @@ use serde_json::json;
 
 use self::fleet::Fleet;
 use crate::{
-    Effort, binary,
+    Effort,
+    agent::{Agent, value},
+    binary,
     figures::{Figures, Unit},
     frames::pod_mac,
     node::{Node, Shape},
+    root,
     samples::Samples,
     say,
 };
-
-/// How long the agent may take until it is ready.
-const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Runs the suite.
 pub(crate) fn run(effort: Effort, figures: &mut Figures) -> Result<()> {
@@ -75,9 +71,9 @@ fn attached(binary: &Path, pods: u32, rounds: usize, figures: &mut Figures) -> R
         edits.push(fleet.edit(&api, round)?);
         // The next one comes when what follows from this one is done: people do not edit a zone every second.
         fleet.settle(&before)?;
-        agent.passes()?;
+        agent.settle()?;
     }
-    let text = agent.get("/metrics")?.context("the agent answers")?;
+    let text = agent.metrics()?;
     let sent = text.lines().filter(|line| line.starts_with("netpath_pod_transmit_packets_total{")).count();
     ensure!(sent == pods as usize, "{sent} of {pods} attachments are in what the agent says");
     let memory: Samples = [resident(&text)?].into_iter().collect();
@@ -153,14 +149,15 @@ fn row(binary: &Path, endpoints: u32, rounds: usize) -> Result<Row> {
         ensure!(maps.endpoints()?.len() == endpoints as usize, "all are listed");
         list.push(milliseconds(begun.elapsed()));
     }
-    settings(node.root(), endpoints)?;
+    // The maps are meant to be as large as they are.
+    root::write(&node.root().settings(), &json!({ "endpoints": endpoints.max(4096) }).to_string())?;
     records(node.root(), &node)?;
-    let agent = Agent::start(binary, node.root())?;
+    let agent = Agent::start(binary, node.root(), None, None)?;
     let (mut scrape, mut gathered) = (Samples::default(), Samples::default());
     let mut text = String::new();
     for _ in 0..rounds {
         let begun = Instant::now();
-        text = agent.get("/metrics")?.context("the agent answers")?;
+        text = agent.metrics()?;
         scrape.push(milliseconds(begun.elapsed()));
         gathered.push(value(&text, "netpath_scrape_microseconds")? / 1e3);
     }
@@ -177,19 +174,6 @@ fn resident(text: &str) -> Result<f64> {
 
 fn milliseconds(time: Duration) -> f64 {
     time.as_secs_f64() * 1e3
-}
-
-/// A number without labels in what the agent says.
-fn value(text: &str, name: &str) -> Result<f64> {
-    let found = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
-    Ok(found.with_context(|| format!("the agent does not say {name}"))?.parse()?)
-}
-
-/// Says that the maps are meant to be as large as they are.
-fn settings(root: &Root, endpoints: u32) -> Result<()> {
-    let path = root.settings();
-    fs::create_dir_all(path.parent().context("is in a directory")?)?;
-    Ok(fs::write(path, json!({ "endpoints": endpoints.max(4096) }).to_string())?)
 }
 
 /// A record for each row, as the plugin leaves it.
@@ -215,88 +199,4 @@ fn records(root: &Root, node: &Node) -> Result<()> {
         records.write(&serde_json::from_value::<Record>(record)?)?;
     }
     Ok(())
-}
-
-/// A running agent; ended when it is dropped.
-struct Agent {
-    process: Child,
-    address: SocketAddr,
-    /// The network namespace that it listens in, by name; none: ours.
-    netns: Option<String>,
-}
-
-impl Agent {
-    /// Starts one and waits until it answers.
-    fn start(binary: &Path, root: &Root) -> Result<Self> {
-        let networks = root.path().join("networks");
-        fs::create_dir_all(&networks)?;
-        let mut command = Command::new(binary);
-        command.args(["agent", "--networks", "/networks"]);
-        Self::spawn(command, root, None)
-    }
-
-    /// Starts `command`, an agent with its source of networks, and waits until it answers.
-    fn spawn(mut command: Command, root: &Root, netns: Option<&str>) -> Result<Self> {
-        let netns = netns.map(str::to_owned);
-        // Free a moment ago; should somebody take it meanwhile, the agent says so and ends.
-        let free = || Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?);
-        let address = within(netns.as_deref(), free)?;
-        let process = command
-            .args(["--node", "bench", "--listen"])
-            .arg(address.to_string())
-            .env("NETPATH_ROOT", root.path())
-            .env("NETPATH_LOG", std::env::var("NETPATH_LOG").unwrap_or_else(|_| "error".to_owned()))
-            .stdin(Stdio::null())
-            .spawn()?;
-        let mut agent = Self { process, address, netns };
-        let begun = Instant::now();
-        while agent
-            .get("/metrics")
-            .ok()
-            .flatten()
-            .is_none_or(|text| !text.contains("netpath_agent_passes_total 1"))
-        {
-            ensure!(begun.elapsed() < PATIENCE, "the agent does not answer");
-            ensure!(agent.process.try_wait()?.is_none(), "the agent has ended");
-            std::thread::park_timeout(Duration::from_millis(20));
-        }
-        Ok(agent)
-    }
-
-    /// Waits until all was looked at once more.
-    fn passes(&self) -> Result<()> {
-        let passes =
-            || value(&self.get("/metrics")?.context("the agent answers")?, "netpath_agent_passes_total");
-        let (before, begun) = (passes()?, Instant::now());
-        while passes()? < before + 2.0 {
-            ensure!(begun.elapsed() < PATIENCE, "the agent does not look at anything any more");
-            std::thread::park_timeout(Duration::from_millis(50));
-        }
-        Ok(())
-    }
-
-    /// The body of an answer; `None` where it is no success.
-    fn get(&self, path: &str) -> Result<Option<String>> {
-        let mut stream = within(self.netns.as_deref(), || Ok(TcpStream::connect(self.address)?))?;
-        write!(stream, "GET {path} HTTP/1.1\r\nHost: agent\r\nConnection: close\r\n\r\n")?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer)?;
-        let (head, body) = answer.split_once("\r\n\r\n").context("no HTTP")?;
-        Ok(head.starts_with("HTTP/1.1 200").then(|| body.to_owned()))
-    }
-}
-
-/// Runs `f` in a network namespace: sockets stay where they were opened.
-fn within<T>(netns: Option<&str>, f: impl FnOnce() -> Result<T>) -> Result<T> {
-    match netns {
-        None => f(),
-        Some(netns) => netns::within(&Path::new("/run/netns").join(netns), f)?,
-    }
-}
-
-impl Drop for Agent {
-    fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-    }
 }

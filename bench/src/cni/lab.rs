@@ -3,29 +3,21 @@
 use std::{
     fs,
     net::IpAddr,
-    os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
-    process::{Command, Stdio},
-    sync::atomic::{AtomicU32, Ordering},
+    process::Command,
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
-use netpath::{
-    kernel::{
-        bpf::maps::Maps,
-        netlink::{Link, Netlink},
-        netns::{self, Netns},
-    },
-    root::Root,
+use netpath::kernel::{
+    bpf::maps::Maps,
+    netlink::{Link, Netlink},
+    netns::Netns,
 };
 use netpath_ebpf::abi::kind;
-use nix::mount::{MntFlags, MsFlags};
 use serde_json::{Value, json};
 
-use super::{
-    PLUGIN, STANDARD,
-    call::{Call, ip},
-};
+use super::{PLUGIN, STANDARD, call::Call};
+use crate::{netns::Namespace, root::Directory};
 
 /// Type of the plugin under test, ours and the standard one.
 pub(super) const MACVLAN: &str = "macvlan";
@@ -38,91 +30,16 @@ pub(super) const BEYOND: &str = "10.97.0.0/16";
 /// The router of the network.
 pub(super) const GATEWAY: &str = "10.96.255.254";
 
-/// A network namespace that goes with us.
-pub(super) struct NetNs(String);
-
-impl NetNs {
-    /// Makes one; `role` is for people who look at a run that was killed.
-    pub(super) fn new(role: &str) -> Result<Self> {
-        static NEXT: AtomicU32 = AtomicU32::new(0);
-        let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let name = format!("npbench-{}-{role}{number}", std::process::id());
-        ip(&format!("netns add {name}"))?;
-        Ok(Self(name))
-    }
-
-    /// For `ip -n`.
-    pub(super) fn name(&self) -> &str {
-        &self.0
-    }
-
-    /// For everybody else.
-    pub(super) fn path(&self) -> PathBuf {
-        Path::new("/run/netns").join(&self.0)
-    }
-}
-
-impl Drop for NetNs {
-    fn drop(&mut self) {
-        // What a failed run leaves is named by its prefix.
-        let _ = Command::new("ip").args(["netns", "del", &self.0]).stderr(Stdio::null()).status();
-    }
-}
-
-/// A directory with everything that netpath keeps.
-pub(super) struct Directory(Root);
-
-impl Directory {
-    pub(super) fn new(role: &str) -> Result<Self> {
-        let path = std::env::temp_dir().join(format!("npbench-{}-{role}", std::process::id()));
-        fs::create_dir(&path).with_context(|| format!("cannot create {}", path.display()))?;
-        let directory = Self(Root::new(path));
-        fs::set_permissions(directory.0.path(), fs::Permissions::from_mode(0o700))?;
-        // As on a node, where `/run` is memory and all else is a disk: cutting a file short costs a disk much more.
-        let run = directory.run();
-        fs::create_dir(&run)?;
-        let mounted =
-            nix::mount::mount(Some("npbench"), &run, Some("tmpfs"), MsFlags::empty(), Some("mode=755"));
-        mounted.with_context(|| format!("cannot mount a tmpfs at {}", run.display()))?;
-        Ok(directory)
-    }
-
-    pub(super) fn root(&self) -> &Root {
-        &self.0
-    }
-
-    fn run(&self) -> PathBuf {
-        self.0.join("run")
-    }
-
-    /// Writes a file below it.
-    pub(super) fn write(&self, path: &str, text: &str) -> Result<()> {
-        let path = self.0.join(path);
-        fs::create_dir_all(path.parent().context("is in a directory")?)?;
-        fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))
-    }
-}
-
-impl Drop for Directory {
-    fn drop(&mut self) {
-        // Either need not be mounted. That something stays is no failure of the benchmark.
-        for mount in [self.0.bpffs(), self.run()] {
-            let _ = nix::mount::umount2(&mount, MntFlags::MNT_DETACH);
-        }
-        let _ = fs::remove_dir_all(self.0.path());
-    }
-}
-
 /// A sandbox.
 pub(super) struct Pod {
-    pub(super) netns: NetNs,
+    pub(super) netns: Namespace,
     pub(super) open: Netns,
     pub(super) netlink: Netlink,
 }
 
 impl Pod {
     pub(super) fn new() -> Result<Self> {
-        let netns = NetNs::new("pod")?;
+        let netns = Namespace::new("pod")?;
         let open = Netns::open(&netns.path())?;
         let netlink = Netlink::in_netns(&open)?;
         Ok(Self { netns, open, netlink })
@@ -181,21 +98,21 @@ impl Who {
 pub(super) struct Lab {
     binary: PathBuf,
     directory: Directory,
-    node: NetNs,
+    pub(super) node: Namespace,
     /// The other end of the cable.
-    _wire: NetNs,
+    _wire: Namespace,
 }
 
 impl Lab {
     pub(super) fn new(binary: PathBuf) -> Result<Self> {
-        let (node, wire) = (NetNs::new("node")?, NetNs::new("wire")?);
-        let directory = Directory::new("node")?;
-        for netns in [&node, &wire] {
-            ip(&format!("-n {} link set lo up", netns.name()))?;
-        }
-        ip(&format!("-n {} link add {MASTER} type veth peer name wire netns {}", node.name(), wire.name()))?;
-        ip(&format!("-n {} link set {MASTER} up", node.name()))?;
-        ip(&format!("-n {} link set wire up", wire.name()))?;
+        let (node, wire) = (Namespace::new("node")?, Namespace::new("wire")?);
+        let directory = Directory::with_memory("node")?;
+        node.ip(&[
+            "link set lo up".to_owned(),
+            format!("link add {MASTER} type veth peer name wire netns {}", wire.name()),
+            format!("link set {MASTER} up"),
+        ])?;
+        wire.ip(&["link set lo up", "link set wire up"].map(str::to_owned))?;
         // All three hooks have a program: what ADD looks after is as much as it ever is.
         directory.write(
             "etc/cni/net.d/netpath.d/masters.json",
@@ -212,7 +129,7 @@ impl Lab {
 
     /// Runs `work` with its thread on the node, where all that it starts is then, too.
     pub(super) fn on_the_node<T>(&self, work: impl FnOnce() -> T) -> Result<T> {
-        Ok(netns::within(&self.node.path(), work)?)
+        self.node.within(work)
     }
 
     /// Where host-local, ours, keeps its addresses.
@@ -221,7 +138,7 @@ impl Lab {
     }
 
     /// A call of a plugin for the sandbox `id`.
-    pub(super) fn call(&self, who: Who, verb: &str, pod: &NetNs, id: &str) -> Call {
+    pub(super) fn call(&self, who: Who, verb: &str, pod: &Namespace, id: &str) -> Call {
         let program = match who {
             Who::Plain | Who::Whole => self.binary.clone(),
             Who::Loopback => Path::new(STANDARD).join(PLUGIN),
@@ -236,7 +153,7 @@ impl Lab {
             .env("CNI_NETNS", pod.path())
             .env("CNI_PATH", STANDARD)
             .env("CNI_ARGS", "IgnoreUnknown=1;K8S_POD_NAMESPACE=bench;K8S_POD_NAME=p;K8S_POD_UID=u1")
-            .env("NETPATH_ROOT", self.directory.root().path());
+            .env("NETPATH_ROOT", self.directory.path());
         let conf = match who {
             Who::Whole => json!({"cniVersion": "1.0.0", "name": "cluster", "type": "netpath",
                 "clusterNetwork": "/etc/cni/net.d/10-first.conf", "networks": "/nads",

@@ -3,6 +3,7 @@
 
 use std::{
     fs,
+    net::SocketAddr,
     path::{Path, PathBuf},
     process::Command,
 };
@@ -13,12 +14,15 @@ use serde_json::{Value, json};
 use super::{
     PLUGIN, STANDARD,
     call::{Call, timed},
-    lab::{Directory, NetNs, nad},
-    server,
+    lab::nad,
+    order, server,
 };
 use crate::{
     Effort,
     figures::{Figures, Unit},
+    http,
+    netns::Namespace,
+    root::Directory,
     samples::Samples,
     say,
 };
@@ -67,13 +71,13 @@ struct Bench<'a> {
 
 /// Runs the cases.
 pub(super) fn run(effort: Effort, figures: &mut Figures, binary: &Path) -> Result<()> {
-    let pod = NetNs::new("meta")?;
-    measure(&Bench { binary, directory: Directory::new("meta")?, netns: pod.path() }, effort, figures)
+    let pod = Namespace::new("meta")?;
+    measure(&Bench { binary, directory: Directory::with_memory("meta")?, netns: pod.path() }, effort, figures)
 }
 
 fn measure(bench: &Bench<'_>, effort: Effort, figures: &mut Figures) -> Result<()> {
     let server = server::Server::start()?;
-    bench.prepare(server.address())?;
+    bench.prepare(server.address)?;
     let rounds = match effort {
         Effort::Quick => 5,
         Effort::Usual => 100,
@@ -82,25 +86,24 @@ fn measure(bench: &Bench<'_>, effort: Effort, figures: &mut Figures) -> Result<(
     let mut times: Vec<(Samples, Samples)> = vec![Default::default(); ALL.len()];
     let (mut own, mut own_del): (Vec<Samples>, Vec<Samples>) =
         (vec![Samples::default(); ALL.len()], vec![Samples::default(); ALL.len()]);
-    let mut starts = [Samples::default(), Samples::default(), Samples::default()];
     for round in 0..rounds {
-        let mut bare = (0.0, 0.0);
-        for (at, who) in ALL.into_iter().enumerate() {
+        let mut took = [(0.0, 0.0); ALL.len()];
+        for at in order(usize::try_from(round)?, ALL.len()) {
+            let who = ALL[at];
             let id = format!("c{at}-{round}");
             let agent = (who == Who::Api).then(|| bench.agent()).transpose()?;
             let add = bench.time(who, "ADD", &id)?;
             let del = bench.time(who, "DEL", &id)?;
             drop(agent);
-            if who == Who::Bare {
-                bare = (add, del);
-            }
+            took[at] = (add, del);
+        }
+        // The first one is of the bare plugins.
+        for (at, (add, del)) in took.into_iter().enumerate() {
             times[at].0.push(add);
             times[at].1.push(del);
-            own[at].push(add - bare.0);
-            own_del[at].push(del - bare.1);
+            own[at].push(add - took[0].0);
+            own_del[at].push(del - took[0].1);
         }
-        starts[0].push(Call::from(Command::new("/bin/true")).time()?);
-        starts[1].push(bench.netpath("VERSION", "", r#"{"cniVersion": "1.0.0"}"#).time()?);
     }
     let calls = server.calls();
     let adds = rounds * 2;
@@ -127,23 +130,14 @@ fn measure(bench: &Bench<'_>, effort: Effort, figures: &mut Figures) -> Result<(
         "\nAPI calls: {} GET, {} PATCH for {adds} ADDs and as many DELs; {} POST of events.",
         calls.gets, calls.patches, calls.posts
     ));
-    say(format_args!(
-        "Start: /bin/true {} · netpath VERSION {}: {:.2} of it.",
-        starts[0],
-        starts[1],
-        starts[1].median() / starts[0].median()
-    ));
     Ok(())
 }
 
 impl Bench<'_> {
-    fn prepare(&self, server: std::net::SocketAddr) -> Result<()> {
-        let kubeconfig = json!({"clusters": [{"name": "c", "cluster": {"server": format!("http://{server}")}}],
-            "users": [{"name": "u", "user": {"token": "x"}}],
-            "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u"}}]});
+    fn prepare(&self, server: SocketAddr) -> Result<()> {
         for (path, text) in [
             ("nads/a.yaml", nad("a", "web", &network("a").to_string())),
-            ("etc/kubeconfig", kubeconfig.to_string()),
+            ("etc/kubeconfig", http::kubeconfig(server)),
             ("etc/cni/net.d/10-first.conf", network("first").to_string()),
             ("run/netpath/agent.lock", String::new()),
         ] {
@@ -182,7 +176,7 @@ impl Bench<'_> {
 
     fn netpath(&self, command: &str, id: &str, stdin: &str) -> Call {
         let mut netpath = self.plugin(self.binary, command, id, stdin.to_owned());
-        netpath.command.env("NETPATH_ROOT", self.directory.root().path());
+        netpath.command.env("NETPATH_ROOT", self.directory.path());
         netpath
     }
 

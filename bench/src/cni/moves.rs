@@ -16,7 +16,6 @@ use nix::{
 };
 
 use super::{
-    call::ip,
     lab::{IFNAME, Lab, MASTER, Pod, Who},
     raw::Raw,
 };
@@ -42,8 +41,10 @@ pub(super) fn run(lab: &Lab, effort: Effort, figures: &mut Figures) -> Result<()
     let mut ear = Ear::open()?;
     let mut pod = Pod::new()?;
     // What an ear hears that is known to happen.
-    ip(&format!("link add link {MASTER} name {IFNAME} type macvlan mode bridge"))?;
-    ip(&format!("link set {IFNAME} netns {}", pod.netns.name()))?;
+    lab.node.ip(&[
+        format!("link add link {MASTER} name {IFNAME} type macvlan mode bridge"),
+        format!("link set {IFNAME} netns {}", pod.netns.name()),
+    ])?;
     let heard = ear.strangers()?;
     ensure!(heard == 1, "one device was moved, and {heard} were heard of");
     Raw::del(&mut pod)?;

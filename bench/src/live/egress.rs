@@ -100,7 +100,8 @@ pub(super) fn run(effort: Effort, scene: &Scene, clock: Clock, figures: &mut Fig
     };
     let peers = peers(effort);
     let of = |peer: Peer| verdicts(peer.kind).iter().map(move |verdict| (peer, *verdict));
-    let there = |(peer, verdict): &(Peer, Verdict)| scene.place(*peer, *verdict).is_some();
+    // What has no site and no reason for it fails when it is measured.
+    let there = |(peer, _): &(Peer, Verdict)| !scene.missing.contains_key(&peer.kind);
     let mut cases: Vec<Case> = peers
         .iter()
         .flat_map(|peer| of(*peer))

@@ -2,27 +2,22 @@
 //! whether each drop is counted.
 
 use std::{
-    fs,
-    io::{Read as _, Write as _},
-    net::{Ipv4Addr, SocketAddr, TcpStream},
     path::Path,
-    process::{Child, Command, Stdio},
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, ensure};
-use nix::{time::ClockId, unistd::Pid};
 
 use super::{
     egress, eventually,
-    lab::{Namespace, frame_to_pod},
+    lab::frame_to_pod,
     peers::{Kind, Peer},
-    policed::Policed,
     scene::Scene,
     verdict::Verdict,
 };
 use crate::{
     Effort,
+    agent::Agent,
     figures::{Figures, Unit},
     samples::Samples,
     say,
@@ -30,8 +25,6 @@ use crate::{
 
 /// The node that is flooded: the pod that there is, and no rows of others, which the agent would take away.
 pub(super) const NODE: Peer = Peer { kind: Kind::Netpath, size: 1 };
-/// How long the agent may take until it is ready.
-const PATIENCE: Duration = Duration::from_secs(60);
 
 /// One flood.
 struct Flood {
@@ -51,8 +44,8 @@ pub(super) fn run(effort: Effort, binary: &Path, scene: &mut Scene, figures: &mu
     let place = scene.place(NODE, Verdict::Denied).context("there is no such site")?;
     let wire = place.site.wire_index;
     let policed = place.policed.as_ref().context("netpath polices it")?;
-    let agent = Agent::start(binary, policed)?;
-    let idle = agent.over(|| {
+    let agent = Agent::start(binary, policed.root(), Some(&policed.netns), None)?;
+    let idle = over(&agent, || {
         std::thread::park_timeout(Duration::from_secs(if effort == Effort::Quick { 1 } else { 5 }));
         Ok(())
     })?;
@@ -117,7 +110,7 @@ fn flood(
         Ok(counted.tx_dropped + counted.rx_dropped)
     };
     let (before, sunk) = (dropped(scene)?, scene.programs.sunk()?);
-    let Took { percent, seconds } = agent.over(|| send(scene))?;
+    let Took { percent, seconds } = over(agent, || send(scene))?;
     let counted = || -> Result<u64> { Ok(dropped(scene)? - before) };
     eventually(|| Ok(counted()? == u64::from(packets)))?;
     ensure!(scene.programs.sunk()? == sunk, "packets of the flood have left the node");
@@ -132,62 +125,10 @@ struct Took {
     seconds: f64,
 }
 
-/// A running agent; ended when it is dropped.
-struct Agent {
-    process: Child,
-    clock: ClockId,
-}
-
-impl Agent {
-    /// Starts one where the master is, and waits until it has looked at everything once.
-    fn start(binary: &Path, policed: &Policed) -> Result<Self> {
-        let (root, netns) = (policed.root(), &policed.netns);
-        fs::create_dir_all(root.join("networks"))?;
-        // Nobody else is in the namespace.
-        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, 9090));
-        let mut command = Command::new(binary);
-        command
-            .args(["agent", "--node", "bench", "--networks", "/networks", "--listen"])
-            .arg(address.to_string())
-            .env("NETPATH_ROOT", root)
-            .env("NETPATH_LOG", "error")
-            .stdin(Stdio::null());
-        let process = netns.within(|| command.spawn())??;
-        let clock = ClockId::pid_cpu_clock_id(Pid::from_raw(process.id().cast_signed()))?;
-        let mut agent = Self { process, clock };
-        let begun = Instant::now();
-        while !passes(netns, address).unwrap_or(false) {
-            ensure!(begun.elapsed() < PATIENCE, "the agent does not answer");
-            ensure!(agent.process.try_wait()?.is_none(), "the agent has ended");
-            std::thread::park_timeout(Duration::from_millis(20));
-        }
-        Ok(agent)
-    }
-
-    /// What it takes while `f` runs: user and system time of all its threads, of the time on the wall.
-    fn over(&self, f: impl FnOnce() -> Result<()>) -> Result<Took> {
-        let (before, begun) = (Duration::from(self.clock.now()?), Instant::now());
-        f()?;
-        let (after, seconds) = (Duration::from(self.clock.now()?), begun.elapsed().as_secs_f64());
-        Ok(Took { percent: (after - before).as_secs_f64() / seconds * 100.0, seconds })
-    }
-}
-
-impl Drop for Agent {
-    fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-    }
-}
-
-/// Whether the agent says that it has made a pass.
-fn passes(netns: &Namespace, address: SocketAddr) -> Result<bool> {
-    let answer = netns.within(|| -> Result<String> {
-        let mut stream = TcpStream::connect(address)?;
-        write!(stream, "GET /metrics HTTP/1.1\r\nHost: agent\r\nConnection: close\r\n\r\n")?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer)?;
-        Ok(answer)
-    })??;
-    Ok(answer.lines().any(|line| line.starts_with("netpath_agent_passes_total ") && !line.ends_with(" 0")))
+/// What the agent takes while `f` runs: user and system time of all its threads, of the time on the wall.
+fn over(agent: &Agent, f: impl FnOnce() -> Result<()>) -> Result<Took> {
+    let (before, begun) = (agent.cpu()?, Instant::now());
+    f()?;
+    let (took, seconds) = (agent.cpu()? - before, begun.elapsed().as_secs_f64());
+    Ok(Took { percent: took.as_secs_f64() / seconds * 100.0, seconds })
 }

@@ -5,8 +5,6 @@
 //!
 //! What is allowed ends in the pod's raw prerouting, the same for all: nearly nothing of a pod's real work.
 
-use std::collections::BTreeMap;
-
 use anyhow::{Context as _, Result, ensure};
 
 use super::{
@@ -84,12 +82,11 @@ pub(super) fn run(effort: Effort, scene: &mut Scene, clock: Clock, figures: &mut
         say(format_args!("\n### From the wire\n\nNothing: {why}."));
         return Ok(());
     }
-    let mut cases = Vec::new();
+    let (mut cases, mut lacking) = (Vec::new(), Vec::new());
     for (verdict, peer) in CASES {
         let Some(place) = scene.place(peer, verdict) else {
-            if let Some(why) = scene.missing.get(&peer.kind) {
-                figures.miss(figure(verdict, peer), why);
-            }
+            let why = scene.missing.get(&peer.kind).with_context(|| format!("{peer} has no site"))?;
+            lacking.push((verdict, peer, why.clone()));
             continue;
         };
         match prepare(scene, verdict, peer) {
@@ -104,7 +101,7 @@ pub(super) fn run(effort: Effort, scene: &mut Scene, clock: Clock, figures: &mut
                 pod: Device::new(&place.site.pod, INTERFACE)?,
                 time: Samples::default(),
             }),
-            Err(error) => figures.miss(figure(verdict, peer), scene::lacks(&error)),
+            Err(error) => lacking.push((verdict, peer, scene::lacks(&error))),
         }
     }
     let mut generator = Samples::default();
@@ -119,13 +116,10 @@ pub(super) fn run(effort: Effort, scene: &mut Scene, clock: Clock, figures: &mut
             case.measure(scene, clock).context(failed)?;
         }
     }
-    report(&cases, &generator, clock, rounds);
-    for (kind, why) in CASES
-        .iter()
-        .filter_map(|(_, peer)| scene.missing.get_key_value(&peer.kind))
-        .collect::<BTreeMap<_, _>>()
-    {
-        say(format_args!("| {} | {why} | | |", kind.what()));
+    report(&cases, &generator, clock, (rounds, packets));
+    for (verdict, peer, why) in lacking {
+        say(format_args!("| {} | {} | {why} | |", what(peer), verdict.name()));
+        figures.miss(figure(verdict, peer), why);
     }
     figures.put(GENERATOR, Unit::Nanoseconds, generator);
     for Case { verdict, peer, time, .. } in cases {
@@ -142,6 +136,12 @@ fn prepare(scene: &Scene, verdict: Verdict, peer: Peer) -> Result<()> {
         place.site.poll(&scene.node)?;
     }
     if verdict == Verdict::Allowed { scene::load(&place.site.pod, &peers::sink()) } else { Ok(()) }
+}
+
+/// What it is, for the table.
+fn what(peer: Peer) -> String {
+    let size = if peer.kind.is_sized() { format!(": {}", peer.size) } else { String::new() };
+    peer.kind.what().to_owned() + &size
 }
 
 /// A figure's name.
@@ -191,13 +191,13 @@ impl Case {
 }
 
 /// The table, and where netpath is not the cheapest.
-fn report(cases: &[Case], generator: &Samples, clock: Clock, rounds: usize) {
+fn report(cases: &[Case], generator: &Samples, clock: Clock, (rounds, packets): (usize, u32)) {
     let find = |verdict, kind, size| {
         let peer = Peer { kind, size };
         cases.iter().find(|case| case.verdict == verdict && case.peer == peer).map(|case| &case.time)
     };
     say(format_args!(
-        "\n### From the wire\n\n{rounds} rounds of slices of {SLICE} frames, {SHORT} where a list is walked; all cases in each round. {} a frame, \
+        "\n### From the wire\n\n{rounds} rounds of slices of {packets} frames, {SHORT} where a list is walked; all cases in each round. {} a frame, \
          **the generator's in each**: median (eight in ten lie between). Frames that the generator makes and takes \
          back: {generator}.\n\n| | | ns | of netpath's in the same round |\n|---|---|---:|---:|",
         clock.what()
@@ -206,7 +206,6 @@ fn report(cases: &[Case], generator: &Samples, clock: Clock, rounds: usize) {
         let ours = find(*verdict, Kind::Netpath, 100);
         let ratio = ours.and_then(|ours| time.paired(ours, |time, ours| time / ours));
         let ratio = ratio.map_or_else(String::new, |ratio| format!("{:.2}", ratio.median()));
-        let size = if peer.kind.is_sized() { format!(": {}", peer.size) } else { String::new() };
-        say(format_args!("| {}{size} | {} | {time} | {ratio} |", peer.kind.what(), verdict.name()));
+        say(format_args!("| {} | {} | {time} | {ratio} |", what(*peer), verdict.name()));
     }
 }

@@ -6,17 +6,17 @@
 
 use std::{
     fs::File,
-    io::{ErrorKind, Read as _, Seek as _, Write as _},
+    io::{Read as _, Seek as _},
     net::{Ipv4Addr, SocketAddr, UdpSocket},
-    path::PathBuf,
-    process::{Command, Output, Stdio},
-    sync::atomic::{AtomicU32, Ordering},
+    process::Command,
 };
 
-use anyhow::{Context as _, Result, bail, ensure};
-use netpath::kernel::netns;
+use anyhow::{Context as _, Result, ensure};
 
-use crate::frames::{Mac, PEER_MAC, pod_mac};
+use crate::{
+    frames::{Mac, PEER_MAC, pod_mac},
+    netns::Namespace,
+};
 
 /// The pod's interface in its namespace.
 pub(super) const INTERFACE: &str = "net1";
@@ -39,87 +39,6 @@ pub(super) fn mac() -> Mac {
 /// As tools write it.
 pub(super) fn text(mac: Mac) -> String {
     mac.map(|byte| format!("{byte:02x}")).join(":")
-}
-
-/// A network namespace of this run.
-#[derive(Debug)]
-pub(super) struct Namespace {
-    name: String,
-}
-
-impl Namespace {
-    /// Makes one; `role` is for people who look at what a run that was killed has left.
-    pub(super) fn new(role: &str) -> Result<Self> {
-        static NEXT: AtomicU32 = AtomicU32::new(0);
-        let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let name = format!("npbench-live-{}-{number}-{role}", std::process::id());
-        run(Command::new("ip").args(["netns", "add", &name]), "")?;
-        let namespace = Self { name };
-        // IPv6 talks unasked.
-        namespace.within(|| {
-            for key in ["all", "default"] {
-                match std::fs::write(format!("/proc/sys/net/ipv6/conf/{key}/disable_ipv6"), "1") {
-                    Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
-                    _ => {}
-                }
-            }
-            Ok(())
-        })??;
-        namespace.ip(&["link set lo up".to_owned()])?;
-        Ok(namespace)
-    }
-
-    /// Its name for `ip -n`.
-    pub(super) fn name(&self) -> &str {
-        &self.name
-    }
-
-    /// Its path, as `CNI_NETNS` has it.
-    pub(super) fn path(&self) -> PathBuf {
-        PathBuf::from("/run/netns").join(&self.name)
-    }
-
-    /// Runs `f` in it.
-    pub(super) fn within<T>(&self, f: impl FnOnce() -> T) -> Result<T> {
-        Ok(netns::within(&self.path(), f)?)
-    }
-
-    /// Runs `ip` with these lines.
-    pub(super) fn ip(&self, lines: &[String]) -> Result<()> {
-        run(Command::new("ip").args(["-n", &self.name, "-batch", "-"]), &lines.join("\n")).map(drop)
-    }
-
-    /// Runs a program in it. What the program says of a failure is the error.
-    pub(super) fn run(&self, command: &mut Command, stdin: &str) -> Result<Output> {
-        self.within(|| run(command, stdin))?
-    }
-}
-
-impl Drop for Namespace {
-    fn drop(&mut self) {
-        // What stays is named by its prefix.
-        let _ = Command::new("ip").args(["netns", "del", &self.name]).stderr(Stdio::null()).status();
-    }
-}
-
-/// Runs a program to its end, which has to be a good one.
-pub(super) fn run(command: &mut Command, stdin: &str) -> Result<Output> {
-    let program = command.get_program().display().to_string();
-    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut child = command.spawn().with_context(|| format!("`{program}` cannot be run"))?;
-    if let Some(mut pipe) = child.stdin.take() {
-        // One that has given up reads no further, and says why.
-        let _ = pipe.write_all(stdin.as_bytes());
-    }
-    let output = child.wait_with_output()?;
-    if !output.status.success() {
-        let said = [output.stderr, output.stdout].concat();
-        let said = String::from_utf8_lossy(&said);
-        let said =
-            said.lines().map(str::trim).find(|line| !line.is_empty()).unwrap_or("failed without a word");
-        bail!("{program}: {said}");
-    }
-    Ok(output)
 }
 
 /// What the kernel counts of one device.
@@ -184,7 +103,7 @@ impl Site {
         outside.ip(&[format!("link set {wire} up")])?;
         let wire_index = outside.within(|| nix::net::if_::if_nametoindex(wire.as_str()))??;
         let master_device = Device::new(node, &master)?;
-        Ok(Self { master, wire, wire_index, pod: Namespace::new("pod")?, master_device })
+        Ok(Self { master, wire, wire_index, pod: Namespace::quiet("pod")?, master_device })
     }
 
     /// Gives the pod the interface that the standard plugin would have made.
@@ -212,7 +131,7 @@ impl Site {
 
     /// Has the master take frames of the generator. A veth does so where it polls, which GRO makes it do.
     pub(super) fn poll(&self, node: &Namespace) -> Result<()> {
-        node.run(Command::new("ethtool").args(["-K", &self.master, "gro", "on"]), "").map(drop)
+        node.run(Command::new("ethtool").args(["-K", &self.master, "gro", "on"]), "")
     }
 }
 

@@ -1,10 +1,6 @@
 //! A node that netpath polices: its root directory, the pod that its plugin added, and as many more rows as asked for.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-    process::Command,
-};
+use std::{path::Path, process::Command};
 
 use anyhow::{Context as _, Result, ensure};
 use netpath::{
@@ -15,8 +11,12 @@ use netpath::{
 use netpath_ebpf::abi::{Counters, EndpointKey};
 use serde_json::json;
 
-use super::lab::{GATEWAY, INTERFACE, Namespace, POD, Site, ZONE, mac, text};
-use crate::frames::pod_mac;
+use super::lab::{GATEWAY, INTERFACE, POD, Site, ZONE, mac, text};
+use crate::{
+    frames::pod_mac,
+    netns::Namespace,
+    root::{Directory, write},
+};
 
 /// Dense id of the one master.
 const MASTER: u16 = 1;
@@ -32,24 +32,14 @@ pub(super) struct Policed {
     pub(super) netns: Namespace,
 }
 
-/// What the plugin calls the root.
-struct Directory(Root);
-
-impl Drop for Directory {
-    fn drop(&mut self) {
-        // Either may fail where nothing was made yet.
-        let _ = nix::mount::umount2(&self.0.bpffs(), nix::mount::MntFlags::MNT_DETACH);
-        let _ = fs::remove_dir_all(self.0.path());
-    }
-}
-
 impl Policed {
     /// Has the plugin add the pod of `site`, whose master is in `netns`, and puts rows in for the other pods.
     pub(super) fn new(binary: &Path, netns: Namespace, site: &Site, pods: u32) -> Result<Self> {
-        let directory = Directory(Root::new(std::env::temp_dir().join(netns.name())));
-        let root = &directory.0;
-        write(&root.settings(), &json!({ "endpoints": (pods + 8).max(ROOM) }))?;
-        write(&root.masters(), &json!({ &*site.master: { "unknownSource": "drop", "xdp": "native" } }))?;
+        let directory = Directory::new("node")?;
+        let root = directory.root();
+        write(&root.settings(), &json!({ "endpoints": (pods + 8).max(ROOM) }).to_string())?;
+        let masters = json!({ &*site.master: { "unknownSource": "drop", "xdp": "native" } });
+        write(&root.masters(), &masters.to_string())?;
         let mut local: Vec<String> = (1..8).map(|number| format!("10.{number}.0.0/24")).collect();
         local.push(ZONE.to_owned());
         let conf = json!({
@@ -96,12 +86,7 @@ impl Policed {
     }
 
     /// What the binary knows as its root.
-    pub(super) fn root(&self) -> PathBuf {
-        self.directory.0.path().to_owned()
+    pub(super) fn root(&self) -> &Root {
+        self.directory.root()
     }
-}
-
-fn write(path: &Path, value: &serde_json::Value) -> Result<()> {
-    fs::create_dir_all(path.parent().context("is in a directory")?)?;
-    Ok(fs::write(path, value.to_string())?)
 }

@@ -11,7 +11,7 @@ use aya::{
     },
 };
 
-use super::lab::Namespace;
+use crate::netns::Namespace;
 
 /// Frames that the generator makes before it lets the receiver have the CPU; the ring of a veth has room for 256.
 const BATCH: u32 = 64;

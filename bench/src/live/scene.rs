@@ -12,12 +12,13 @@ use anyhow::{Context as _, Result, ensure};
 use aya::programs::TcAttachType;
 
 use super::{
-    lab::{GATEWAY, Namespace, Site, frame_to_pod},
+    lab::{GATEWAY, Site, frame_to_pod},
     peers::{self, DOWN, Drop, Kind, Peer, Rules},
     policed::Policed,
     programs::Programs,
     verdict::Verdict,
 };
+use crate::netns::Namespace;
 
 /// A site, and what is held against it.
 pub(super) struct Place {
@@ -53,8 +54,8 @@ impl Scene {
             places: BTreeMap::new(),
             missing: BTreeMap::new(),
             programs: Programs::load(reference)?,
-            outside: Namespace::new("outside")?,
-            node: Namespace::new("node")?,
+            outside: Namespace::quiet("outside")?,
+            node: Namespace::quiet("node")?,
             sites: 0,
             drop: None,
             no_generator: None,
@@ -78,7 +79,7 @@ impl Scene {
     fn add(&mut self, binary: &Path, peer: Peer) -> Result<()> {
         match peer.kind {
             Kind::Netpath => {
-                let netns = Namespace::new("node")?;
+                let netns = Namespace::quiet("node")?;
                 self.sites += 1;
                 let site = Site::new(self.sites, &netns, &self.outside)?;
                 let policed = Policed::new(binary, netns, &site, peer.size)?;
@@ -170,5 +171,5 @@ pub(super) fn lacks(error: &anyhow::Error) -> String {
 /// Has a tool load rules in `namespace`.
 pub(super) fn load(namespace: &Namespace, rules: &Rules) -> Result<()> {
     let Rules { program, arguments, text } = rules;
-    namespace.run(Command::new(program).args(*arguments), text).map(drop)
+    namespace.run(Command::new(program).args(*arguments), text)
 }

@@ -1,14 +1,15 @@
 //! The least that an agent takes for an API server: one network, the pods of its node, and a word when the network changes.
 
 use std::{
-    io::{Read as _, Write as _},
-    net::{SocketAddr, TcpListener, TcpStream},
+    io::Write as _,
+    net::{SocketAddr, TcpStream},
     sync::{Arc, Condvar, Mutex, PoisonError},
-    thread,
 };
 
 use anyhow::Result;
 use serde_json::{Value, json};
+
+use crate::http;
 
 /// What it tells, and how often the network was changed: its version.
 #[derive(Default)]
@@ -17,9 +18,9 @@ struct Told {
     version: u64,
 }
 
-/// The server. Its threads end with the process.
+/// The server.
 pub(super) struct Api {
-    address: SocketAddr,
+    pub(super) address: SocketAddr,
     shared: Arc<Shared>,
 }
 
@@ -32,28 +33,23 @@ struct Shared {
 impl Api {
     /// Listens on the loopback of the network namespace that the caller is in.
     pub(super) fn start(config: &Value, pods: u32) -> Result<Self> {
-        let listener = TcpListener::bind("127.0.0.1:0")?;
-        let address = listener.local_addr()?;
         let told = Mutex::new(Told { config: config.to_string(), version: 1 });
         let shared = Arc::new(Shared { told, changed: Condvar::new(), pods });
-        let threads = Arc::clone(&shared);
-        thread::spawn(move || {
-            for socket in listener.incoming().flatten() {
-                let shared = Arc::clone(&threads);
-                // Who has gone away needs no answer.
-                thread::spawn(move || serve(socket, &shared).ok());
+        let of_threads = Arc::clone(&shared);
+        let address = http::serve(move |request, socket| {
+            let networks = request.contains("network-attachment-definitions");
+            if request.contains("watch=true") {
+                return watch(socket, &of_threads, networks).map(|()| None);
             }
-        });
+            Ok(Some(match request.starts_with("GET") {
+                true => (200, list(&of_threads, networks, request.contains("/pods"))),
+                false => (
+                    201,
+                    json!({"kind": "Event", "apiVersion": "v1", "metadata": {"name": "x", "namespace": "x"}}),
+                ),
+            }))
+        })?;
         Ok(Self { address, shared })
-    }
-
-    /// How it is found, as a kubeconfig.
-    pub(super) fn kubeconfig(&self) -> String {
-        json!({"apiVersion": "v1", "kind": "Config", "current-context": "c",
-            "clusters": [{"name": "c", "cluster": {"server": format!("http://{}", self.address)}}],
-            "users": [{"name": "u", "user": {"token": "x"}}],
-            "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u"}}]})
-        .to_string()
     }
 
     /// Changes the network; who watches is told at once.
@@ -77,47 +73,6 @@ impl Shared {
         json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"namespace": super::fleet::NAMESPACE,
             "name": format!("pod{number}"), "uid": format!("uid{number}"), "resourceVersion": "1"},
             "spec": {"nodeName": "bench"}, "status": {"phase": "Running"}})
-    }
-}
-
-fn serve(mut socket: TcpStream, shared: &Shared) -> std::io::Result<()> {
-    socket.set_nodelay(true)?;
-    let (mut bytes, mut chunk) = (Vec::new(), [0; 16 << 10]);
-    loop {
-        let got = socket.read(&mut chunk)?;
-        if got == 0 {
-            return Ok(());
-        }
-        bytes.extend_from_slice(&chunk[..got]);
-        let Some(end) = bytes.windows(4).position(|it| it == b"\r\n\r\n") else { continue };
-        let head = String::from_utf8_lossy(&bytes[..end]).into_owned();
-        let length = head.lines().find_map(|line| {
-            let (key, value) = line.split_once(':')?;
-            key.eq_ignore_ascii_case("content-length").then(|| value.trim().parse::<usize>().ok())?
-        });
-        if bytes.len() < end + 4 + length.unwrap_or(0) {
-            continue;
-        }
-        bytes.clear();
-        let request = head.lines().next().unwrap_or_default();
-        let networks = request.contains("network-attachment-definitions");
-        if request.contains("watch=true") {
-            return watch(&mut socket, shared, networks);
-        }
-        let (status, body) = match request.starts_with("GET") {
-            true => (200, list(shared, networks, request.contains("/pods"))),
-            false => (
-                201,
-                json!({"kind": "Event", "apiVersion": "v1", "metadata": {"name": "x", "namespace": "x"}}),
-            ),
-        };
-        let body = body.to_string();
-        // One write: the second would wait for a delayed acknowledgement.
-        let head = format!(
-            "HTTP/1.1 {status} X\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n",
-            body.len()
-        );
-        socket.write_all((head + &body).as_bytes())?;
     }
 }
 

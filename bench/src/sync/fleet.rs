@@ -4,20 +4,18 @@
 
 use std::{
     collections::BTreeSet,
-    fs,
-    io::Write as _,
     path::{Path, PathBuf},
-    process::{Command, Stdio},
-    sync::atomic::{AtomicU32, Ordering},
+    process::Command,
     thread,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, ensure};
-use netpath::{police, root::Root, state::Records};
+use netpath::{police, state::Records};
 use serde_json::{Value, json};
 
-use super::{Agent, api::Api, within};
+use super::api::Api;
+use crate::{agent::Agent, http, netns::Namespace, root::Directory};
 
 /// Where the network and the pods are.
 pub(super) const NAMESPACE: &str = "web";
@@ -33,16 +31,16 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// Network namespaces and a root of their own, gone when this is dropped.
 pub(super) struct Fleet {
     binary: PathBuf,
-    root: Root,
-    node: String,
-    pods: String,
+    directory: Directory,
+    node: Namespace,
+    pods: Namespace,
     attachments: u32,
 }
 
 impl Fleet {
     /// The zones that the records have, by digest.
     pub(super) fn recorded(&self) -> Result<BTreeSet<Option<String>>> {
-        let records = Records::new(&self.root).all()?.records.into_iter();
+        let records = Records::new(self.directory.root()).all()?.records.into_iter();
         Ok(records.map(|record| record.zone.map(|zone| zone.digest)).collect())
     }
 
@@ -62,39 +60,19 @@ impl Fleet {
 
     /// A node without attachments.
     pub(super) fn new(binary: &Path) -> Result<Self> {
-        static COUNT: AtomicU32 = AtomicU32::new(0);
-        let name = format!("npsync-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
         let fleet = Self {
             binary: binary.to_owned(),
-            root: Root::new(std::env::temp_dir().join(&name)),
-            node: format!("{name}-n"),
-            pods: format!("{name}-p"),
+            directory: Directory::new("fleet")?,
+            node: Namespace::quiet("node")?,
+            pods: Namespace::quiet("pods")?,
             attachments: 0,
         };
-        fs::create_dir_all(fleet.root.path())?;
-        for netns in [&fleet.node, &fleet.pods] {
-            succeed(Command::new("ip").args(["netns", "add", netns]))?;
-        }
-        // IPv6 off: nobody talks unasked.
-        for words in [
-            "sysctl -qw net.ipv6.conf.all.disable_ipv6=1 net.ipv6.conf.default.disable_ipv6=1".to_owned(),
-            "ip link set lo up".to_owned(),
-            format!("ip link add {MASTER} type veth peer name wire netns {}", fleet.pods),
-            format!("ip link set {MASTER} up"),
-        ] {
-            let (program, words) = words.split_once(' ').context("a program and its words")?;
-            succeed(fleet.on_node(program).args(words.split(' ')))?;
-        }
-        let mut wire = Command::new("ip");
-        succeed(wire.args(["-n", &fleet.pods, "link", "set", "wire", "up"]))?;
+        fleet.node.ip(&[
+            format!("link add {MASTER} type veth peer name wire netns {}", fleet.pods.name()),
+            format!("link set {MASTER} up"),
+        ])?;
+        fleet.pods.ip(&["link set wire up".to_owned()])?;
         Ok(fleet)
-    }
-
-    /// `nsenter` into the node's network, and no further: `ip netns exec` would hide the node's BPF file system.
-    fn on_node(&self, program: impl AsRef<Path>) -> Command {
-        let mut command = Command::new("nsenter");
-        command.arg(format!("--net=/run/netns/{}", self.node)).arg(program.as_ref());
-        command
     }
 
     /// The network's configuration; `extra` is one more prefix of its zone.
@@ -125,13 +103,12 @@ impl Fleet {
         let mut conf = Self::network(0);
         let address = format!("10.12.{}.{}/16", 1 + pod / 250, 1 + pod % 250);
         conf["ipam"]["addresses"] = json!([{"address": address}]);
-        let mut plugin = self.on_node(&self.binary);
+        let mut plugin = self.netpath();
         plugin
-            .env("NETPATH_ROOT", self.root.path())
             .env("CNI_COMMAND", "ADD")
             .env("CNI_CONTAINERID", format!("c{pod}"))
             .env("CNI_IFNAME", format!("net{pod}"))
-            .env("CNI_NETNS", format!("/run/netns/{}", self.pods))
+            .env("CNI_NETNS", self.pods.path())
             .env("CNI_PATH", "/nowhere")
             .env(
                 "CNI_ARGS",
@@ -139,27 +116,27 @@ impl Fleet {
                     "IgnoreUnknown=1;K8S_POD_NAMESPACE={NAMESPACE};K8S_POD_NAME=pod{pod};K8S_POD_UID=uid{pod}"
                 ),
             );
-        let mut child = plugin.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
-        child.stdin.take().context("piped")?.write_all(conf.to_string().as_bytes())?;
-        let output = child.wait_with_output()?;
-        ensure!(output.status.success(), "ADD of pod {pod}: {}", String::from_utf8_lossy(&output.stdout));
-        Ok(())
+        self.node.run(&mut plugin, &conf.to_string()).with_context(|| format!("ADD of pod {pod}"))
+    }
+
+    fn netpath(&self) -> Command {
+        let mut command = Command::new(&self.binary);
+        command.env("NETPATH_ROOT", self.directory.path());
+        command
     }
 
     /// An API server with the network, and an agent that follows it.
     pub(super) fn agent(&self) -> Result<(Api, Agent)> {
-        let api = within(Some(&self.node), || Api::start(&Self::network(0), self.attachments))?;
-        let kubeconfig = self.root.path().join("kubeconfig");
-        fs::write(&kubeconfig, api.kubeconfig())?;
-        let mut command = self.on_node(&self.binary);
-        command.arg("agent").arg("--kubeconfig").arg(&kubeconfig);
-        let agent = Agent::spawn(command, &self.root, Some(&self.node))?;
+        let api = self.node.within(|| Api::start(&Self::network(0), self.attachments))??;
+        self.directory.write("kubeconfig", &http::kubeconfig(api.address))?;
+        let (root, kubeconfig) = (self.directory.root(), self.directory.path().join("kubeconfig"));
+        let agent = Agent::start(&self.binary, root, Some(&self.node), Some(&kubeconfig))?;
         Ok((api, agent))
     }
 
     /// How long it takes from an edit of the network until it holds in the maps, in milliseconds.
     pub(super) fn edit(&self, api: &Api, round: u32) -> Result<f64> {
-        let maps = police::maps(&self.root)?.context("maps are there")?;
+        let maps = police::maps(self.directory.root())?.context("maps are there")?;
         let generation =
             || -> Result<u64> { Ok(maps.zones()?.iter().map(|zone| zone.slot.generation).sum()) };
         let before = generation()?;
@@ -174,32 +151,10 @@ impl Fleet {
 
     /// How long `netpath attach` takes where nothing is in the kernel, in milliseconds.
     pub(super) fn load(&self) -> Result<f64> {
-        let netpath = |verb: &[&str]| {
-            let mut command = self.on_node(&self.binary);
-            command.args(verb).env("NETPATH_ROOT", self.root.path()).stdout(Stdio::null());
-            command
-        };
         let begun = Instant::now();
-        succeed(&mut netpath(&["attach", MASTER]))?;
+        self.node.run(self.netpath().args(["attach", MASTER]), "")?;
         let took = begun.elapsed().as_secs_f64() * 1e3;
-        succeed(&mut netpath(&["uninstall", "--yes"]))?;
+        self.node.run(self.netpath().args(["uninstall", "--yes"]), "")?;
         Ok(took)
     }
-}
-
-impl Drop for Fleet {
-    fn drop(&mut self) {
-        // Each may fail where `new` did; then there is nothing to undo. What a failed run leaves is named by its prefix.
-        for netns in [&self.node, &self.pods] {
-            let _ = Command::new("ip").args(["netns", "del", netns]).stderr(Stdio::null()).status();
-        }
-        let _ = nix::mount::umount2(&self.root.bpffs(), nix::mount::MntFlags::MNT_DETACH);
-        let _ = fs::remove_dir_all(self.root.path());
-    }
-}
-
-fn succeed(command: &mut Command) -> Result<()> {
-    let output = command.output().with_context(|| format!("cannot run {command:?}"))?;
-    ensure!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
-    Ok(())
 }
