@@ -6,7 +6,7 @@
 use std::{
     fs,
     io::{self, Read as _},
-    os::unix::process::CommandExt as _,
+    os::unix::{fs::DirBuilderExt as _, process::CommandExt as _},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::Duration,
@@ -41,6 +41,9 @@ impl Guard {
         for number in strays() {
             sweep(&format!("{PREFIX}{number}"));
         }
+        // Made here and by nobody else: others may write where it lies.
+        let made = fs::DirBuilder::new().mode(0o700).create(directory());
+        made.with_context(|| format!("cannot make {}", directory().display()))?;
         let mut command = Command::new(std::env::current_exe().context("where this program is")?);
         // A group of its own: what ends the run at a terminal ends its group.
         let command =

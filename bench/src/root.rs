@@ -21,7 +21,7 @@ impl Directory {
     pub(crate) fn new(role: &str) -> Result<Self> {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let path = guard::directory().join(format!("{role}{}", NEXT.fetch_add(1, Ordering::Relaxed)));
-        let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(&path);
+        let made = fs::DirBuilder::new().mode(0o700).create(&path);
         made.with_context(|| format!("cannot create {}", path.display()))?;
         Ok(Self(Root::new(path)))
     }
