@@ -21,10 +21,14 @@ use serde_json::{Value, json};
 
 /// Defines the network that `common::node::conf` describes.
 fn define(node: &Node, namespace: &str, zone: &Value) {
-    let conf = conf(&["10.12.34.200/24"], Some(zone)).to_string();
+    define_conf(node, namespace, &conf(&["10.12.34.200/24"], Some(zone)));
+}
+
+/// Defines a network of this configuration.
+fn define_conf(node: &Node, namespace: &str, conf: &Value) {
     let nad = json!({
         "apiVersion": "k8s.cni.cncf.io/v1", "kind": "NetworkAttachmentDefinition",
-        "metadata": { "name": "privatezone", "namespace": namespace }, "spec": { "config": conf },
+        "metadata": { "name": conf["name"], "namespace": namespace }, "spec": { "config": conf.to_string() },
     });
     let path = directory(node).join(format!("{namespace}.json"));
     std::fs::create_dir_all(directory(node)).expect("made");
@@ -129,6 +133,31 @@ fn two_networks_of_one_name_are_not_taken_for_each_other() {
     let other = std::net::Ipv4Addr::new(10, 12, 34, 201);
     agent.eventually("its own network is in force", || leaves(&node, &known, other, INTERNET).then_some(()));
     assert!(is_enforced(&node, &pod));
+}
+
+#[test]
+fn a_record_from_before_the_maps_were_lost_names_nobody_elses_row() {
+    let node = Node::new(&json!({ "unknownSource": "drop" }));
+    let mut other = conf(&["10.12.34.201/24"], Some(&private()));
+    other["name"] = json!("other");
+    let stale = node.pod_with(other.clone());
+    // What is down is not seen on the master, and so has no row in the maps that are made anew.
+    stale.netns.ip("link set net1 down");
+    node.uninstall();
+    let pod = node.pod(&["10.12.34.200/24"], Some(&private()));
+    let numbers = |pod: &Pod| record(&node, pod).1["endpoint"].clone();
+    assert_eq!(numbers(&stale), numbers(&pod), "ids and generations begin anew with the maps");
+    other["zone"] = open();
+    define_conf(&node, "default", &other);
+    let agent = Agent::start(&node);
+    agent.passes();
+    assert!(is_enforced(&node, &pod), "it has the zone of another pod's network");
+    assert_eq!(agent.value("netpath_zone_changes_total", &[]), Some(0));
+    for (network, expected) in [("privatezone", true), ("other", false)] {
+        let label = format!("network=\"{network}\"");
+        let counted = agent.value("netpath_pod_transmit_packets_total", &[&label]);
+        assert_eq!(counted.is_some(), expected, "{network}");
+    }
 }
 
 #[test]

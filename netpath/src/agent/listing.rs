@@ -8,7 +8,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use netpath_ebpf::abi::kind;
+use netpath_ebpf::abi::{Endpoint, EndpointKey, kind};
 
 use crate::{
     kernel::bpf::maps::Maps,
@@ -17,16 +17,25 @@ use crate::{
     state::{self, Known, Outline, Records, Sandbox, Sandboxes, StateError},
 };
 
+/// Id, generation and MAC: what a record and its row have in common, see [`crate::police::is_row_of`].
+pub(super) type RowId = (u32, u32, [u8; 6]);
+
 /// An attachment's row, as its record names it.
-pub(super) fn id_of(record: &Outline) -> (u32, u32) {
-    record.endpoint.map_or((0, 0), |endpoint| (endpoint.id, endpoint.generation))
+pub(super) fn id_of(record: &Outline) -> RowId {
+    let (id, generation) = record.endpoint.map_or((0, 0), |endpoint| (endpoint.id, endpoint.generation));
+    (id, generation, record.mac.map_or([0; 6], |mac| mac.bytes()))
+}
+
+/// A row, as the record of its attachment names it.
+pub(super) fn id_of_row(key: &EndpointKey, row: &Endpoint) -> RowId {
+    (row.id, row.generation, key.mac)
 }
 
 /// What is in force for whom.
 #[derive(Default)]
 pub(super) struct Zones {
-    /// Row of the zone and mode, by id and generation of the attachment.
-    pub(super) rows: BTreeMap<(u32, u32), (u32, u8)>,
+    /// Row of the zone and mode.
+    pub(super) rows: BTreeMap<RowId, (u32, u8)>,
     pub(super) digests: BTreeMap<u32, [u8; 16]>,
 }
 
@@ -34,7 +43,7 @@ impl Zones {
     pub(super) fn read(maps: &Maps) -> Result<Self, PoliceError> {
         let rows = maps.endpoints()?.into_iter().filter(|(_, row)| row.kind == kind::ENDPOINT);
         Ok(Self {
-            rows: rows.map(|(_, row)| ((row.id, row.generation), (row.zone, row.mode))).collect(),
+            rows: rows.map(|(key, row)| (id_of_row(&key, &row), (row.zone, row.mode))).collect(),
             digests: maps.zones()?.into_iter().map(|zone| (zone.id, zone.info.digest)).collect(),
         })
     }

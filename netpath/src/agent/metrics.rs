@@ -13,7 +13,7 @@ use super::{
     Shared,
     exposition::{Family, Labels, Text},
     ledger::{Id, Ledger, Live, Name, Series, Totals},
-    listing::{Outlines, id_of},
+    listing::{Outlines, id_of, id_of_row},
     watch::What,
 };
 use crate::{
@@ -146,7 +146,7 @@ impl Scraper {
                 _ => {
                     let named: HashMap<_, _> = records.iter().map(|record| (id_of(record), record)).collect();
                     let live = own().filter_map(|(key, row)| {
-                        let record = named.get(&(row.id, row.generation))?;
+                        let record = named.get(&id_of_row(key, row))?;
                         let master = masters.iter().find(|(id, _)| *id == key.master);
                         let master = master.map_or_else(String::new, |(_, row)| text(&row.name));
                         let id = Id { id: row.id, generation: row.generation };

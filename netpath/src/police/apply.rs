@@ -7,7 +7,7 @@ use std::{
 
 use netpath_ebpf::abi::{Endpoint, EndpointKey, kind, mode};
 
-use super::{PoliceError, content, identity, image};
+use super::{PoliceError, content, identity, image, is_row_of};
 use crate::{
     kernel::bpf::maps::Maps,
     root::Root,
@@ -60,7 +60,7 @@ pub fn running(
     let found = found.filter_map(|record| {
         let own = record.endpoint?;
         let (key, row) = *rows.get(&(own.id, own.generation))?;
-        Some((Arc::clone(record), key, row))
+        is_row_of(record, &key, &row).then(|| (Arc::clone(record), key, row))
     });
     Ok(found.collect())
 }
