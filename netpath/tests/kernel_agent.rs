@@ -160,6 +160,66 @@ fn a_record_from_before_the_maps_were_lost_names_nobody_elses_row() {
     }
 }
 
+/// Another master of the node.
+const OTHER: &str = "other0";
+
+/// The network that `common::node::conf` describes, on the other master.
+fn moved(address: &str, zone: &Value) -> Value {
+    let mut conf = conf(&[address], Some(zone));
+    conf["master"] = json!(OTHER);
+    conf
+}
+
+#[test]
+fn a_network_that_moves_to_another_master_leaves_its_pods_as_they_are_and_says_so() {
+    let node = Node::new(&json!({ "unknownSource": "drop" }));
+    node.netns.ip(&format!("link add {OTHER} type veth peer name other1"));
+    node.netns.ip(&format!("link set {OTHER} up"));
+    node.write(&node.root.masters(), &json!({ MASTER: {}, OTHER: {} }));
+    define(&node, "default", &private());
+    let agent = Agent::start(&node);
+    let pod = node.pod(&["10.12.34.200/24"], Some(&private()));
+    assert!(is_enforced(&node, &pod));
+    let refused = || agent.value("netpath_network_refused", &["name=\"privatezone\""]);
+    let changes = || agent.value("netpath_zone_changes_total", &[]).expect("counted");
+    // Nothing is withheld from who has what the definition says, wherever it lies.
+    define_conf(&node, "default", &moved("10.12.34.200/24", &private()));
+    agent.passes();
+    assert_eq!((refused(), changes()), (None, 0));
+
+    define_conf(&node, "default", &moved("10.12.34.200/24", &open()));
+    agent.eventually("it is said", refused);
+    agent.says(&["cannot be put in force", "1 of its attachments", MASTER, OTHER]);
+    assert!(is_enforced(&node, &pod), "the zone was written for another wire");
+    let in_force = "its zone is in force";
+    assert!(!agent.log.lock().expect("ours").contains(in_force), "nothing is in force");
+    // Who is made now lies there, and is who an edit is for.
+    let new = node.pod_with(moved("10.12.34.201/24", &open()));
+    assert_eq!(changes(), 0);
+    define_conf(&node, "default", &moved("10.12.34.201/24", &private()));
+    agent.eventually("it is in force there", || (changes() == 1).then_some(()));
+    agent.says(&[in_force, &format!("master=\"{OTHER}\""), "attachments=1"]);
+    agent.eventually("all have the same again", || refused().is_none().then_some(()));
+    define_conf(&node, "default", &moved("10.12.34.201/24", &open()));
+    agent.eventually("one lies elsewhere", refused);
+    // It moves back: now it is the other one that stays behind.
+    let mut another = open();
+    another["allow"] = json!(["8.0.0.0/8", "172.16.5.0/24"]);
+    define(&node, "default", &another);
+    agent.eventually("it is open", || leaves(&node, &pod, POD, INTERNET).then_some(()));
+    assert_eq!(agent.eventually("the other one is told of", refused), 1);
+    node.delete(&new);
+    agent.eventually("nobody is left", || refused().is_none().then_some(()));
+    // A master that is not here is no matter of other nodes where pods of the network run.
+    let mut gone = moved("10.12.34.200/24", &private());
+    gone["master"] = json!("gone0");
+    define_conf(&node, "default", &gone);
+    agent.says(&["cannot be put in force", "no link `gone0`"]);
+    assert!(leaves(&node, &pod, POD, INTERNET), "what is in force stays");
+    node.delete(&pod);
+    agent.eventually("it is other nodes' matter", || refused().is_none().then_some(()));
+}
+
 #[test]
 fn what_others_take_off_is_attached_again_three_times() {
     let node = Node::new(&json!({ "unknownSource": "drop", "tc": "clsact" }));

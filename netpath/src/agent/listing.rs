@@ -11,7 +11,10 @@ use std::{
 use netpath_ebpf::abi::{Endpoint, EndpointKey, kind};
 
 use crate::{
-    kernel::bpf::maps::Maps,
+    kernel::{
+        bpf::maps::{Maps, text},
+        netns,
+    },
     police::PoliceError,
     root::Root,
     state::{self, Known, Outline, Records, Sandbox, Sandboxes, StateError},
@@ -31,19 +34,38 @@ pub(super) fn id_of_row(key: &EndpointKey, row: &Endpoint) -> RowId {
     (row.id, row.generation, key.mac)
 }
 
+/// What is in force for an attachment.
+#[derive(Clone, Copy)]
+pub(super) struct InForce {
+    /// Row of its zone.
+    pub(super) zone: u32,
+    pub(super) mode: u8,
+    /// Dense id of the master that it lies on.
+    pub(super) master: u16,
+}
+
 /// What is in force for whom.
 #[derive(Default)]
 pub(super) struct Zones {
-    /// Row of the zone and mode.
-    pub(super) rows: BTreeMap<RowId, (u32, u8)>,
+    pub(super) rows: BTreeMap<RowId, InForce>,
+    /// Masters of this namespace by index: dense id and name.
+    pub(super) masters: BTreeMap<u32, (u16, String)>,
     pub(super) digests: BTreeMap<u32, [u8; 16]>,
 }
 
 impl Zones {
     pub(super) fn read(maps: &Maps) -> Result<Self, PoliceError> {
         let rows = maps.endpoints()?.into_iter().filter(|(_, row)| row.kind == kind::ENDPOINT);
+        let cookie = netns::cookie().unwrap_or(0);
+        let masters = maps.masters()?.into_iter().filter(|(_, row)| row.netns_cookie == cookie);
         Ok(Self {
-            rows: rows.map(|(key, row)| (id_of_row(&key, &row), (row.zone, row.mode))).collect(),
+            rows: rows
+                .map(|(key, row)| {
+                    let in_force = InForce { zone: row.zone, mode: row.mode, master: key.master };
+                    (id_of_row(&key, &row), in_force)
+                })
+                .collect(),
+            masters: masters.map(|(id, row)| (row.ifindex, (id, text(&row.name)))).collect(),
             digests: maps.zones()?.into_iter().map(|zone| (zone.id, zone.info.digest)).collect(),
         })
     }
