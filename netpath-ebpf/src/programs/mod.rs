@@ -12,10 +12,10 @@ mod settle;
 
 use core::arch::asm;
 
-use account::{Drop, Size, counters, master_counters, report, rule_counters};
+use account::{Drop, Size, counters, master_counters, received_size, report, rule_counters};
 use aya_ebpf::{
     bindings::{__sk_buff, TC_ACT_SHOT, TC_ACT_UNSPEC, xdp_action, xdp_md},
-    helpers::{bpf_skb_load_bytes, bpf_xdp_adjust_meta},
+    helpers::bpf_xdp_adjust_meta,
     macros::{classifier, xdp},
     programs::{TcContext, XdpContext},
 };
@@ -507,38 +507,6 @@ fn is_stamped(skb: *mut __sk_buff, stamp: u64) -> bool {
         let low: u64;
         asm!("{0} = *(u32 *)({1} + 0)", out(reg) low, in(reg) data, options(readonly, nostack, preserves_flags));
         found == stamp && judged == low | high << 32
-    }
-}
-
-/// What a received frame counts for: merged packets (GRO) had a header each on the wire.
-#[inline(always)]
-fn received_size(skb: *mut __sk_buff) -> Size {
-    // SAFETY: The context is valid.
-    let (length, segments) = unsafe { ((*skb).len, (*skb).gso_segs) };
-    if segments <= 1 {
-        return Size { packets: 1, bytes: u64::from(length) };
-    }
-    let headers = u64::from(header_length(skb));
-    let segments = u64::from(segments);
-    Size { packets: segments, bytes: u64::from(length) + (segments - 1) * headers }
-}
-
-/// Length of Ethernet, IP and transport headers of a merged TCP or UDP packet.
-#[inline(never)]
-fn header_length(skb: *mut __sk_buff) -> u32 {
-    let byte = |offset: u32| {
-        let mut value = 0u8;
-        // SAFETY: One byte is written to one byte.
-        let ok = unsafe { bpf_skb_load_bytes(skb.cast(), offset, (&raw mut value).cast(), 1) };
-        if ok == 0 { u32::from(value) } else { 0 }
-    };
-    let (transport, protocol) = match byte(14) >> 4 {
-        4 => (14 + (byte(14) & 15) * 4, byte(23)),
-        _ => (54, byte(20)),
-    };
-    match protocol {
-        6 => transport + (byte(transport + 12) >> 4) * 4,
-        _ => transport + 8,
     }
 }
 
