@@ -60,6 +60,10 @@ fn row_28_what_is_written_after_the_verdict_does_not_leave() {
                 // A drop ends the submission, and the next one begins with the same slot: where both threads share a CPU,
                 // it says the same until the other one has come to write, for which to yield is not enough.
                 if arrived == before {
+                    #[expect(
+                        clippy::disallowed_methods,
+                        reason = "the CPU is given away; there is no condition"
+                    )]
                     std::thread::sleep(Duration::from_micros(100));
                 }
                 rounds += 1;
