@@ -64,9 +64,13 @@ impl Outcome {
     /// Why it is not in force for all of its attachments.
     fn left_behind(&self, zones: &Zones, own: &[&Arc<Outline>]) -> Option<NetworkError> {
         let left = self.differing(zones, own, false);
-        let ids = left.iter().filter_map(|record| Some(zones.rows.get(&id_of(record))?.master));
-        let name = |id| zones.masters.values().find(|(its, _)| *its == id).map(|(_, name)| name.clone());
-        let on: BTreeSet<String> = ids.filter_map(name).collect();
+        // As it is called now, or was when they were made where it is in another namespace.
+        let master = |record: &&Arc<Outline>| {
+            let id = zones.rows.get(&id_of(record))?.master;
+            let here = zones.masters.values().find(|(its, _)| *its == id).map(|(_, name)| name.clone());
+            here.or_else(|| Some(record.master.as_ref()?.name.clone()))
+        };
+        let on: BTreeSet<String> = left.iter().filter_map(master).collect();
         (!left.is_empty()).then(|| NetworkError::LeftBehind {
             count: left.len(),
             on: on.into_iter().collect(),
