@@ -38,43 +38,49 @@ pub fn eq128(a: [u64; 2], b: [u64; 2]) -> u32 {
     differs ^ 1
 }
 
-/// The bytes of a field of a map's value as one number in memory order: for comparing and masking, not for arithmetic.
+/// The bytes of an address as one number in memory order: for comparing and masking, not for arithmetic.
 #[inline(always)]
-pub fn raw4(bytes: &[u8; 4]) -> u32 {
+pub fn raw4(bytes: [u8; 4]) -> u32 {
+    u32::from_ne_bytes(bytes)
+}
+
+/// The bytes of an address as two numbers in memory order: for comparing and masking, not for arithmetic.
+#[inline(always)]
+pub fn raw16(bytes: [u8; 16]) -> [u64; 2] {
+    let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = bytes;
+    [u64::from_ne_bytes([a, b, c, d, e, f, g, h]), u64::from_ne_bytes([i, j, k, l, m, n, o, p])]
+}
+
+/// As [`raw4`], of a field of a map's value.
+///
+/// # Safety
+///
+/// The field lies on a multiple of four: LLVM, which would read its bytes one by one, is told so.
+#[inline(always)]
+pub unsafe fn field4(bytes: &[u8; 4]) -> u32 {
     #[cfg(target_arch = "bpf")]
-    // SAFETY: The fields of map values that are read by this lie on a multiple of four, see `abi`, and values on one of
-    // eight. Without being told so LLVM would read bytes one by one.
+    // SAFETY: Four bytes are there, and lie as the caller says.
     unsafe {
         bytes.as_ptr().cast::<u32>().read()
     }
     #[cfg(not(target_arch = "bpf"))]
-    u32::from_ne_bytes(*bytes)
+    raw4(*bytes)
 }
 
-/// The bytes of a field of a map's value as two numbers in memory order: for comparing and masking, not for arithmetic.
+/// As [`raw16`], of a field of a map's value.
+///
+/// # Safety
+///
+/// As of [`field4`], with a multiple of eight.
 #[inline(always)]
-pub fn raw16(bytes: &[u8; 16]) -> [u64; 2] {
+pub unsafe fn field16(bytes: &[u8; 16]) -> [u64; 2] {
     #[cfg(target_arch = "bpf")]
-    // SAFETY: As in `raw4`, with a multiple of eight.
+    // SAFETY: As in `field4`.
     unsafe {
         bytes.as_ptr().cast::<[u64; 2]>().read()
     }
     #[cfg(not(target_arch = "bpf"))]
-    {
-        let word = |at: usize| {
-            u64::from_ne_bytes([
-                bytes[at],
-                bytes[at + 1],
-                bytes[at + 2],
-                bytes[at + 3],
-                bytes[at + 4],
-                bytes[at + 5],
-                bytes[at + 6],
-                bytes[at + 7],
-            ])
-        };
-        [word(0), word(8)]
-    }
+    raw16(*bytes)
 }
 
 /// The bytes of an address from [`raw4`].
@@ -113,8 +119,8 @@ mod tests {
 
     #[test]
     fn raw_values_keep_the_order_of_bytes() {
-        assert_eq!(bytes4(raw4(&[1, 2, 3, 4])), [1, 2, 3, 4]);
+        assert_eq!(bytes4(raw4([1, 2, 3, 4])), [1, 2, 3, 4]);
         let bytes = [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16];
-        assert_eq!(bytes16(raw16(&bytes)), bytes);
+        assert_eq!(bytes16(raw16(bytes)), bytes);
     }
 }

@@ -7,6 +7,7 @@
 
 pub mod abi;
 pub mod bits;
+pub mod checksum;
 pub mod drop_reason;
 pub mod packet;
 pub mod reply;

@@ -6,10 +6,10 @@
 
 use crate::{
     abi::{
-        Endpoint, Master, PortRange, ZoneSlot, endpoint_flags, kind, mode, word_place, zone_flags,
-        zone_verdict,
+        Endpoint, Master, PortRange, Prefix4, Prefix6, ZoneSlot, endpoint_flags, kind, mode, word_place,
+        zone_flags, zone_verdict,
     },
-    bits::{eq32, eq128, raw4, raw16},
+    bits::{eq32, eq128, field4, field16},
     drop_reason::DropReason,
     packet::{Facts, bit, l3},
 };
@@ -169,7 +169,8 @@ fn egress_arp(facts: &Facts, endpoint: &Endpoint, rules: &impl Rules) -> Decisio
     if form & (own4(endpoint, facts.source4) | probe) == 0 {
         return Decision::deny(DropReason::SourceArp);
     }
-    let gateway = eq32(target, raw4(&endpoint.gateway_v4)) & (eq32(target, 0) ^ 1);
+    // SAFETY: `abi` holds it to a multiple of four.
+    let gateway = eq32(target, unsafe { field4(&endpoint.gateway_v4) }) & (eq32(target, 0) ^ 1);
     // Whoever probes for an address has none that could lie in the zone: unanswered, they would take this one.
     let defence = u32::from(facts.bits & bit::ARP_DEFENCE != 0);
     let known = own4(endpoint, target) | gateway | defence;
@@ -254,7 +255,9 @@ fn egress6(facts: &Facts, endpoint: &Endpoint, rules: &impl Rules) -> Decision {
         let free = bits & bit::ICMPV6 != 0 || slot.flags & zone_flags::HAS_V6 != 0;
         return if free { Decision::PASS } else { Decision::deny(DropReason::LinkLocal) };
     }
-    let gateway = asks && eq128(target, raw16(&endpoint.gateway_v6)) != 0 && eq128(target, [0, 0]) == 0;
+    // SAFETY: `abi` holds it to a multiple of eight.
+    let gateway =
+        asks && eq128(target, unsafe { field16(&endpoint.gateway_v6) }) != 0 && eq128(target, [0, 0]) == 0;
     if gateway {
         return Decision::PASS;
     }
@@ -330,11 +333,13 @@ fn leases(endpoint: &Endpoint) -> u32 {
 /// 1 if the endpoint may send from `address`. An unused slot is zero, and zero is nobody's.
 #[inline(always)]
 fn own4(endpoint: &Endpoint, address: u32) -> u32 {
-    let mut found = eq32(raw4(&endpoint.v4[0]), address);
+    // SAFETY: `abi` holds them to multiples of four.
+    let own = |i: usize| unsafe { field4(&endpoint.v4[i]) };
+    let mut found = eq32(own(0), address);
     // Few have more than one.
     let mut i = if found == 0 { 1 } else { endpoint.v4.len() };
     while i < endpoint.v4.len() {
-        found |= eq32(raw4(&endpoint.v4[i]), address);
+        found |= eq32(own(i), address);
         i += 1;
     }
     found & (eq32(address, 0) ^ 1)
@@ -343,14 +348,17 @@ fn own4(endpoint: &Endpoint, address: u32) -> u32 {
 /// 1 if the endpoint may send from `address`, its link-local address included.
 #[inline(always)]
 fn own6(endpoint: &Endpoint, address: [u64; 2]) -> u32 {
-    let mut found = eq128(raw16(&endpoint.v6[0]), address);
+    // SAFETY: `abi` holds them to multiples of eight.
+    let own = |i: usize| unsafe { field16(&endpoint.v6[i]) };
+    let mut found = eq128(own(0), address);
     let mut i = endpoint.v6.len();
     if found == 0 {
-        found = eq128(raw16(&endpoint.link_local), address);
+        // SAFETY: As above.
+        found = eq128(unsafe { field16(&endpoint.link_local) }, address);
         i = 1;
     }
     while i < endpoint.v6.len() {
-        found |= eq128(raw16(&endpoint.v6[i]), address);
+        found |= eq128(own(i), address);
         i += 1;
     }
     found & (eq128(address, [0, 0]) ^ 1)
@@ -431,10 +439,36 @@ fn outside(slot: &ZoneSlot, rule: u32) -> Decision {
     Decision(Decision::deny(DropReason::ZoneDeny).0 | Decision::by_rule(rule).0 | told)
 }
 
+/// A prefix in numbers as [`field4`] and [`field16`] have them.
+struct Parts<T> {
+    net: T,
+    mask: T,
+}
+
+/// # Safety
+///
+/// The prefix lies on a multiple of four.
+#[inline(always)]
+unsafe fn parts4(prefix: &Prefix4) -> Parts<u32> {
+    // SAFETY: Each part is as long as that.
+    unsafe { Parts { net: field4(&prefix.net), mask: field4(&prefix.mask) } }
+}
+
+/// # Safety
+///
+/// The prefix lies on a multiple of eight.
+#[inline(always)]
+unsafe fn parts6(prefix: &Prefix6) -> Parts<[u64; 2]> {
+    // SAFETY: Each part is a multiple of that long.
+    unsafe { Parts { net: field16(&prefix.net), mask: field16(&prefix.mask) } }
+}
+
 /// What the zone says of `address`: the word of the longest prefix around it.
 #[inline(always)]
 fn entry4(slot: &ZoneSlot, index: u32, rules: &impl Rules, address: u32) -> u32 {
-    if eq32(address & raw4(&slot.near_v4.mask), raw4(&slot.near_v4.net)) != 0 {
+    // SAFETY: Of a slot, whose prefixes `abi` holds to multiples of four.
+    let near = unsafe { parts4(&slot.near_v4) };
+    if eq32(address & near.mask, near.net) != 0 {
         return slot.near_word_v4;
     }
     if slot.flags & zone_flags::TRIE_V4 != 0 {
@@ -442,8 +476,9 @@ fn entry4(slot: &ZoneSlot, index: u32, rules: &impl Rules, address: u32) -> u32 
     }
     let mut i = 0;
     while i < slot.v4.len() {
-        let prefix = &slot.v4[i];
-        if address & raw4(&prefix.mask) == raw4(&prefix.net) {
+        // SAFETY: As above.
+        let prefix = unsafe { parts4(&slot.v4[i]) };
+        if address & prefix.mask == prefix.net {
             return slot.words_v4[word_place(i)];
         }
         i += 1;
@@ -454,8 +489,9 @@ fn entry4(slot: &ZoneSlot, index: u32, rules: &impl Rules, address: u32) -> u32 
 /// As [`entry4`].
 #[inline(always)]
 fn entry6(slot: &ZoneSlot, index: u32, rules: &impl Rules, address: [u64; 2]) -> u32 {
-    let mask = raw16(&slot.near_v6.mask);
-    if eq128([address[0] & mask[0], address[1] & mask[1]], raw16(&slot.near_v6.net)) != 0 {
+    // SAFETY: Of a slot, whose prefixes `abi` holds to multiples of eight.
+    let Parts { net, mask } = unsafe { parts6(&slot.near_v6) };
+    if eq128([address[0] & mask[0], address[1] & mask[1]], net) != 0 {
         return slot.near_word_v6;
     }
     if slot.flags & zone_flags::TRIE_V6 != 0 {
@@ -463,8 +499,8 @@ fn entry6(slot: &ZoneSlot, index: u32, rules: &impl Rules, address: [u64; 2]) ->
     }
     let mut i = 0;
     while i < slot.v6.len() {
-        let prefix = &slot.v6[i];
-        let (mask, net) = (raw16(&prefix.mask), raw16(&prefix.net));
+        // SAFETY: As above.
+        let Parts { net, mask } = unsafe { parts6(&slot.v6[i]) };
         if (address[0] & mask[0] ^ net[0]) | (address[1] & mask[1] ^ net[1]) == 0 {
             return slot.words_v6[word_place(i)];
         }

@@ -21,10 +21,14 @@ use serde_json::{Value, json};
 
 /// Defines the network that `common::node::conf` describes.
 fn define(node: &Node, namespace: &str, zone: &Value) {
-    let conf = conf(&["10.12.34.200/24"], Some(zone)).to_string();
+    define_conf(node, namespace, &conf(&["10.12.34.200/24"], Some(zone)));
+}
+
+/// Defines a network of this configuration.
+fn define_conf(node: &Node, namespace: &str, conf: &Value) {
     let nad = json!({
         "apiVersion": "k8s.cni.cncf.io/v1", "kind": "NetworkAttachmentDefinition",
-        "metadata": { "name": "privatezone", "namespace": namespace }, "spec": { "config": conf },
+        "metadata": { "name": conf["name"], "namespace": namespace }, "spec": { "config": conf.to_string() },
     });
     let path = directory(node).join(format!("{namespace}.json"));
     std::fs::create_dir_all(directory(node)).expect("made");
@@ -129,6 +133,91 @@ fn two_networks_of_one_name_are_not_taken_for_each_other() {
     let other = std::net::Ipv4Addr::new(10, 12, 34, 201);
     agent.eventually("its own network is in force", || leaves(&node, &known, other, INTERNET).then_some(()));
     assert!(is_enforced(&node, &pod));
+}
+
+#[test]
+fn a_record_from_before_the_maps_were_lost_names_nobody_elses_row() {
+    let node = Node::new(&json!({ "unknownSource": "drop" }));
+    let mut other = conf(&["10.12.34.201/24"], Some(&private()));
+    other["name"] = json!("other");
+    let stale = node.pod_with(other.clone());
+    // What is down is not seen on the master, and so has no row in the maps that are made anew.
+    stale.netns.ip("link set net1 down");
+    node.uninstall();
+    let pod = node.pod(&["10.12.34.200/24"], Some(&private()));
+    let numbers = |pod: &Pod| record(&node, pod).1["endpoint"].clone();
+    assert_eq!(numbers(&stale), numbers(&pod), "ids and generations begin anew with the maps");
+    other["zone"] = open();
+    define_conf(&node, "default", &other);
+    let agent = Agent::start(&node);
+    agent.passes();
+    assert!(is_enforced(&node, &pod), "it has the zone of another pod's network");
+    assert_eq!(agent.value("netpath_zone_changes_total", &[]), Some(0));
+    for (network, expected) in [("privatezone", true), ("other", false)] {
+        let label = format!("network=\"{network}\"");
+        let counted = agent.value("netpath_pod_transmit_packets_total", &[&label]);
+        assert_eq!(counted.is_some(), expected, "{network}");
+    }
+}
+
+/// Another master of the node.
+const OTHER: &str = "other0";
+
+/// The network that `common::node::conf` describes, on the other master.
+fn moved(address: &str, zone: &Value) -> Value {
+    let mut conf = conf(&[address], Some(zone));
+    conf["master"] = json!(OTHER);
+    conf
+}
+
+#[test]
+fn a_network_that_moves_to_another_master_leaves_its_pods_as_they_are_and_says_so() {
+    let node = Node::new(&json!({ "unknownSource": "drop" }));
+    node.netns.ip(&format!("link add {OTHER} type veth peer name other1"));
+    node.netns.ip(&format!("link set {OTHER} up"));
+    node.write(&node.root.masters(), &json!({ MASTER: {}, OTHER: {} }));
+    define(&node, "default", &private());
+    let agent = Agent::start(&node);
+    let pod = node.pod(&["10.12.34.200/24"], Some(&private()));
+    assert!(is_enforced(&node, &pod));
+    let refused = || agent.value("netpath_network_refused", &["name=\"privatezone\""]);
+    let changes = || agent.value("netpath_zone_changes_total", &[]).expect("counted");
+    // Nothing is withheld from who has what the definition says, wherever it lies.
+    define_conf(&node, "default", &moved("10.12.34.200/24", &private()));
+    agent.passes();
+    assert_eq!((refused(), changes()), (None, 0));
+
+    define_conf(&node, "default", &moved("10.12.34.200/24", &open()));
+    agent.eventually("it is said", refused);
+    agent.says(&["cannot be put in force", "1 of its attachments", MASTER, OTHER]);
+    assert!(is_enforced(&node, &pod), "the zone was written for another wire");
+    let in_force = "its zone is in force";
+    assert!(!agent.log.lock().expect("ours").contains(in_force), "nothing is in force");
+    // Who is made now lies there, and is who an edit is for.
+    let new = node.pod_with(moved("10.12.34.201/24", &open()));
+    assert_eq!(changes(), 0);
+    define_conf(&node, "default", &moved("10.12.34.201/24", &private()));
+    agent.eventually("it is in force there", || (changes() == 1).then_some(()));
+    agent.says(&[in_force, &format!("master=\"{OTHER}\""), "attachments=1"]);
+    agent.eventually("all have the same again", || refused().is_none().then_some(()));
+    define_conf(&node, "default", &moved("10.12.34.201/24", &open()));
+    agent.eventually("one lies elsewhere", refused);
+    // It moves back: now it is the other one that stays behind.
+    let mut another = open();
+    another["allow"] = json!(["8.0.0.0/8", "172.16.5.0/24"]);
+    define(&node, "default", &another);
+    agent.eventually("it is open", || leaves(&node, &pod, POD, INTERNET).then_some(()));
+    assert_eq!(agent.eventually("the other one is told of", refused), 1);
+    node.delete(&new);
+    agent.eventually("nobody is left", || refused().is_none().then_some(()));
+    // A master that is not here is no matter of other nodes where pods of the network run.
+    let mut gone = moved("10.12.34.200/24", &private());
+    gone["master"] = json!("gone0");
+    define_conf(&node, "default", &gone);
+    agent.says(&["cannot be put in force", "no link `gone0`"]);
+    assert!(leaves(&node, &pod, POD, INTERNET), "what is in force stays");
+    node.delete(&pod);
+    agent.eventually("it is other nodes' matter", || refused().is_none().then_some(()));
 }
 
 #[test]

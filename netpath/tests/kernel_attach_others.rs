@@ -3,7 +3,9 @@
 
 mod common;
 
-use std::process::Command;
+use std::io::{BufRead as _, BufReader};
+use std::process::{Command, Stdio};
+use std::sync::mpsc;
 
 use aya::Ebpf;
 use aya::programs::tc::{NlOptions, TcAttachOptions, qdisc_add_clsact};
@@ -11,8 +13,8 @@ use aya::programs::{LinkOrder, SchedClassifier, TcAttachType};
 use common::enforce::{
     POD, alerts, all_live, by_clsact, is_enforced, is_well, leaves, policed, private, ways,
 };
-use common::node::{INTERNET, MASTER, Node, conf};
-use common::{NetNs, run};
+use common::node::{INTERNET, MASTER, Node, WIRE, conf};
+use common::{NetNs, PATIENCE, eventually, run};
 use netpath::kernel::bpf::maps::Maps;
 use netpath::kernel::bpf::object::{self, Settings};
 use netpath_ebpf::abi::{Master, unknown_source};
@@ -171,6 +173,65 @@ fn a_priority_that_is_taken_is_a_named_error() {
     node.netns.exec(&format!("tc filter del dev {MASTER} egress prio 1"));
     let pod = policed(&node);
     assert!(is_enforced(&node, &pod));
+}
+
+/// What the kernel says of the far end of the wire while `run` runs: a veth's other end is given other offloads whenever a program
+/// comes to the master's XDP hook or goes from it.
+#[track_caller]
+fn heard_at_the_far_end(node: &Node, run: impl FnOnce()) -> Vec<String> {
+    let mut command = Command::new("ip");
+    command.args(["-o", "monitor", "link", "dev", WIRE]).stdout(Stdio::piped());
+    let mut monitor = node.outside.within(|| command.spawn()).expect("ip is installed");
+    let (sender, lines) = mpsc::channel();
+    let output = BufReader::new(monitor.stdout.take().expect("piped"));
+    let reader = std::thread::spawn(move || {
+        output.lines().map_while(Result::ok).try_for_each(|line| sender.send(line)).ok();
+    });
+    // `ip` prints no alias in a line, and a group it does.
+    let fence = |group: &str| node.outside.ip(&format!("link set {WIRE} group {group}"));
+    let is_fence = |line: &String, group: &str| line.contains(&format!("group {group} "));
+    eventually(PATIENCE, "it listens", || {
+        fence("7001");
+        fence("7002");
+        lines.try_iter().find(|line| is_fence(line, "7002"))
+    });
+    fence("7003");
+    let next = || lines.recv_timeout(PATIENCE).expect("it hears what is done");
+    while !is_fence(&next(), "7003") {}
+    run();
+    fence("7004");
+    let mut heard = Vec::new();
+    loop {
+        match next() {
+            line if is_fence(&line, "7004") => break,
+            line => heard.push(line),
+        }
+    }
+    monitor.kill().expect("it runs");
+    monitor.wait().expect("ours");
+    reader.join().expect("it does not panic");
+    heard
+}
+
+/// To take an XDP program many a NIC stops for a moment, with the node's own traffic.
+#[test]
+fn xdp_is_not_asked_for_before_everything_else_is_in_place() {
+    let entry = json!({ "tc": "clsact", "xdp": "native" });
+    let node = Node::new(&entry);
+    node.netns.exec(&format!("tc qdisc add dev {MASTER} clsact"));
+    for hook in ["ingress", "egress"] {
+        let filter = format!("dev {MASTER} {hook} prio 1");
+        node.netns.exec(&format!("tc filter add {filter} protocol ip u32 match u32 0 0 flowid 1:1"));
+        let heard = heard_at_the_far_end(&node, || {
+            let program = format!("cannot attach program `{hook}`");
+            refused(&node, &[&program, "priority 1"]);
+        });
+        assert_eq!(heard, Vec::<String>::new(), "{hook} failed, and XDP was asked for");
+        node.netns.exec(&format!("tc filter del {filter}"));
+    }
+    let heard = heard_at_the_far_end(&node, || drop(policed(&node)));
+    assert!(!heard.is_empty(), "a program that comes is not heard, so that its absence says nothing");
+    all_live(&node, &entry);
 }
 
 /// Pins the program `xdp` of a stranger, for `ip` to attach it: without a link, as most do.

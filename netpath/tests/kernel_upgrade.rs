@@ -139,7 +139,7 @@ fn zones_are_replaced_a_thousand_times_under_a_flood() {
     let row = maps.zones().expect("readable")[0].id;
     under_flood(&node, &refs(&pods), || {
         let running =
-            police::running(&maps, 1, &records(&node), |record| record.network.as_str() == "privatezone")
+            police::running(&maps, &records(&node), |record| record.network.as_str() == "privatezone")
                 .expect("readable");
         assert_eq!(running.len(), 3);
         for round in 0..times(1000) {
@@ -191,7 +191,7 @@ fn zones_are_replaced_where_membarrier_is_refused() {
             refuse_membarrier();
             let mut maps = node.maps();
             let running =
-                police::running(&maps, 1, &records(&node), |record| record.network.as_str() == "privatezone")
+                police::running(&maps, &records(&node), |record| record.network.as_str() == "privatezone")
                     .expect("readable");
             for round in 0..times(100) {
                 let zone = &zones[(round % 2) as usize].1;

@@ -2,7 +2,10 @@
 
 use core::arch::asm;
 
-use aya_ebpf::helpers::bpf_get_smp_processor_id;
+use aya_ebpf::{
+    bindings::__sk_buff,
+    helpers::{bpf_get_smp_processor_id, bpf_skb_load_bytes},
+};
 use netpath_ebpf::{
     abi::{Counters, DropEvent, MasterCounters, REASON_SLOTS, RuleCounters, ZONE_RULES, direction},
     bits::opaque,
@@ -21,6 +24,38 @@ pub(crate) struct Size {
     pub packets: u64,
     /// Bytes on the wire without FCS.
     pub bytes: u64,
+}
+
+/// What a received frame counts for: merged packets (GRO) had a header each on the wire.
+#[inline(always)]
+pub(crate) fn received_size(skb: *mut __sk_buff) -> Size {
+    // SAFETY: The context is valid.
+    let (length, segments) = unsafe { ((*skb).len, (*skb).gso_segs) };
+    if segments <= 1 {
+        return Size { packets: 1, bytes: u64::from(length) };
+    }
+    let headers = u64::from(header_length(skb));
+    let segments = u64::from(segments);
+    Size { packets: segments, bytes: u64::from(length) + (segments - 1) * headers }
+}
+
+/// Length of Ethernet, IP and transport headers of a merged TCP or UDP packet.
+#[inline(never)]
+fn header_length(skb: *mut __sk_buff) -> u32 {
+    let byte = |offset: u32| {
+        let mut value = 0u8;
+        // SAFETY: One byte is written to one byte.
+        let ok = unsafe { bpf_skb_load_bytes(skb.cast(), offset, (&raw mut value).cast(), 1) };
+        if ok == 0 { u32::from(value) } else { 0 }
+    };
+    let (transport, protocol) = match byte(14) >> 4 {
+        4 => (14 + (byte(14) & 15) * 4, byte(23)),
+        _ => (54, byte(20)),
+    };
+    match protocol {
+        6 => transport + (byte(transport + 12) >> 4) * 4,
+        _ => transport + 8,
+    }
 }
 
 /// This CPU's counters of an endpoint.

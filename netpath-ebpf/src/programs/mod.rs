@@ -12,10 +12,10 @@ mod settle;
 
 use core::arch::asm;
 
-use account::{Drop, Size, counters, master_counters, report, rule_counters};
+use account::{Drop, Size, counters, master_counters, received_size, report, rule_counters};
 use aya_ebpf::{
     bindings::{__sk_buff, TC_ACT_SHOT, TC_ACT_UNSPEC, xdp_action, xdp_md},
-    helpers::{bpf_skb_load_bytes, bpf_xdp_adjust_meta},
+    helpers::bpf_xdp_adjust_meta,
     macros::{classifier, xdp},
     programs::{TcContext, XdpContext},
 };
@@ -142,6 +142,21 @@ fn is_hosts(row: &Endpoint, mac_raw: u64) -> bool {
     true
 }
 
+/// An endpoint, and whether its frames are judged. That is asked once for each frame: the row may be replaced meanwhile, and
+/// a frame that was not read would be judged by what is known of another one.
+#[derive(Clone, Copy)]
+struct Party<'a> {
+    row: &'a Endpoint,
+    judged: bool,
+}
+
+impl<'a> Party<'a> {
+    #[inline(always)]
+    fn of(row: &'a Endpoint) -> Self {
+        Self { row, judged: verdict::is_judged(row) }
+    }
+}
+
 /// What is done with a frame that an endpoint sent.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Sent {
@@ -153,10 +168,11 @@ enum Sent {
     Rejected,
 }
 
-/// Judges what `row` sent and counts it, a pass only where `counts`.
+/// Judges what `party` sent, as its facts are in `scratch`, and counts it, a pass only where `counts`.
 #[inline(always)]
-fn sent(row: &Endpoint, ethernet: &Ethernet, scratch: *mut Scratch, size: Size, counts: bool) -> Sent {
-    let decision = match verdict::is_judged(row) {
+fn sent(party: Party<'_>, ethernet: &Ethernet, scratch: *mut Scratch, size: Size, counts: bool) -> Sent {
+    let Party { row, judged } = party;
+    let decision = match judged {
         // SAFETY: This CPU's map value.
         true => Decision::from_bits(judge_sent(row, unsafe { &raw const (*scratch).facts })),
         false => Decision::PASS,
@@ -208,16 +224,17 @@ fn sent(row: &Endpoint, ethernet: &Ethernet, scratch: *mut Scratch, size: Size, 
     }
 }
 
-/// Judges what is for `row`; counts it if `passed` says that a pass is counted here. True: it passes.
+/// Judges what is for `party`; counts it if `passed` says that a pass is counted here. True: it passes.
 #[inline(always)]
 fn received(
-    row: &Endpoint,
+    party: Party<'_>,
     ethernet: &Ethernet,
     scratch: *mut Scratch,
     size: Size,
     claim: impl FnOnce() -> bool,
 ) -> bool {
-    let decision = match verdict::is_judged(row) {
+    let Party { row, judged } = party;
+    let decision = match judged {
         // SAFETY: This CPU's map value.
         true => Decision::from_bits(judge_received(row, unsafe { &raw const (*scratch).facts })),
         false => Decision::PASS,
@@ -307,12 +324,13 @@ pub(crate) fn egress(ctx: TcContext) -> i32 {
     if let Some(offence) = sender::borrowed_mac(skb, row) {
         return tell_offence(offence, &ethernet, frame_length(skb), scratch, size);
     }
-    if verdict::is_judged(row) {
+    let party = Party::of(row);
+    if party.judged {
         let View { tagged, skip, .. } = view;
         let reading = Reading { ethertype: ethernet.ethertype, tagged, skip, leaves: true, unsettled };
         read_skb(skb, reading.to_bits(), scratch);
     }
-    match sent(row, &ethernet, scratch, size, view.counts) {
+    match sent(party, &ethernet, scratch, size, view.counts) {
         Sent::Passed => NEXT,
         // Through a VLAN interface: what that denies is answered there.
         Sent::Rejected if view.counts => answer(skb, scratch),
@@ -446,23 +464,23 @@ pub(crate) fn ingress(ctx: TcContext) -> i32 {
     if let Some(offence) = offence {
         return tell_offence(offence, &ethernet, frame_length(skb), scratch, size);
     }
-    let judged = receiver.is_some_and(verdict::is_judged) || sender.is_some_and(verdict::is_judged);
-    if judged {
+    let (receiver, sender) = (receiver.map(Party::of), sender.map(Party::of));
+    if receiver.is_some_and(|it| it.judged) || sender.is_some_and(|it| it.judged) {
         let (skip, leaves, unsettled) = (0, false, false);
         let reading = Reading { ethertype: ethernet.ethertype, tagged, skip, leaves, unsettled };
         read_skb(skb, reading.to_bits(), scratch);
     }
-    if let Some(row) = sender {
-        match sent(row, &ethernet, scratch, size, true) {
+    if let Some(party) = sender {
+        match sent(party, &ethernet, scratch, size, true) {
             Sent::Passed => {}
             Sent::Dropped => return SHOT,
             // What came by the wire is nobody's here, whatever it says: a host out there could have pods told anything.
-            Sent::Rejected if sender::is_its_own(skb, row) => return answer(skb, scratch),
+            Sent::Rejected if sender::is_its_own(skb, party.row) => return answer(skb, scratch),
             Sent::Rejected => return SHOT,
         }
     }
-    if let Some(row) = receiver {
-        if !received(row, &ethernet, scratch, size, || !stamped) {
+    if let Some(party) = receiver {
+        if !received(party, &ethernet, scratch, size, || !stamped) {
             return SHOT;
         }
     }
@@ -492,38 +510,6 @@ fn is_stamped(skb: *mut __sk_buff, stamp: u64) -> bool {
     }
 }
 
-/// What a received frame counts for: merged packets (GRO) had a header each on the wire.
-#[inline(always)]
-fn received_size(skb: *mut __sk_buff) -> Size {
-    // SAFETY: The context is valid.
-    let (length, segments) = unsafe { ((*skb).len, (*skb).gso_segs) };
-    if segments <= 1 {
-        return Size { packets: 1, bytes: u64::from(length) };
-    }
-    let headers = u64::from(header_length(skb));
-    let segments = u64::from(segments);
-    Size { packets: segments, bytes: u64::from(length) + (segments - 1) * headers }
-}
-
-/// Length of Ethernet, IP and transport headers of a merged TCP or UDP packet.
-#[inline(never)]
-fn header_length(skb: *mut __sk_buff) -> u32 {
-    let byte = |offset: u32| {
-        let mut value = 0u8;
-        // SAFETY: One byte is written to one byte.
-        let ok = unsafe { bpf_skb_load_bytes(skb.cast(), offset, (&raw mut value).cast(), 1) };
-        if ok == 0 { u32::from(value) } else { 0 }
-    };
-    let (transport, protocol) = match byte(14) >> 4 {
-        4 => (14 + (byte(14) & 15) * 4, byte(23)),
-        _ => (54, byte(20)),
-    };
-    match protocol {
-        6 => transport + (byte(transport + 12) >> 4) * 4,
-        _ => transport + 8,
-    }
-}
-
 /// Every frame from the wire, before the kernel has made a packet of it.
 #[xdp(frags)]
 pub(crate) fn xdp(ctx: XdpContext) -> u32 {
@@ -539,13 +525,14 @@ pub(crate) fn xdp(ctx: XdpContext) -> u32 {
     let Some(master) = MASTERS.get(u32::from(globals::master())) else { return xdp_action::XDP_PASS };
     let length = frame.length();
     let size = Size { packets: 1, bytes: u64::from(length) };
-    if verdict::is_judged(row) {
+    let party = Party::of(row);
+    if party.judged {
         read_buff(ctx.ctx, ethernet.ethertype.into(), length, scratch);
     }
     // A veth or a tap may hand over what the sender's offload has yet to cut: TC knows the segments.
     let whole = length <= u32::from(master.mtu) + packet::ETH_LEN + packet::TAG_LEN;
     let claim = || whole && stamp(ctx.ctx, master.stamp, ethernet.destination_raw);
-    match received(row, &ethernet, scratch, size, claim) {
+    match received(party, &ethernet, scratch, size, claim) {
         true => xdp_action::XDP_PASS,
         false => xdp_action::XDP_DROP,
     }

@@ -11,7 +11,8 @@ use aya_ebpf::{
 };
 use netpath_ebpf::{
     abi::SKB_SUMS_LEN,
-    packet::{ETH_ARP, ETH_IPV4, ETH_IPV6, ETH_VLAN, Facts, ICMP, ICMPV6, IPV4_HEAD, IPV6_HEAD, TAG_LEN, l3},
+    checksum,
+    packet::{ETH_ARP, ETH_IPV4, ETH_IPV6, ETH_VLAN, Facts, IPV4_HEAD, IPV6_HEAD, TAG_LEN},
 };
 
 use super::globals;
@@ -72,7 +73,7 @@ fn checksum_field(skb: *mut __sk_buff) -> Result<Option<i64>, ()> {
     }
     let place = bits(globals::skb_checksum() * 8 - from) as u32;
     let headroom = headroom(skb).ok_or(())?;
-    Ok(Some(i64::from(place as u16) + i64::from(place >> 16) - headroom))
+    Ok(Some(checksum::field(place as u16, (place >> 16) as u16, headroom)))
 }
 
 /// Whether the kernel will cut this frame, if it is to be cut, by the headers that were judged: it goes by the protocol
@@ -113,16 +114,7 @@ pub(crate) fn is_source_open(skb: *mut __sk_buff, ethertype: u16) -> bool {
         // Nothing is known of the frame.
         Err(()) => return true,
     };
-    // Where the addresses end.
-    let addresses = match ethertype {
-        ETH_IPV4 => 34,
-        ETH_IPV6 => 54,
-        // It has none that anybody could fill in.
-        ETH_ARP => return true,
-        // Of anything else only the MAC is looked at.
-        _ => 14,
-    };
-    field < addresses
+    checksum::is_over_source(field, ethertype)
 }
 
 /// Whether a checksum that is still to be filled in lies behind everything that is judged. True where the kernel does not
@@ -141,16 +133,5 @@ pub(crate) fn is_checksum_behind(skb: *mut __sk_buff, facts: &Facts, skip: u32) 
         Ok(None) => return true,
         Err(()) => return false,
     };
-    let transport = i64::from(facts.transport) + i64::from(skip);
-    let is_icmp = match facts.l3 {
-        l3::V4 => facts.protocol == ICMP,
-        l3::V6 => facts.protocol == ICMPV6,
-        _ => return false,
-    };
-    match is_icmp {
-        // Its type, target and options are judged, its own checksum is not; a kernel that balances load (IPVS) leaves that open.
-        true => field == transport + 2,
-        // Behind the ports.
-        false => transport + 4 <= field,
-    }
+    checksum::is_behind(field, facts, skip)
 }

@@ -224,8 +224,8 @@ impl Rules for Maps<'_> {
 
 /// Facts of a frame that may do everything, to and from addresses that are allowed.
 fn facts_of_another() -> Facts {
-    let (own4, near4) = (raw4(&model::POD4.octets()), raw4(&model::NEAR4.octets()));
-    let (own6, near6) = (raw16(&model::POD6.octets()), raw16(&model::NEAR6.octets()));
+    let (own4, near4) = (raw4(model::POD4.octets()), raw4(model::NEAR4.octets()));
+    let (own6, near6) = (raw16(model::POD6.octets()), raw16(model::NEAR6.octets()));
     Facts {
         source6: own6,
         destination6: near6,

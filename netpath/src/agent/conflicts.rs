@@ -20,7 +20,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use super::{
     Shared,
     ledger::Name,
-    listing::id_of,
+    listing::{id_of, id_of_row},
     metrics::name_of,
     notice::{Notices, Topic},
 };
@@ -91,7 +91,7 @@ impl Index {
         for (key, row) in rows.iter().filter(|(_, row)| row.kind == kind::ENDPOINT) {
             let Some((_, master)) = masters.iter().find(|(id, _)| *id == key.master) else { continue };
             // An ADD under way has not written down which row is its own; the next look finds it.
-            let Some(record) = records.get(&(row.id, row.generation)) else { continue };
+            let Some(record) = records.get(&id_of_row(key, row)) else { continue };
             let holder = Arc::new(Holder {
                 id: (row.id, row.generation),
                 key: *key,

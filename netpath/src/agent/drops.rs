@@ -69,7 +69,7 @@ fn read(shared: &Shared) -> Result<(), DropsError> {
     loop {
         let events = consumer.events(GRANT)?;
         let now = Instant::now();
-        names.learn(shared, &events)?;
+        names.learn(shared, &maps, &events)?;
         shared.report().drops_read += u64::try_from(events.len()).unwrap_or(u64::MAX);
         if let Some(report) = tally(now.duration_since(began), &LIMITS, &mut window, events) {
             tell(shared, &maps, &report, &names);
@@ -93,13 +93,19 @@ struct Names(HashMap<(u32, u32), Arc<Outline>>);
 
 impl Names {
     /// Looks at the records again where an event is of an attachment that is not known.
-    fn learn(&mut self, shared: &Shared, events: &[Event]) -> Result<(), PoliceError> {
+    fn learn(&mut self, shared: &Shared, maps: &Maps, events: &[Event]) -> Result<(), PoliceError> {
         let is_new =
             |event: &Event| event.endpoint != 0 && !self.0.contains_key(&(event.endpoint, event.generation));
         if events.iter().any(is_new) {
             let records = shared.records()?;
-            let with_row = records.iter().filter(|record| record.endpoint.is_some());
-            self.0 = with_row.map(|record| (id_of(record), Arc::clone(record))).collect();
+            let named = records.iter().filter_map(|record| {
+                let (id, generation, mac) = id_of(record);
+                record.endpoint?;
+                // An event outlives its row, so what is not known to be another's is its own.
+                let is_anothers = maps.owner(id, generation).ok().flatten().is_some_and(|key| key.mac != mac);
+                (!is_anothers).then(|| ((id, generation), Arc::clone(record)))
+            });
+            self.0 = named.collect();
         }
         Ok(())
     }

@@ -13,7 +13,7 @@ use super::{
     Shared,
     exposition::{Family, Labels, Text},
     ledger::{Id, Ledger, Live, Name, Series, Totals},
-    listing::{Outlines, id_of},
+    listing::{Outlines, id_of, id_of_row},
     watch::What,
 };
 use crate::{
@@ -146,7 +146,7 @@ impl Scraper {
                 _ => {
                     let named: HashMap<_, _> = records.iter().map(|record| (id_of(record), record)).collect();
                     let live = own().filter_map(|(key, row)| {
-                        let record = named.get(&(row.id, row.generation))?;
+                        let record = named.get(&id_of_row(key, row))?;
                         let master = masters.iter().find(|(id, _)| *id == key.master);
                         let master = master.map_or_else(String::new, |(_, row)| text(&row.name));
                         let id = Id { id: row.id, generation: row.generation };
@@ -243,10 +243,16 @@ fn of_pods(shown: &[Shown<'_>], out: &mut Text) {
     }
 }
 
-/// A number for each reason that ever was one.
+/// A number for each reason that ever was one. Those that only a newer version knows have one label, and so are one number: a
+/// series that stands in the text twice makes all of it invalid.
 fn counted_reasons(reasons: &[u64; REASON_SLOTS]) -> impl Iterator<Item = (&'static str, u64)> {
-    let counted = (0u8..).zip(*reasons).filter(|(_, count)| *count != 0);
-    counted.map(|(number, count)| (Reason::from_number(number).label(), count))
+    let reasons = (0u8..).zip(*reasons).map(|(number, count)| (Reason::from_number(number), count));
+    let (known, newer): (Vec<_>, Vec<_>) = reasons
+        .filter(|(_, count)| *count != 0)
+        .map(|(reason, count)| (reason.label(), count))
+        .partition(|(label, _)| *label != Reason::NEWER);
+    let sum = newer.into_iter().map(|(_, count)| count).reduce(u64::saturating_add);
+    known.into_iter().chain(sum.map(|sum| (Reason::NEWER, sum)))
 }
 
 /// The pod's interface.
@@ -420,4 +426,24 @@ fn count_of(number: usize) -> u64 {
 
 fn seconds() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
+}
+
+#[cfg(test)]
+mod tests {
+    use netpath_ebpf::drop_reason::DropReason;
+
+    use super::*;
+
+    #[test]
+    fn reasons_of_a_newer_version_are_one_number() {
+        let known = usize::from(DropReason::Malformed as u8);
+        let mut reasons = [0; REASON_SLOTS];
+        reasons[known] = 5;
+        (reasons[REASON_SLOTS - 2], reasons[REASON_SLOTS - 1]) = (2, 3);
+        let counted: Vec<_> = counted_reasons(&reasons).collect();
+        assert_eq!(counted, [(DropReason::Malformed.label(), 5), ("newer", 5)]);
+        reasons[REASON_SLOTS - 1] = u64::MAX;
+        assert_eq!(counted_reasons(&reasons).last(), Some(("newer", u64::MAX)), "a sum does not go round");
+        assert_eq!(counted_reasons(&[0; REASON_SLOTS]).next(), None);
+    }
 }

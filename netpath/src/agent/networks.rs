@@ -19,7 +19,7 @@ use crate::{
         netlink::{Link, Netlink},
     },
     plugin::full,
-    police::{self, Network, NetworkError, PoliceError, recorded_zone},
+    police::{self, InForce, Network, NetworkError, PoliceError, recorded_zone},
     state::{self, Fingerprint, Outline},
     zone::{Masters, compile},
 };
@@ -27,9 +27,13 @@ use crate::{
 /// A definition as it was read: nothing where it is another plugin's, or why it cannot be read.
 type Read = Result<Option<Arc<Network>>, String>;
 
-/// What a network comes to: its zone, digest and mode of it.
+/// What a network comes to: its master, its zone, digest and mode of it.
 #[derive(Clone, Debug)]
 struct Outcome {
+    /// Index of the master.
+    master: u32,
+    /// Its name.
+    master_name: String,
     digest: Option<[u8; 16]>,
     mode: u8,
     /// As records have it.
@@ -39,14 +43,53 @@ struct Outcome {
 impl Outcome {
     /// Whether an attachment has it in force, or something else; `None` of one without a row.
     fn is_in_force(&self, zones: &Zones, record: &Outline) -> Option<bool> {
-        let (zone, mode) = zones.rows.get(&id_of(record))?;
-        Some(*mode == self.mode && zones.digests.get(zone) == self.digest.as_ref())
+        let row = zones.rows.get(&id_of(record))?;
+        Some(row.mode == self.mode && zones.digests.get(&row.zone) == self.digest.as_ref())
+    }
+
+    /// Whether an attachment lies on the network's master: an interface stays where it was made.
+    fn is_here(&self, zones: &Zones, record: &Outline) -> bool {
+        let master = zones.masters.get(&self.master).map(|(id, _)| *id);
+        zones.rows.get(&id_of(record)).is_some_and(|row| Some(row.master) == master)
+    }
+
+    /// Those of a network that have something else in force, and lie on the network's master or not.
+    fn differing<'a>(&self, zones: &Zones, own: &[&'a Arc<Outline>], is_here: bool) -> Vec<&'a Arc<Outline>> {
+        let differs = |record: &&&Arc<Outline>| {
+            self.is_in_force(zones, record) == Some(false) && self.is_here(zones, record) == is_here
+        };
+        own.iter().filter(differs).copied().collect()
+    }
+
+    /// Why it is not in force for all of its attachments.
+    fn left_behind(&self, zones: &Zones, own: &[&Arc<Outline>]) -> Option<NetworkError> {
+        let left = self.differing(zones, own, false);
+        // As it is called now, or was when they were made where it is in another namespace.
+        let master = |record: &&Arc<Outline>| {
+            let id = zones.rows.get(&id_of(record))?.master;
+            let here = zones.masters.values().find(|(its, _)| *its == id).map(|(_, name)| name.clone());
+            here.or_else(|| Some(record.master.as_ref()?.name.clone()))
+        };
+        let on: BTreeSet<String> = left.iter().filter_map(master).collect();
+        (!left.is_empty()).then(|| NetworkError::LeftBehind {
+            count: left.len(),
+            on: on.into_iter().collect(),
+            master: self.master_name.clone(),
+        })
     }
 
     /// Whether that is what the record says.
     fn is_recorded(&self, record: &Outline) -> bool {
         record.zone.as_ref().map(|zone| zone.compiled) == self.recorded.as_ref().map(|(content, _)| *content)
     }
+}
+
+/// What became of a network.
+pub(super) struct Put {
+    /// The master on which something else is in force now, and for how many attachments; `None` where nothing changed.
+    pub(super) changed: Option<(String, usize)>,
+    /// That it is not in force for all.
+    pub(super) left: Option<NetworkError>,
 }
 
 /// A record that does not have the zone that is in force, and the zone.
@@ -88,7 +131,7 @@ impl Networks {
         self.read.entry(name.to_owned()).or_insert_with(read).1.clone()
     }
 
-    /// Puts a network in force where it is not; whether anything changed.
+    /// Puts a network in force where it is not, on its master.
     #[expect(clippy::too_many_arguments, reason = "what it looks at is read once for all networks")]
     pub(super) fn put(
         &mut self,
@@ -100,13 +143,12 @@ impl Networks {
         (name, definition): (&str, &Definition),
         network: &Network,
         own: &[&Arc<Outline>],
-    ) -> Result<bool, NetworkError> {
-        let differs = |outcome: &Outcome| {
-            own.iter()
-                .any(|record| outcome.is_in_force(zones, record).is_some_and(|is_in_force| !is_in_force))
-        };
-        if self.outcomes.get(name).is_some_and(|(_, outcome)| !differs(outcome)) {
-            return Ok(false);
+    ) -> Result<Put, NetworkError> {
+        let differs = |outcome: &Outcome| !outcome.differing(zones, own, true).is_empty();
+        if let Some((_, outcome)) = self.outcomes.get(name)
+            && !differs(outcome)
+        {
+            return Ok(Put { changed: None, left: outcome.left_behind(zones, own) });
         }
         let resolved = network.resolve(masters, node)?;
         let name_of_zone = network.conf.name.as_str();
@@ -116,21 +158,23 @@ impl Networks {
         let recorded = resolved.zone.as_ref().map(|zone| recorded_zone(name_of_zone, zone)).transpose()?;
         let recorded = recorded.map(|zone| (Fingerprint::of(&zone.compiled), Arc::new(zone)));
         let zone = recorded.as_ref().map(|(_, zone)| Arc::clone(zone));
-        let outcome = Outcome { digest, mode, recorded };
-        let differs = differs(&outcome);
+        let (master, master_name) = (resolved.link.index, resolved.link.name.clone());
+        let outcome = Outcome { master, master_name: master_name.clone(), digest, mode, recorded };
+        let (differs, left) = (differs(&outcome), outcome.left_behind(zones, own));
         self.outcomes.insert(name.to_owned(), (definition.clone(), outcome));
-        let Some(maps) = maps.filter(|_| differs) else { return Ok(false) };
+        let Some(maps) = maps.filter(|_| differs) else { return Ok(Put { changed: None, left }) };
         // What a record does not say of itself was decided before, by all definitions.
         let own: BTreeSet<_> = own.iter().map(|record| (&record.container_id, &record.ifname)).collect();
         let is_meant = |record: &Outline| own.contains(&(&record.container_id, &record.ifname));
         let in_force = network.put_in_force(&shared.root, maps, &resolved, || shared.records(), is_meant)?;
-        let Some((applied, running)) = in_force else { return Ok(false) };
+        let Some(InForce { applied, running, .. }) = in_force else { return Ok(Put { changed: None, left }) };
         police::guard_new(&resolved, &running)?;
         let had_none = running.iter().map(|(record, _, _)| record).filter(|record| record.zone.is_none());
         had_none
             .into_iter()
             .try_for_each(|record| police::remember(&shared.root, record, zone.as_deref()))?;
-        Ok(applied.changed != 0 || !applied.rewritten.is_empty())
+        let is_changed = applied.changed != 0 || !applied.rewritten.is_empty();
+        Ok(Put { changed: is_changed.then_some((master_name, applied.endpoints)), left })
     }
 
     /// Those of its attachments whose records do not have what is in force.
@@ -162,7 +206,8 @@ fn read(name: &str, definition: &Definition) -> Result<Option<Network>, String> 
     }
 }
 
-/// Whether it is a network of other nodes: their masters are not here.
-pub(super) fn is_elsewhere(error: &NetworkError) -> bool {
+/// Whether it is a network of other nodes: their masters are not here, and none of its attachments is.
+pub(super) fn is_elsewhere(error: &NetworkError, zones: &Zones, own: &[&Arc<Outline>]) -> bool {
     matches!(error, NetworkError::NoMaster { .. } | NetworkError::NoDefault)
+        && !own.iter().any(|record| zones.rows.contains_key(&id_of(record)))
 }

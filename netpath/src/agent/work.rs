@@ -15,7 +15,7 @@ use super::{
     guards::Guards,
     installer::Installer,
     listing::{SandboxListing, Zones, id_of},
-    networks::{Networks, Unwritten, is_elsewhere},
+    networks::{Networks, Put, Unwritten, is_elsewhere},
     repair::{Repairs, missing},
     wish::Definition,
 };
@@ -364,33 +364,28 @@ impl<'a> Work<'a> {
                 .iter()
                 .filter(|record| network.is_of(record) && (record.nad.is_some() || is_alone))
                 .collect();
+            let (shared, what) = (self.shared, (name.as_str(), *definition));
             let result = match own.is_empty() {
                 true => self.check(name, definition, network, &masters, &mut node),
                 false => self
                     .networks
-                    .put(
-                        self.shared,
-                        &masters,
-                        &mut node,
-                        maps.as_mut(),
-                        &zones,
-                        (name, definition),
-                        network,
-                        &own,
-                    )
-                    .map_err(|error| (!is_elsewhere(&error)).then(|| full(&error))),
+                    .put(shared, &masters, &mut node, maps.as_mut(), &zones, what, network, &own)
+                    .map_err(|error| (!is_elsewhere(&error, &zones, &own)).then(|| full(&error))),
             };
             self.unwritten.extend(self.networks.unwritten(name, &zones, &own));
-            match result {
-                Ok(true) => {
-                    tracing::info!(network = name, "its zone is in force for the pods that run");
-                    self.shared.report().zone_changes += 1;
-                    // Whose records do not have it yet is seen when it is there.
-                    self.shared.wake();
+            let error = match result {
+                Ok(Put { changed, left }) => {
+                    if let Some((master, attachments)) = changed {
+                        tracing::info!(network = name, master, attachments, "its zone is in force");
+                        self.shared.report().zone_changes += 1;
+                        // Whose records do not have it yet is seen when it is there.
+                        self.shared.wake();
+                    }
+                    left.map(|error| full(&error))
                 }
-                Ok(false) | Err(None) => {}
-                Err(Some(error)) => drop(refused.insert((*name).clone(), (*definition, error))),
-            }
+                Err(error) => error,
+            };
+            refused.extend(error.map(|error| ((*name).clone(), (*definition, error))));
         }
         self.told.retain(|name, _| refused.contains_key(name));
         for (name, (definition, error)) in &refused {
@@ -418,18 +413,19 @@ impl<'a> Work<'a> {
         network: &Network,
         masters: &Masters,
         node: &mut Netlink,
-    ) -> Result<bool, Option<String>> {
+    ) -> Result<Put, Option<String>> {
         let known = self.checked.get(name).filter(|(its, word, _)| its == definition && word == masters);
         let error = match known {
             Some((_, _, error)) => error.clone(),
             None => {
                 let result = network.resolve(masters, node);
-                let error = result.err().filter(|error| !is_elsewhere(error)).map(|error| full(&error));
+                let error = result.err().filter(|error| !is_elsewhere(error, &Zones::default(), &[]));
+                let error = error.map(|error| full(&error));
                 self.checked.insert(name.to_owned(), (definition.clone(), masters.clone(), error.clone()));
                 error
             }
         };
-        error.map_or(Ok(false), |error| Err(Some(error)))
+        error.map_or(Ok(Put { changed: None, left: None }), |error| Err(Some(error)))
     }
 
     /// Says of a network that its last good zone stays, once for each mistake.

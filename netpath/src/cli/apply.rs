@@ -1,6 +1,6 @@
 //! `netpath apply`: a changed network for the pods that run.
 
-use std::{cell::RefCell, path::PathBuf, process::ExitCode};
+use std::{cell::RefCell, path::PathBuf, process::ExitCode, sync::Arc};
 
 use anyhow::Context;
 
@@ -13,7 +13,7 @@ use crate::{
         bpf::maps::{Maps, text},
         netlink::Netlink,
     },
-    police::{self, Applied, Network, NetworkError, Resolved, recorded_zone},
+    police::{self, Applied, InForce, Network, NetworkError, PoliceError, Resolved, recorded_zone},
     root::Root,
     state::{Known, Records},
     zone::{Masters, Zone},
@@ -84,7 +84,7 @@ fn apply(root: &Root, maps: &mut Maps, network: &Network, resolved: &Resolved) -
     let known = RefCell::new(Known::default());
     let records = || Ok(Records::new(root).outlines(&mut known.borrow_mut())?.into());
     match network.put_in_force(root, maps, resolved, records, |_| true)? {
-        Some((applied, running)) => {
+        Some(InForce { applied, running }) => {
             let zone = resolved.zone.as_ref().map(|zone| recorded_zone(name, zone)).transpose()?;
             police::guard_new(resolved, &running)?;
             for (record, _, _) in &running {
@@ -96,6 +96,16 @@ fn apply(root: &Root, maps: &mut Maps, network: &Network, resolved: &Resolved) -
             "{name}: valid, and {master} is not under police yet: no pod runs that it applies to"
         )),
     }
+    let records: Arc<[_]> = records().map_err(PoliceError::from)?;
+    match network.count_elsewhere(maps, resolved, &records)? {
+        0 => {}
+        1 => say(format_args!("    1 attachment of {name} lies on another master and keeps what it has")),
+        count => {
+            say(format_args!(
+                "    {count} attachments of {name} lie on other masters and keep what they have"
+            ));
+        }
+    }
     Ok(())
 }
 
@@ -104,7 +114,7 @@ fn summary(name: &str, master: &str, zone: Option<&Zone>, applied: &Applied) -> 
     let count = applied.endpoints;
     let pods = if count == 1 { "1 attachment".to_owned() } else { format!("{count} attachments") };
     if count == 0 {
-        return format!("{name} on {master}: valid; no attachment of it runs, the next one gets it");
+        return format!("{name} on {master}: valid; no attachment of it runs there, the next one gets it");
     }
     let Some(zone) = zone else {
         return format!("{name} on {master}: no zone; {pods} counted and not policed from now on");
@@ -188,7 +198,7 @@ mod tests {
         );
         assert_eq!(
             summary("net", "enp0s8", Some(&new), &Applied::default()),
-            "net on enp0s8: valid; no attachment of it runs, the next one gets it"
+            "net on enp0s8: valid; no attachment of it runs there, the next one gets it"
         );
     }
 }

@@ -20,6 +20,7 @@ use crate::{
         trees::Trees,
         zones::ZoneRow,
     },
+    police,
     root::Root,
     spec::Mac,
     state::{self, Record, Records, Torn},
@@ -151,9 +152,7 @@ impl View {
         let (masters, zones) = (maps.masters()?, maps.zones()?);
         let mut endpoints = Vec::new();
         for (key, row) in maps.endpoints()? {
-            let own = |record: &Record| {
-                record.endpoint.is_some_and(|own| (own.id, own.generation) == (row.id, row.generation))
-            };
+            let own = |record: &Record| police::is_row_of(record, &key, &row);
             let record = records.iter().position(own).map(|at| records.swap_remove(at));
             let master = masters.iter().find(|(id, _)| *id == key.master);
             let zone = zones.iter().find(|zone| row.zone != 0 && zone.id == row.zone);

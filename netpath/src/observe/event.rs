@@ -60,6 +60,9 @@ pub enum Reason {
 }
 
 impl Reason {
+    /// The label of all that are not known.
+    pub const NEWER: &str = "newer";
+
     /// The reason with this number.
     pub const fn from_number(number: u8) -> Self {
         match DropReason::from_number(number) {
@@ -76,11 +79,11 @@ impl Reason {
         }
     }
 
-    /// The stable label, where there can be no more than so many: all that are not known are `newer`.
+    /// The stable label, where there can be no more than so many: all that are not known have one.
     pub const fn label(self) -> &'static str {
         match self {
             Self::Known(reason) => reason.label(),
-            Self::Newer(_) => "newer",
+            Self::Newer(_) => Self::NEWER,
         }
     }
 

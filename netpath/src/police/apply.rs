@@ -7,7 +7,7 @@ use std::{
 
 use netpath_ebpf::abi::{Endpoint, EndpointKey, kind, mode};
 
-use super::{PoliceError, content, identity, image};
+use super::{PoliceError, content, identity, image, is_row_of};
 use crate::{
     kernel::bpf::maps::Maps,
     root::Root,
@@ -44,23 +44,22 @@ pub struct Rewritten {
 /// An attachment that runs: its record and its row.
 pub type Running = (Arc<Outline>, EndpointKey, Endpoint);
 
-/// The attachments that run on the master with dense id `master`, of those `records` that `is_meant` picks.
+/// The attachments that run, on whatever master, of those `records` that `is_meant` picks.
 pub fn running(
     maps: &Maps,
-    master: u16,
     records: &[Arc<Outline>],
     is_meant: impl Fn(&Outline) -> bool,
 ) -> Result<Vec<Running>, PoliceError> {
     let boot = state::boot_id()?;
     let rows = maps.endpoints()?.into_iter();
-    let rows = rows.filter(|(key, row)| key.master == master && row.kind == kind::ENDPOINT);
+    let rows = rows.filter(|(_, row)| row.kind == kind::ENDPOINT);
     let rows: BTreeMap<(u32, u32), (EndpointKey, Endpoint)> =
         rows.map(|(key, row)| ((row.id, row.generation), (key, row))).collect();
     let found = records.iter().filter(|record| record.boot_id == boot && is_meant(record));
     let found = found.filter_map(|record| {
         let own = record.endpoint?;
         let (key, row) = *rows.get(&(own.id, own.generation))?;
-        Some((Arc::clone(record), key, row))
+        is_row_of(record, &key, &row).then(|| (Arc::clone(record), key, row))
     });
     Ok(found.collect())
 }

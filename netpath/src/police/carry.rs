@@ -80,7 +80,7 @@ pub(super) fn fill(
 
 /// Records by the row that they name.
 struct Named<'a> {
-    by_row: HashMap<(u32, u32), &'a Record>,
+    by_row: HashMap<(u32, u32, [u8; 6]), &'a Record>,
     /// Those that have not written down which row is their own.
     others: Vec<&'a Record>,
 }
@@ -89,8 +89,8 @@ impl<'a> Named<'a> {
     fn of(records: &'a [Record]) -> Self {
         let (mut by_row, mut others) = (HashMap::new(), Vec::new());
         for record in records {
-            match record.endpoint {
-                Some(own) => drop(by_row.insert((own.id, own.generation), record)),
+            match record.endpoint.zip(record.mac) {
+                Some((own, mac)) => drop(by_row.insert((own.id, own.generation, mac.bytes()), record)),
                 None => others.push(record),
             }
         }
@@ -99,7 +99,8 @@ impl<'a> Named<'a> {
 
     fn find(&self, key: &EndpointKey, row: &Endpoint) -> Option<&'a Record> {
         let others = || self.others.iter().find(|record| super::names(record, key, row));
-        self.by_row.get(&(row.id, row.generation)).or_else(others).copied()
+        let own = self.by_row.get(&(row.id, row.generation, key.mac));
+        own.or_else(others).copied()
     }
 }
 

@@ -21,8 +21,8 @@ pub use identity::{bound, unexplained};
 pub use master::{
     Attached, MasterLink, ahead, attach, check_bpffs, maps, refresh_promisc, resolve_master, uninstall,
 };
-pub use neighbours::{Neighbours, is_gone, is_netns_gone, names};
-pub use network::{GuardError, Network, NetworkError, Resolved, guard, guard_new};
+pub use neighbours::{Neighbours, is_gone, is_netns_gone, is_row_of, names};
+pub use network::{GuardError, InForce, Network, NetworkError, Resolved, guard, guard_new};
 pub use row::{Wanted, check, content, enter, image, leave, readdress};
 pub use upgrade::{Outcome, Step, Upgraded, Watch, is_under_police, is_unfinished, upgrade};
 

@@ -91,11 +91,18 @@ pub(super) fn holder(
     }))
 }
 
+/// Whether a record names this row. Ids and generations begin anew where maps were lost, and a record whose interface nobody found
+/// then says what is another one's by now: the MAC tells.
+pub fn is_row_of<Conf, Compiled>(record: &Record<Conf, Compiled>, key: &EndpointKey, row: &Endpoint) -> bool {
+    record.endpoint.is_some_and(|own| (own.id, own.generation) == (row.id, row.generation))
+        && record.mac.is_some_and(|mac| mac.bytes() == key.mac)
+}
+
 /// Whether a record is that of a row. An ADD under way has not yet written down which row is its own: there
 /// the MAC, which it chose before, has to tell.
 pub fn names(record: &Record, key: &EndpointKey, row: &Endpoint) -> bool {
     match (record.endpoint, record.phase) {
-        (Some(own), _) => own.id == row.id && own.generation == row.generation,
+        (Some(_), _) => is_row_of(record, key, row),
         (None, Phase::Adding) => record.mac.is_some_and(|mac| mac.bytes() == key.mac),
         (None, Phase::Ready) => false,
     }

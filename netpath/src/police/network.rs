@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use netpath_ebpf::abi::Master;
 use serde_json::{Map, Value};
 
 use super::{Applied, PoliceError, Running, apply, is_unfinished, resolve_master, running};
@@ -42,6 +43,15 @@ pub struct Resolved {
     pub link: Link,
     /// The zone; `None` where nobody asks for one.
     pub zone: Option<Zone>,
+}
+
+/// What became of a network that was put in force.
+#[derive(Debug)]
+pub struct InForce {
+    /// What was changed.
+    pub applied: Applied,
+    /// Its attachments on the master, which have it now.
+    pub running: Vec<Running>,
 }
 
 /// Why a network cannot be put in force.
@@ -107,6 +117,22 @@ pub enum NetworkError {
         "an upgrade was ended half-way, and some hooks would not know of what is applied now: run `netpath upgrade`"
     )]
     Unfinished,
+    /// Its definition was given another master while attachments ran, and an interface stays where it was made.
+    #[error(
+        "{count} of its attachments {} on {}, which it does not name any more, and {} what was in force there: the zone that it \
+         has now is one for `{master}`. Delete the pods, and those that take their place lie there",
+        if *count == 1 { "runs" } else { "run" },
+        on.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", "),
+        if *count == 1 { "keeps" } else { "keep" }
+    )]
+    LeftBehind {
+        /// How many have something else in force than the definition says.
+        count: usize,
+        /// Their masters.
+        on: Vec<String>,
+        /// The one that the definition names.
+        master: String,
+    },
     /// The zone is in force for a pod, and what protects the pod in its own namespace is not.
     #[error("the zone is in force for {attachment}, and its settings are not")]
     Guard {
@@ -208,14 +234,12 @@ impl Network {
         resolved: &Resolved,
         records: impl Fn() -> Result<Arc<[Arc<Outline>]>, StateError>,
         is_meant: impl Fn(&Outline) -> bool,
-    ) -> Result<Option<(Applied, Vec<Running>)>, NetworkError> {
-        let cookie = netns::cookie().unwrap_or(0);
-        let masters = maps.masters().map_err(PoliceError::from)?;
-        let found =
-            masters.iter().find(|(_, row)| row.ifindex == resolved.link.index && row.netns_cookie == cookie);
-        let Some((id, _)) = found else { return Ok(None) };
+    ) -> Result<Option<InForce>, NetworkError> {
+        let Some(id) = master_id(maps, resolved)? else { return Ok(None) };
         let own = |maps: &Maps| -> Result<Vec<Running>, PoliceError> {
-            running(maps, *id, &records()?, |record| self.is_of(record) && is_meant(record))
+            let mut own = running(maps, &records()?, |record| self.is_of(record) && is_meant(record))?;
+            own.retain(|(_, key, _)| key.master == id);
+            Ok(own)
         };
         let zones: Vec<u32> =
             own(maps)?.iter().map(|(_, _, row)| row.zone).filter(|zone| *zone != 0).collect();
@@ -231,8 +255,27 @@ impl Network {
         }
         let running = own(maps)?;
         let applied = apply(maps, &running, self.conf.name.as_str(), resolved.zone.as_ref())?;
-        Ok(Some((applied, running)))
+        Ok(Some(InForce { applied, running }))
     }
+
+    /// How many attachments run that would be its own if they lay on its master.
+    pub fn count_elsewhere(
+        &self,
+        maps: &Maps,
+        resolved: &Resolved,
+        records: &[Arc<Outline>],
+    ) -> Result<usize, NetworkError> {
+        let id = master_id(maps, resolved)?;
+        let own = running(maps, records, |record| self.is_of(record))?;
+        Ok(own.iter().filter(|(_, key, _)| Some(key.master) != id).count())
+    }
+}
+
+/// Dense id of the master, if it is under police.
+fn master_id(maps: &Maps, resolved: &Resolved) -> Result<Option<u16>, PoliceError> {
+    let cookie = netns::cookie().unwrap_or(0);
+    let is_it = |row: &Master| row.ifindex == resolved.link.index && row.netns_cookie == cookie;
+    Ok(maps.masters()?.iter().find(|(_, row)| is_it(row)).map(|(id, _)| *id))
 }
 
 /// Guards the attachments that got a zone by `resolved` and had none.

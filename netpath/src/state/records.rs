@@ -1,6 +1,6 @@
 //! The records on disk: one file each, written whole or not at all.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
 use std::fs;
 use std::io::{self, ErrorKind};
@@ -108,7 +108,18 @@ type Stamp = (u64, i64, i64, u64);
 
 /// Records that were read, by file.
 #[derive(Debug, Default)]
-pub struct Known(BTreeMap<PathBuf, (Stamp, Arc<Outline>)>);
+pub struct Known {
+    read: BTreeMap<PathBuf, (Stamp, Arc<Outline>)>,
+    /// Those that could not be read, and of which that was said.
+    failed: BTreeSet<PathBuf>,
+}
+
+impl Known {
+    /// Whether all could be read. What could not may be readable the next time, though nothing changes in the directory.
+    pub fn is_whole(&self) -> bool {
+        self.failed.is_empty()
+    }
+}
 
 /// What is in a record's file, or what is wrong with it.
 type Loaded<Conf, Compiled> = Result<Record<Conf, Compiled>, TornCause>;
@@ -147,7 +158,7 @@ impl Records {
     /// The record of an attachment. An empty or torn one is none, and says so in the log.
     pub fn read(&self, container_id: &ContainerId, ifname: &IfName) -> Result<Option<Record>, StateError> {
         let path = self.path(container_id, ifname);
-        match self.load(&path)? {
+        match self.load(&path).map_err(StateError::io("read the record", &path))? {
             None => Ok(None),
             Some(Ok(record)) => Ok(Some(record)),
             Some(Err(cause)) => {
@@ -175,33 +186,54 @@ impl Records {
                 Ok(Some(Ok(record))) => listing.records.push(record),
                 Ok(Some(Err(cause))) => listing.torn.push(Torn { path, cause }),
                 // One file must not hide all others.
-                Err(StateError::Io { source, .. }) => {
-                    listing.torn.push(Torn { path, cause: TornCause::Unreadable(source) });
-                }
-                Err(error) => return Err(error),
+                Err(source) => listing.torn.push(Torn { path, cause: TornCause::Unreadable(source) }),
             }
         }
         listing.records.sort_by(|a, b| (&a.container_id, &a.ifname).cmp(&(&b.container_id, &b.ifname)));
         Ok(listing)
     }
 
-    /// Of those that can be read the outlines. `known` has what was read before: only what was written since is read again.
+    /// Of those that can be read the outlines. `known` has what was read before: only what was written since is read again,
+    /// and what could not be read, of which the log is told once.
     pub fn outlines(&self, known: &mut Known) -> Result<Vec<Arc<Outline>>, StateError> {
         let mut paths = self.names()?;
         paths.retain(|path| path.extension() == Some(OsStr::new("json")) && !is_draft(path));
-        let mut before = std::mem::take(&mut known.0);
+        let Known { read: mut before, failed: told } = std::mem::take(known);
         for path in paths {
-            // One that goes meanwhile is not there.
-            let Ok(meta) = fs::symlink_metadata(&path) else { continue };
-            let stamp = (meta.ino(), meta.ctime(), meta.ctime_nsec(), meta.len());
-            let found = match before.remove(&path) {
-                Some((then, record)) if then == stamp => Some(record),
+            match self.outline(&path, before.remove(&path)) {
+                Ok(Some(found)) => drop(known.read.insert(path, found)),
+                // One that goes meanwhile is not there.
+                Ok(None) => {}
                 // One file must not hide all others.
-                _ => self.load(&path).ok().flatten().and_then(Result::ok).map(Arc::new),
-            };
-            known.0.extend(found.map(|record| (path, (stamp, record))));
+                Err(cause) => {
+                    if !told.contains(&path) {
+                        let cause = &cause as &dyn std::error::Error;
+                        tracing::warn!(path = %path.display(), cause, "a record is ignored for as long as it cannot be read");
+                    }
+                    known.failed.insert(path);
+                }
+            }
         }
-        Ok(known.0.values().map(|(_, record)| Arc::clone(record)).collect())
+        Ok(known.read.values().map(|(_, record)| Arc::clone(record)).collect())
+    }
+
+    /// The outline in a file, which is not read if it is still the one of `before`.
+    fn outline(
+        &self,
+        path: &Path,
+        before: Option<(Stamp, Arc<Outline>)>,
+    ) -> Result<Option<(Stamp, Arc<Outline>)>, TornCause> {
+        let meta = match fs::symlink_metadata(path) {
+            Ok(meta) => meta,
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(TornCause::Unreadable(error)),
+        };
+        let stamp = (meta.ino(), meta.ctime(), meta.ctime_nsec(), meta.len());
+        if let Some(known) = before.filter(|(then, _)| *then == stamp) {
+            return Ok(Some(known));
+        }
+        let loaded = self.load(path).map_err(TornCause::Unreadable)?;
+        loaded.map(|record| record.map(|record| (stamp, Arc::new(record)))).transpose()
     }
 
     /// Whose record a file is by its name.
@@ -232,14 +264,14 @@ impl Records {
     fn load<Conf: DeserializeOwned, Compiled: DeserializeOwned>(
         &self,
         path: &Path,
-    ) -> Result<Option<Loaded<Conf, Compiled>>, StateError> {
+    ) -> io::Result<Option<Loaded<Conf, Compiled>>> {
         let bytes = match whole::bytes(path) {
             Ok(bytes) => bytes,
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
             Err(error) if whole::Unfit::of(&error).is_some() => {
                 return Ok(Some(Err(TornCause::Unreadable(error))));
             }
-            Err(error) => return Err(StateError::io("read the record", path)(error)),
+            Err(error) => return Err(error),
         };
         if bytes.iter().all(u8::is_ascii_whitespace) {
             return Ok(Some(Err(TornCause::Empty)));

@@ -1,5 +1,6 @@
 //! What is remembered of a sandbox as a whole: the networks that it was given, and by which call.
 
+use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::fs;
 use std::io::ErrorKind;
@@ -73,7 +74,12 @@ impl Sandboxes {
 
     /// The record of a sandbox. An empty or torn one is none, and says so in the log.
     pub fn read(&self, id: &ContainerId) -> Result<Option<Sandbox>, StateError> {
-        load(&self.path(id), id)
+        let path = self.path(id);
+        let found = load(&path, id)?;
+        if let Some(Err(NotIts)) = found {
+            ignored(&path);
+        }
+        Ok(found.and_then(Result::ok))
     }
 
     /// Writes it.
@@ -112,9 +118,19 @@ impl Sandboxes {
         Ok(true)
     }
 
-    /// All that can be read. One that comes or goes meanwhile is listed or not.
+    /// All that can be read. One that comes or goes meanwhile is listed or not; one that cannot be read is said in the log.
     pub fn all(&self) -> Result<Vec<Sandbox>, StateError> {
-        Self::all_in(&self.dir).map(|(all, _)| all)
+        Self::readable(&self.dir)
+    }
+
+    /// The same for who looks again and again: of a file that is in `torn` already the log is told no more. Afterwards `torn` has
+    /// those that cannot be read now.
+    pub fn all_again(&self, torn: &mut BTreeSet<PathBuf>) -> Result<Vec<Sandbox>, StateError> {
+        let (all, found) = Self::all_in(&self.dir)?;
+        let found: BTreeSet<PathBuf> = found.into_iter().map(|(_, path)| path).collect();
+        found.difference(torn).for_each(|path| ignored(path));
+        *torn = found;
+        Ok(all)
     }
 
     /// Those whose record cannot be read, each with its file.
@@ -124,7 +140,13 @@ impl Sandboxes {
 
     /// All that were set aside.
     pub fn set_aside_before(&self) -> Result<Vec<Sandbox>, StateError> {
-        Self::all_in(&self.pending).map(|(all, _)| all)
+        Self::readable(&self.pending)
+    }
+
+    fn readable(dir: &Path) -> Result<Vec<Sandbox>, StateError> {
+        let (all, torn) = Self::all_in(dir)?;
+        torn.iter().for_each(|(_, path)| ignored(path));
+        Ok(all)
     }
 
     fn all_in(dir: &Path) -> Result<(Vec<Sandbox>, Vec<TornFile>), StateError> {
@@ -140,9 +162,9 @@ impl Sandboxes {
                 path.file_stem().and_then(OsStr::to_str).and_then(|id| ContainerId::parse("file", id).ok());
             if let Some(id) = id.filter(|_| path.extension() == Some(OsStr::new("json"))) {
                 match load(&path, &id)? {
-                    Some(sandbox) => all.push(sandbox),
-                    // Or it has gone meanwhile.
-                    None if path.exists() => torn.push((id, path)),
+                    Some(Ok(sandbox)) => all.push(sandbox),
+                    Some(Err(NotIts)) => torn.push((id, path)),
+                    // It has gone meanwhile.
                     None => {}
                 }
             }
@@ -161,20 +183,22 @@ fn file(dir: &Path, id: &ContainerId) -> PathBuf {
     dir.join(format!("{id}.json"))
 }
 
-fn load(path: &Path, id: &ContainerId) -> Result<Option<Sandbox>, StateError> {
+/// A file that is not the record of the sandbox after which it is named.
+struct NotIts;
+
+fn load(path: &Path, id: &ContainerId) -> Result<Option<Result<Sandbox, NotIts>>, StateError> {
     let bytes = match whole::read(path) {
         Ok(Some(bytes)) => bytes,
         Ok(None) => return Ok(None),
-        Err(error) if whole::Unfit::of(&error.source).is_some() => Vec::new(),
+        Err(error) if whole::Unfit::of(&error.source).is_some() => return Ok(Some(Err(NotIts))),
         Err(error) => return Err(error.into()),
     };
-    match serde_json::from_slice::<Sandbox>(&bytes) {
-        Ok(sandbox) if sandbox.container_id == id.as_str() => Ok(Some(sandbox)),
-        Ok(_) | Err(_) => {
-            tracing::warn!(path = %path.display(), "a record is ignored: it is not that of the sandbox");
-            Ok(None)
-        }
-    }
+    let sandbox = serde_json::from_slice::<Sandbox>(&bytes).ok();
+    Ok(Some(sandbox.filter(|sandbox| sandbox.container_id == id.as_str()).ok_or(NotIts)))
+}
+
+fn ignored(path: &Path) {
+    tracing::warn!(path = %path.display(), "a record is ignored: it is not that of the sandbox");
 }
 
 fn json(sandbox: &Sandbox) -> Vec<u8> {

@@ -181,7 +181,7 @@ fn packets(end: End, bits: u32) -> [Facts; 2] {
             }
             (IpAddr::V6(source), IpAddr::V6(destination)) => {
                 facts.l3 = l3::V6;
-                (facts.source6, facts.destination6) = (raw16(&source.octets()), raw16(&destination.octets()));
+                (facts.source6, facts.destination6) = (raw16(source.octets()), raw16(destination.octets()));
             }
             _ => unreachable!("both are of one family"),
         }

@@ -121,3 +121,27 @@ fn a_network_of_the_same_name_on_another_master_is_left_alone() {
     assert_eq!(prefixes(&lab, "default/net-pod/net1"), ["10.12.34.0/24", "172.16.6.0/24"]);
     assert_eq!(prefixes(&lab, "default/net-pod/net2"), ["10.12.34.0/24"]);
 }
+
+#[test]
+fn who_lies_on_another_master_than_the_network_now_is_named() {
+    let lab = Lab::new(Some(json!({ "enp0s8": {}, "enp0s9": {} })));
+    veth(&lab.node, "enp0s9", &lab.gateway, "sw9");
+    lab.cni("ADD", &conf(&private()));
+    let mut moved = conf(&json!({ "allow": ["172.16.6.0/24"] }));
+    moved["master"] = json!("enp0s9");
+    let file = lab.root.path().join("moved.json");
+    fs::write(&file, moved.to_string()).expect("written");
+    let apply = || lab.netpath(&["apply", file.to_str().expect("UTF-8")]);
+    let left = "    1 attachment of privatezone lies on another master and keeps what it has";
+    let answer = apply();
+    answer.says("privatezone: valid, and enp0s9 is not under police yet: no pod runs that it applies to\n");
+    answer.says(left);
+    assert_eq!(lab.netpath(&["attach", "enp0s9"]).code, 0);
+    let answer = apply();
+    answer.says("privatezone on enp0s9: valid; no attachment of it runs there, the next one gets it\n");
+    answer.says(left);
+    assert_eq!(prefixes(&lab, "default/net-pod/net1"), ["10.12.34.0/24"]);
+    lab.cni("DEL", &conf(&private()));
+    let answer = apply();
+    assert!(!answer.stdout.contains("another master"), "{answer:?}");
+}

@@ -484,6 +484,12 @@ impl Maps {
         Ok(get(&self.owners, "owners", id)?.generation == generation)
     }
 
+    /// The row that this use of an id has; none where it has ended, or that is not known.
+    pub fn owner(&self, id: u32, generation: u32) -> Result<Option<EndpointKey>, MapsError> {
+        let owner: Owner = get(&self.owners, "owners", id)?;
+        Ok((owner.generation == generation && owner.key.master != 0).then_some(owner.key))
+    }
+
     /// Drops by reason of endpoint `id`; 0 = frames that nobody owns.
     pub fn drops(&self, id: u32) -> Result<DropCounters, MapsError> {
         let mut drops: DropCounters = get(&self.drops, "drops", id)?;
