@@ -11,10 +11,11 @@ use aya::Ebpf;
 use aya::programs::tc::{NlOptions, TcAttachOptions, qdisc_add_clsact};
 use aya::programs::{LinkOrder, SchedClassifier, TcAttachType};
 use common::enforce::{
-    POD, alerts, all_live, by_clsact, is_enforced, is_well, leaves, policed, private, ways,
+    POD, alerts, all_live, by_clsact, hooks, is_enforced, is_well, leaves, policed, private, ways,
 };
 use common::node::{INTERNET, MASTER, Node, WIRE, conf};
 use common::{NetNs, PATIENCE, eventually, run};
+use netpath::kernel::bpf::Hook;
 use netpath::kernel::bpf::maps::Maps;
 use netpath::kernel::bpf::object::{self, Settings};
 use netpath_ebpf::abi::{Master, unknown_source};
@@ -232,6 +233,27 @@ fn xdp_is_not_asked_for_before_everything_else_is_in_place() {
     let heard = heard_at_the_far_end(&node, || drop(policed(&node)));
     assert!(!heard.is_empty(), "a program that comes is not heard, so that its absence says nothing");
     all_live(&node, &entry);
+}
+
+/// While ingress is off, XDP is all that judges what arrives.
+#[test]
+fn xdp_that_is_not_wanted_any_more_goes_when_everything_else_is_in_place() {
+    let (with, without) =
+        (json!({ "tc": "clsact", "xdp": "native" }), json!({ "tc": "clsact", "xdp": "off" }));
+    let node = Node::new(&with);
+    let _pod = node.pod(&["10.12.34.201/24"], Some(&private()));
+    all_live(&node, &with);
+    let filter = format!("dev {MASTER} ingress prio 1");
+    node.netns.exec(&format!("tc qdisc del dev {MASTER} clsact"));
+    node.netns.exec(&format!("tc qdisc add dev {MASTER} clsact"));
+    node.netns.exec(&format!("tc filter add {filter} protocol ip u32 match u32 0 0 flowid 1:1"));
+    node.set_master(&without);
+    refused(&node, &["cannot attach program `ingress`", "priority 1"]);
+    let xdp = hooks(&node).into_iter().find(|state| state.hook == Hook::Xdp);
+    assert!(xdp.is_some_and(|state| state.live), "nothing judges what arrives");
+    node.netns.exec(&format!("tc filter del {filter}"));
+    node.netpath(&["attach"]);
+    all_live(&node, &without);
 }
 
 /// Pins the program `xdp` of a stranger, for `ip` to attach it: without a link, as most do.

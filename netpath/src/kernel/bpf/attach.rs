@@ -174,9 +174,10 @@ pub fn programs_before(name: &str, ifindex: u32, state: &HookState) -> Vec<Strin
 /// `replace` also the programs of hooks that are in place.
 ///
 /// Programs are loaded and tried on the host's frames before the first of them is attached; only links of TCX, which let
-/// everything pass, are there by then.
+/// everything pass, are there by then. XDP that is not wanted any more goes last: until then it may be all that judges what
+/// arrives.
 pub fn ensure(target: &Target<'_>, states: &[HookState], replace: bool) -> Result<Vec<Change>, BpfError> {
-    let mut changes = Vec::new();
+    let mut changes = put_wanted(target, states, replace)?;
     for state in states {
         if state.hook == Hook::Xdp && !target.xdp {
             let_go(target.pins, target.id, state)?;
@@ -184,6 +185,12 @@ pub fn ensure(target: &Target<'_>, states: &[HookState], replace: bool) -> Resul
             changes.push(Change::Detached(Hook::Xdp));
         }
     }
+    Ok(changes)
+}
+
+/// The part of [`ensure`] that attaches and replaces.
+fn put_wanted(target: &Target<'_>, states: &[HookState], replace: bool) -> Result<Vec<Change>, BpfError> {
+    let mut changes = Vec::new();
     let live = |hook| states.iter().find(|state| state.hook == hook && state.live);
     let wanted = Hook::ALL.into_iter().filter(|hook| *hook != Hook::Xdp || target.xdp);
     let todo: Vec<Hook> =
