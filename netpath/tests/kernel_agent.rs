@@ -189,7 +189,7 @@ fn a_network_that_moves_to_another_master_leaves_its_pods_as_they_are_and_says_s
 
     define_conf(&node, "default", &moved("10.12.34.200/24", &open()));
     agent.eventually("it is said", refused);
-    agent.says(&["cannot be put in force", "1 of its attachments", MASTER, OTHER]);
+    agent.says(&["is not in force for all of its pods", "run on", MASTER, OTHER]);
     assert!(is_enforced(&node, &pod), "the zone was written for another wire");
     let in_force = "its zone is in force";
     assert!(!agent.log.lock().expect("ours").contains(in_force), "nothing is in force");
@@ -218,6 +218,25 @@ fn a_network_that_moves_to_another_master_leaves_its_pods_as_they_are_and_says_s
     assert!(leaves(&node, &pod, POD, INTERNET), "what is in force stays");
     node.delete(&pod);
     agent.eventually("it is other nodes' matter", || refused().is_none().then_some(()));
+}
+
+/// Its attachments are policed on whatever the link of the pod lies on, and no link of the node is looked for.
+#[test]
+fn a_network_whose_master_is_a_link_of_the_pod_is_not_refused() {
+    let node = Node::new(&json!({ "unknownSource": "drop" }));
+    let pod = node.pod(&["10.12.34.200/24"], Some(&private()));
+    let mut inner = conf(&["10.12.34.201/24"], Some(&private()));
+    inner["name"] = json!("inner");
+    inner["master"] = json!("net1");
+    inner["linkInContainer"] = json!(true);
+    let output = node.call_for("net2", "ADD", &pod.netns, &inner);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+    define_conf(&node, "others", &inner);
+    define(&node, "default", &open());
+    let agent = Agent::start(&node);
+    agent.eventually("another network is put in force", || leaves(&node, &pod, POD, INTERNET).then_some(()));
+    agent.passes();
+    assert_eq!(agent.value("netpath_network_refused", &["name=\"inner\""]), None);
 }
 
 #[test]

@@ -50,6 +50,8 @@ pub(super) struct Zones {
     pub(super) rows: BTreeMap<RowId, InForce>,
     /// Masters of this namespace by index: dense id and name.
     pub(super) masters: BTreeMap<u32, (u16, String)>,
+    /// Names of all masters by dense id, as they were when they were put under police.
+    pub(super) names: BTreeMap<u16, String>,
     pub(super) digests: BTreeMap<u32, [u8; 16]>,
 }
 
@@ -57,7 +59,8 @@ impl Zones {
     pub(super) fn read(maps: &Maps) -> Result<Self, PoliceError> {
         let rows = maps.endpoints()?.into_iter().filter(|(_, row)| row.kind == kind::ENDPOINT);
         let cookie = netns::cookie().unwrap_or(0);
-        let masters = maps.masters()?.into_iter().filter(|(_, row)| row.netns_cookie == cookie);
+        let all = maps.masters()?;
+        let masters = all.iter().filter(|(_, row)| row.netns_cookie == cookie);
         Ok(Self {
             rows: rows
                 .map(|(key, row)| {
@@ -65,7 +68,8 @@ impl Zones {
                     (id_of_row(&key, &row), in_force)
                 })
                 .collect(),
-            masters: masters.map(|(id, row)| (row.ifindex, (id, text(&row.name)))).collect(),
+            masters: masters.map(|(id, row)| (row.ifindex, (*id, text(&row.name)))).collect(),
+            names: all.iter().map(|(id, row)| (*id, text(&row.name))).collect(),
             digests: maps.zones()?.into_iter().map(|zone| (zone.id, zone.info.digest)).collect(),
         })
     }

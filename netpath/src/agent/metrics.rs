@@ -360,7 +360,7 @@ fn own(shared: &Shared, begun: Instant, out: &mut Text) {
     }
     let mut refused = out.gauge(
         "netpath_network_refused",
-        "1 for each network that cannot be put in force: its last good zone stays",
+        "1 for each network that cannot be put in force, or not for all of its pods: what was in force stays",
     );
     for name in report.refused.keys() {
         let (namespace, name) = name.split_once('/').unwrap_or(("", name));

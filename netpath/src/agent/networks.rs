@@ -61,18 +61,17 @@ impl Outcome {
         own.iter().filter(differs).copied().collect()
     }
 
-    /// Why it is not in force for all of its attachments.
-    fn left_behind(&self, zones: &Zones, own: &[&Arc<Outline>]) -> Option<NetworkError> {
+    /// Where attachments keep what was in force on a master that the network does not name any more; nothing of one that names none.
+    fn left_behind(&self, zones: &Zones, network: &Network, own: &[&Arc<Outline>]) -> Option<NetworkError> {
+        network.master.as_ref()?;
         let left = self.differing(zones, own, false);
-        // As it is called now, or was when they were made where it is in another namespace.
-        let master = |record: &&Arc<Outline>| {
-            let id = zones.rows.get(&id_of(record))?.master;
-            let here = zones.masters.values().find(|(its, _)| *its == id).map(|(_, name)| name.clone());
-            here.or_else(|| Some(record.master.as_ref()?.name.clone()))
+        // Where the master is gone, its rows only wait for their DEL.
+        let master = |record: &Arc<Outline>| {
+            let row = zones.rows.get(&id_of(record))?;
+            zones.names.get(&row.master).cloned()
         };
-        let on: BTreeSet<String> = left.iter().filter_map(master).collect();
-        (!left.is_empty()).then(|| NetworkError::LeftBehind {
-            count: left.len(),
+        let on: BTreeSet<String> = left.into_iter().filter_map(master).collect();
+        (!on.is_empty()).then(|| NetworkError::LeftBehind {
             on: on.into_iter().collect(),
             master: self.master_name.clone(),
         })
@@ -81,6 +80,30 @@ impl Outcome {
     /// Whether that is what the record says.
     fn is_recorded(&self, record: &Outline) -> bool {
         record.zone.as_ref().map(|zone| zone.compiled) == self.recorded.as_ref().map(|(content, _)| *content)
+    }
+}
+
+/// What a network lacks.
+pub(super) enum Lack {
+    /// It cannot be put in force, and why.
+    Refused(String),
+    /// It is in force, but for attachments that stay where they are.
+    LeftBehind(String),
+}
+
+impl Lack {
+    /// In words.
+    pub(super) fn text(&self) -> &str {
+        match self {
+            Self::Refused(text) | Self::LeftBehind(text) => text,
+        }
+    }
+
+    /// The same, of one that is done with.
+    pub(super) fn into_text(self) -> String {
+        match self {
+            Self::Refused(text) | Self::LeftBehind(text) => text,
+        }
     }
 }
 
@@ -148,7 +171,7 @@ impl Networks {
         if let Some((_, outcome)) = self.outcomes.get(name)
             && !differs(outcome)
         {
-            return Ok(Put { changed: None, left: outcome.left_behind(zones, own) });
+            return Ok(Put { changed: None, left: outcome.left_behind(zones, network, own) });
         }
         let resolved = network.resolve(masters, node)?;
         let name_of_zone = network.conf.name.as_str();
@@ -160,7 +183,7 @@ impl Networks {
         let zone = recorded.as_ref().map(|(_, zone)| Arc::clone(zone));
         let (master, master_name) = (resolved.link.index, resolved.link.name.clone());
         let outcome = Outcome { master, master_name: master_name.clone(), digest, mode, recorded };
-        let (differs, left) = (differs(&outcome), outcome.left_behind(zones, own));
+        let (differs, left) = (differs(&outcome), outcome.left_behind(zones, network, own));
         self.outcomes.insert(name.to_owned(), (definition.clone(), outcome));
         let Some(maps) = maps.filter(|_| differs) else { return Ok(Put { changed: None, left }) };
         // What a record does not say of itself was decided before, by all definitions.
@@ -206,8 +229,12 @@ fn read(name: &str, definition: &Definition) -> Result<Option<Network>, String> 
     }
 }
 
-/// Whether it is a network of other nodes: their masters are not here, and none of its attachments is.
+/// Whether it is a network of other nodes: their masters are not here, and none of its attachments is. What the default route
+/// leads to comes and goes.
 pub(super) fn is_elsewhere(error: &NetworkError, zones: &Zones, own: &[&Arc<Outline>]) -> bool {
-    matches!(error, NetworkError::NoMaster { .. } | NetworkError::NoDefault)
-        && !own.iter().any(|record| zones.rows.contains_key(&id_of(record)))
+    match error {
+        NetworkError::NoDefault => true,
+        NetworkError::NoMaster { .. } => !own.iter().any(|record| zones.rows.contains_key(&id_of(record))),
+        _ => false,
+    }
 }

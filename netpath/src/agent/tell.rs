@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Shared, notice::Topic};
+use super::{Shared, networks::Lack, notice::Topic};
 use crate::{
     cluster::{Api, Subject},
     spec::{Event, PodRef, Severity},
@@ -36,13 +36,13 @@ impl Shared {
         }
     }
 
-    /// Tells the owner of a network that it cannot be put in force.
-    pub(super) fn tell_network(&self, network: PodRef, why: &str) {
-        let event = Event {
-            severity: Severity::Warning,
-            reason: "NetworkRefused".to_owned(),
-            message: format!("its last good zone stays in force: {why}"),
+    /// Tells the owner of a network what it lacks.
+    pub(super) fn tell_network(&self, network: PodRef, lack: &Lack) {
+        let (reason, message) = match lack {
+            Lack::Refused(why) => ("NetworkRefused", format!("its last good zone stays in force: {why}")),
+            Lack::LeftBehind(why) => ("NetworkMoved", why.clone()),
         };
+        let event = Event { severity: Severity::Warning, reason: reason.to_owned(), message };
         self.tell(Subject::Network, network, event);
     }
 

@@ -15,7 +15,7 @@ use super::{
     guards::Guards,
     installer::Installer,
     listing::{SandboxListing, Zones, id_of},
-    networks::{Networks, Put, Unwritten, is_elsewhere},
+    networks::{Lack, Networks, Put, Unwritten, is_elsewhere},
     repair::{Repairs, missing},
     wish::Definition,
 };
@@ -349,7 +349,7 @@ impl<'a> Work<'a> {
             match self.networks.read(name, definition) {
                 Ok(Some(network)) => networks.push((name, definition, network)),
                 Ok(None) => {}
-                Err(error) => drop(refused.insert(name.clone(), (definition, error))),
+                Err(error) => drop(refused.insert(name.clone(), (definition, Lack::Refused(error)))),
             }
         }
         let mut names: BTreeMap<&str, usize> = BTreeMap::new();
@@ -357,7 +357,8 @@ impl<'a> Work<'a> {
             *names.entry(network.conf.name.as_str()).or_default() += 1;
         }
         self.checked.retain(|name, _| definitions.contains_key(name));
-        for (name, definition, network) in &networks {
+        // What is a link of the pod is none that could be looked for here.
+        for (name, definition, network) in networks.iter().filter(|(_, _, network)| !network.is_in_pod) {
             // A record that does not say where it comes from is nobody's where two definitions could have made it.
             let is_alone = names.get(network.conf.name.as_str()) == Some(&1);
             let own: Vec<&Arc<Outline>> = records
@@ -381,17 +382,18 @@ impl<'a> Work<'a> {
                         // Whose records do not have it yet is seen when it is there.
                         self.shared.wake();
                     }
-                    left.map(|error| full(&error))
+                    left.map(|error| Lack::LeftBehind(full(&error)))
                 }
-                Err(error) => error,
+                Err(error) => error.map(Lack::Refused),
             };
             refused.extend(error.map(|error| ((*name).clone(), (*definition, error))));
         }
         self.told.retain(|name, _| refused.contains_key(name));
-        for (name, (definition, error)) in &refused {
-            self.refuse(name, definition, error);
+        for (name, (definition, lack)) in &refused {
+            self.refuse(name, definition, lack);
         }
-        self.shared.report().refused = refused.into_iter().map(|(name, (_, error))| (name, error)).collect();
+        self.shared.report().refused =
+            refused.into_iter().map(|(name, (_, lack))| (name, lack.into_text())).collect();
         Ok(())
     }
 
@@ -428,19 +430,24 @@ impl<'a> Work<'a> {
         error.map_or(Ok(Put { changed: None, left: None }), |error| Err(Some(error)))
     }
 
-    /// Says of a network that its last good zone stays, once for each mistake.
-    fn refuse(&mut self, name: &str, definition: &Definition, error: &str) {
-        if self.told.insert(name.to_owned(), error.to_owned()).as_deref() == Some(error) {
+    /// Says of a network that its last good zone stays, or for whom, once for each mistake.
+    fn refuse(&mut self, name: &str, definition: &Definition, lack: &Lack) {
+        let why = lack.text();
+        if self.told.insert(name.to_owned(), why.to_owned()).as_deref() == Some(why) {
             return;
         }
-        tracing::warn!(network = name, error, "cannot be put in force; its last good zone stays");
+        let what = match lack {
+            Lack::Refused(_) => "cannot be put in force; its last good zone stays",
+            Lack::LeftBehind(_) => "is not in force for all of its pods",
+        };
+        tracing::warn!(network = name, error = why, "{what}");
         let (namespace, short) = name.split_once('/').unwrap_or(("default", name));
         let object = PodRef {
             namespace: namespace.to_owned(),
             name: short.to_owned(),
             uid: Some(definition.uid.clone()).filter(|uid| !uid.is_empty()),
         };
-        self.shared.tell_network(object, error);
+        self.shared.tell_network(object, lack);
     }
 
     /// Pods that run without what they asked for.

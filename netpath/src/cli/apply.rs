@@ -96,15 +96,19 @@ fn apply(root: &Root, maps: &mut Maps, network: &Network, resolved: &Resolved) -
             "{name}: valid, and {master} is not under police yet: no pod runs that it applies to"
         )),
     }
-    let records: Arc<[_]> = records().map_err(PoliceError::from)?;
-    match network.count_elsewhere(maps, resolved, &records)? {
-        0 => {}
-        1 => say(format_args!("    1 attachment of {name} lies on another master and keeps what it has")),
-        count => {
+    let elsewhere = records().map_err(PoliceError::from).map_err(NetworkError::from);
+    match elsewhere.and_then(|records: Arc<[_]>| network.count_elsewhere(maps, resolved, &records)) {
+        Ok(0) => {}
+        Ok(1) => say(format_args!(
+            "    1 attachment of a network of this name lies on another master, and is left alone"
+        )),
+        Ok(count) => {
             say(format_args!(
-                "    {count} attachments of {name} lie on other masters and keep what they have"
+                "    {count} attachments of networks of this name lie on other masters, and are left alone"
             ));
         }
+        // What was asked for is done by now.
+        Err(error) => eprintln!("netpath: {name}: {:#}", anyhow::Error::from(error)),
     }
     Ok(())
 }

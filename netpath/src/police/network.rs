@@ -32,6 +32,8 @@ pub struct Network {
     pub conf: NetConf,
     /// The master as written; `None` where the configuration leaves it to the default route.
     pub master: Option<String>,
+    /// Whether it is a link of the pod (`linkInContainer`): then that says nothing of where its attachments are policed.
+    pub is_in_pod: bool,
     /// `namespace/name` of its NetworkAttachmentDefinition, where it is known.
     pub nad: Option<String>,
 }
@@ -119,16 +121,12 @@ pub enum NetworkError {
     Unfinished,
     /// Its definition was given another master while attachments ran, and an interface stays where it was made.
     #[error(
-        "{count} of its attachments {} on {}, which it does not name any more, and {} what was in force there: the zone that it \
-         has now is one for `{master}`. Delete the pods, and those that take their place lie there",
-        if *count == 1 { "runs" } else { "run" },
-        on.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", "),
-        if *count == 1 { "keeps" } else { "keep" }
+        "attachments of it run on {}, which it does not name any more, and keep what was in force there: the zone that it has now is \
+         one for `{master}`. Delete the pods, and those that take their place lie there",
+        on.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ")
     )]
     LeftBehind {
-        /// How many have something else in force than the definition says.
-        count: usize,
-        /// Their masters.
+        /// Masters of those that have something else in force than the definition says.
         on: Vec<String>,
         /// The one that the definition names.
         master: String,
@@ -194,10 +192,13 @@ impl Network {
         let Some(policing) = of(CHAINED).or_else(|| of(MACVLAN)) else {
             return Err(NetworkError::NotPoliced { name, types: plugins.iter().map(kind).collect() });
         };
-        let master = of(MACVLAN).and_then(|plugin| key(plugin, "master")?.as_str());
+        let macvlan = |name| of(MACVLAN).and_then(|plugin| key(plugin, name));
+        let (master, is_in_pod) = (macvlan("master"), macvlan("linkInContainer"));
         let bytes = Value::Object(policing.clone()).to_string();
         let conf = NetConf::parse(bytes.as_bytes()).map_err(|source| NetworkError::Conf { name, source })?;
-        Ok(Self { conf, master: master.filter(|master| !master.is_empty()).map(str::to_owned), nad })
+        let master = master.and_then(Value::as_str).filter(|master| !master.is_empty()).map(str::to_owned);
+        let is_in_pod = is_in_pod.and_then(Value::as_bool) == Some(true);
+        Ok(Self { conf, master, is_in_pod, nad })
     }
 
     /// Holds it against this node and the administrator's word, as an ADD would.
@@ -258,7 +259,7 @@ impl Network {
         Ok(Some(InForce { applied, running }))
     }
 
-    /// How many attachments run that would be its own if they lay on its master.
+    /// How many attachments of networks of its name run elsewhere than on its master.
     pub fn count_elsewhere(
         &self,
         maps: &Maps,

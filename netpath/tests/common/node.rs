@@ -138,10 +138,15 @@ impl Node {
 
     /// Calls the plugin on the node.
     pub(crate) fn call(&self, verb: &str, pod: &NetNs, conf: &Value) -> Output {
+        self.call_for("net1", verb, pod, conf)
+    }
+
+    /// The same for an interface of this name.
+    pub(crate) fn call_for(&self, ifname: &str, verb: &str, pod: &NetNs, conf: &Value) -> Output {
         let mut command = self.command();
         command.env("CNI_COMMAND", verb).env("CNI_CONTAINERID", pod.name()).env("CNI_NETNS", pod.path());
         command
-            .env("CNI_IFNAME", "net1")
+            .env("CNI_IFNAME", ifname)
             .env("CNI_ARGS", &*self.args.lock().expect("nobody panicked with it"))
             .env("CNI_PATH", self.directory.path().join("bin"))
             .env("PATH", "/usr/sbin:/usr/bin");

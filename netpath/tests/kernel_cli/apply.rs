@@ -132,7 +132,7 @@ fn who_lies_on_another_master_than_the_network_now_is_named() {
     let file = lab.root.path().join("moved.json");
     fs::write(&file, moved.to_string()).expect("written");
     let apply = || lab.netpath(&["apply", file.to_str().expect("UTF-8")]);
-    let left = "    1 attachment of privatezone lies on another master and keeps what it has";
+    let left = "    1 attachment of a network of this name lies on another master, and is left alone";
     let answer = apply();
     answer.says("privatezone: valid, and enp0s9 is not under police yet: no pod runs that it applies to\n");
     answer.says(left);
