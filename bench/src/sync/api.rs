@@ -39,7 +39,7 @@ impl Api {
         let address = http::serve(move |request, socket| {
             let networks = request.contains("network-attachment-definitions");
             if request.contains("watch=true") {
-                return watch(socket, &of_threads, networks).map(|()| None);
+                return watch(socket, &of_threads, networks, version(request)).map(|()| None);
             }
             Ok(Some(match request.starts_with("GET") {
                 true => (200, list(&of_threads, networks, request.contains("/pods"))),
@@ -86,12 +86,17 @@ fn list(shared: &Shared, networks: bool, pods: bool) -> Value {
     json!({"kind": "List", "apiVersion": "v1", "metadata": {"resourceVersion": told.version.to_string()}, "items": items})
 }
 
-/// Tells of each change of the network, for as long as somebody listens.
-fn watch(socket: &mut TcpStream, shared: &Shared, networks: bool) -> std::io::Result<()> {
+/// From which version on somebody wants to be told: an edit may come between a list and its watch.
+fn version(request: &str) -> u64 {
+    let mut parameters = request.split(['?', '&', ' ']);
+    parameters.find_map(|it| it.strip_prefix("resourceVersion=")?.parse().ok()).unwrap_or(0)
+}
+
+/// Tells of each change of the network since the version that was seen, for as long as somebody listens.
+fn watch(socket: &mut TcpStream, shared: &Shared, networks: bool, mut seen: u64) -> std::io::Result<()> {
     socket.write_all(
         b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n",
     )?;
-    let mut seen = shared.told.lock().unwrap_or_else(PoisonError::into_inner).version;
     loop {
         let told = shared.told.lock().unwrap_or_else(PoisonError::into_inner);
         let told = shared.changed.wait_while(told, |told| told.version == seen || !networks);
@@ -100,5 +105,16 @@ fn watch(socket: &mut TcpStream, shared: &Shared, networks: bool) -> std::io::Re
         let line = format!("{}\n", json!({"type": "MODIFIED", "object": Shared::nad(&told)}));
         drop(told);
         socket.write_all(format!("{:x}\r\n{line}\r\n", line.len()).as_bytes())?;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_watch_says_from_which_version_on() {
+        assert_eq!(version("GET /apis/x?&watch=true&resourceVersion=17&timeoutSeconds=290 HTTP/1.1"), 17);
+        assert_eq!(version("GET /apis/x?watch=true&resourceVersionMatch=Exact HTTP/1.1"), 0);
     }
 }

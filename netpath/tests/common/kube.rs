@@ -178,7 +178,8 @@ impl<'a> Namespace<'a> {
     pub(crate) fn event(&self, pod: &str, reason: &str, text: &str) -> Value {
         let field = format!("involvedObject.name={pod},reason={reason}");
         let words = ["get", "events", "--field-selector", &field, "--output", "json"];
-        eventually(PATIENCE, &format!("event {reason} of {pod} with `{text}`"), || {
+        // The kubelet tries a pod that failed again and again, and posts events when it has time.
+        eventually(PATIENCE * 3, &format!("event {reason} of {pod} with `{text}`"), || {
             let events: Value = serde_json::from_str(&self.kubectl(&words, "")).unwrap();
             let found = events["items"]
                 .as_array()?
