@@ -48,8 +48,8 @@ pub(super) struct InForce {
 #[derive(Default)]
 pub(super) struct Zones {
     pub(super) rows: BTreeMap<RowId, InForce>,
-    /// Masters of this namespace by index: dense id and name.
-    pub(super) masters: BTreeMap<u32, (u16, String)>,
+    /// Dense ids of the masters of this namespace by index.
+    pub(super) masters: BTreeMap<u32, u16>,
     /// Names of all masters by dense id, as they were when they were put under police.
     pub(super) names: BTreeMap<u16, String>,
     pub(super) digests: BTreeMap<u32, [u8; 16]>,
@@ -68,7 +68,7 @@ impl Zones {
                     (id_of_row(&key, &row), in_force)
                 })
                 .collect(),
-            masters: masters.map(|(id, row)| (row.ifindex, (*id, text(&row.name)))).collect(),
+            masters: masters.map(|(id, row)| (row.ifindex, *id)).collect(),
             names: all.iter().map(|(id, row)| (*id, text(&row.name))).collect(),
             digests: maps.zones()?.into_iter().map(|zone| (zone.id, zone.info.digest)).collect(),
         })

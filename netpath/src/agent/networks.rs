@@ -49,7 +49,7 @@ impl Outcome {
 
     /// Whether an attachment lies on the network's master: an interface stays where it was made.
     fn is_here(&self, zones: &Zones, record: &Outline) -> bool {
-        let master = zones.masters.get(&self.master).map(|(id, _)| *id);
+        let master = zones.masters.get(&self.master).copied();
         zones.rows.get(&id_of(record)).is_some_and(|row| Some(row.master) == master)
     }
 
@@ -94,13 +94,6 @@ pub(super) enum Lack {
 impl Lack {
     /// In words.
     pub(super) fn text(&self) -> &str {
-        match self {
-            Self::Refused(text) | Self::LeftBehind(text) => text,
-        }
-    }
-
-    /// The same, of one that is done with.
-    pub(super) fn into_text(self) -> String {
         match self {
             Self::Refused(text) | Self::LeftBehind(text) => text,
         }

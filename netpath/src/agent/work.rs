@@ -393,7 +393,7 @@ impl<'a> Work<'a> {
             self.refuse(name, definition, lack);
         }
         self.shared.report().refused =
-            refused.into_iter().map(|(name, (_, lack))| (name, lack.into_text())).collect();
+            refused.into_iter().map(|(name, (_, lack))| (name, lack.text().to_owned())).collect();
         Ok(())
     }
 

@@ -107,7 +107,7 @@ pub fn inspect(pins: &Path, id: u16, ifindex: u32) -> Result<Vec<HookState>, Bpf
     states(pins, &pins::map_ids(pins), id, ifindex)
 }
 
-/// The same by whoever has the maps open, which takes a third of the time.
+/// The same by whoever has the maps open, without a look at each of their pins.
 pub fn inspect_beside(maps: &Maps, id: u16, ifindex: u32) -> Result<Vec<HookState>, BpfError> {
     let mut ids = maps.ids().to_vec();
     ids.extend(pins::map_id(maps.pins(), EVENTS));
