@@ -5,16 +5,18 @@
 //! [`ABI_VERSION`] layouts are append-only into padding: any mix of old and new programs on one set of
 //! maps is legal.
 
-/// Version of everything in this file; it names the pin directory (`v3`) and stands in [`Meta`].
-pub const ABI_VERSION: u32 = 3;
-/// The oldest version that reads `masters`, `owners`, `endpoints`, all counters and, if it knows them, `rules` of
-/// this one as its own: its programs can take the place of these. It stands in [`Meta`]; raise it with a layout of those maps.
-pub const READABLE_BY: u32 = 2;
+/// Version of everything in this file; it names the pin directory (`v4`) and stands in [`Meta`].
+pub const ABI_VERSION: u32 = 4;
+/// The oldest version that reads `masters`, `owners`, `endpoints`, `rules` and all counters of this one as its own: its programs
+/// can take the place of these. It stands in [`Meta`]; raise it with a layout of those maps.
+pub const READABLE_BY: u32 = 3;
 
+mod flow;
 mod zone;
 
 use core::mem::offset_of;
 
+pub use flow::*;
 pub use zone::*;
 
 /// Rows of `masters`: NICs of one node that carry policed attachments. Id 0 is never used.

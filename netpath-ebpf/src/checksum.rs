@@ -28,6 +28,13 @@ pub fn is_over_source(field: i64, ethertype: u16) -> bool {
     field < addresses
 }
 
+/// Whether `field` lies behind the ports of a plain packet ([`crate::flow`]) whose transport header begins at `transport`, and so
+/// behind all that is judged of it.
+#[inline(always)]
+pub fn is_behind_ports(field: i64, transport: i64) -> bool {
+    transport + 4 <= field
+}
+
 /// Whether `field` lies behind everything that is judged of the frame with these facts, which were read `skip` bytes into it.
 #[inline(always)]
 pub fn is_behind(field: i64, facts: &Facts, skip: u32) -> bool {
@@ -41,7 +48,7 @@ pub fn is_behind(field: i64, facts: &Facts, skip: u32) -> bool {
         // Its type, target and options are judged, its own checksum is not; a kernel that balances load (IPVS) leaves that open.
         true => field == transport + 2,
         // Behind the ports.
-        false => transport + 4 <= field,
+        false => is_behind_ports(field, transport),
     }
 }
 

@@ -9,6 +9,7 @@ pub mod abi;
 pub mod bits;
 pub mod checksum;
 pub mod drop_reason;
+pub mod flow;
 pub mod packet;
 pub mod reply;
 pub mod verdict;

@@ -37,7 +37,8 @@ pub const ICMP: u8 = 1;
 const IGMP: u8 = 2;
 /// TCP.
 pub const TCP: u8 = 6;
-const UDP: u8 = 17;
+/// UDP.
+pub const UDP: u8 = 17;
 const SCTP: u8 = 132;
 /// IPv6's ICMP.
 pub const ICMPV6: u8 = 58;

@@ -95,10 +95,10 @@ pub enum Fate {
     Drop,
 }
 
-/// Whether frames of `endpoint` are read at all.
+/// Whether frames of an endpoint of this kind ([`kind`]) and mode ([`mode`]) are read at all.
 #[inline(always)]
-pub fn is_judged(endpoint: &Endpoint) -> bool {
-    endpoint.kind == kind::ENDPOINT && endpoint.mode != mode::OFF
+pub fn is_judged(endpoint_kind: u8, endpoint_mode: u8) -> bool {
+    endpoint_kind == kind::ENDPOINT && endpoint_mode != mode::OFF
 }
 
 /// What `reason` (a number, 0 = none) means for an endpoint in `endpoint_mode`. An unknown mode enforces.

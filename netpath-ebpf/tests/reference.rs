@@ -13,7 +13,7 @@ use proptest::{collection::vec, prelude::*, sample::select};
 use verdict::{
     cases,
     frames::{self, POD_MAC},
-    image::{Image, Layout, endpoint, verdict},
+    image::{Image, Layout, endpoint, plain, verdict},
     model::{self, Pod, Range, Rule, Setup, Zone},
     reference::{Way, decide},
 };
@@ -44,6 +44,20 @@ fn the_table_the_reference_and_the_verdict_agree() {
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// Otherwise nothing is asked of another packet of their flow.
+#[test]
+fn the_table_has_plain_packets_of_every_kind_that_pass_and_that_do_not() {
+    let mut kinds = BTreeSet::new();
+    for case in cases::all() {
+        for way in WAYS {
+            if let Some(flow) = plain(&case.frame(way)) {
+                kinds.insert((flow.udp, flow.v6, case.expected(way).is_none()));
+            }
+        }
+    }
+    assert_eq!(kinds.len(), 8, "{kinds:?}");
 }
 
 #[test]

@@ -138,6 +138,6 @@ mod tests {
         ] {
             assert!(path.starts_with("/tmp/node1"), "{}", path.display());
         }
-        assert_eq!(Root::default().pins(), Path::new("/sys/fs/bpf/netpath/v3"));
+        assert_eq!(Root::default().pins(), Path::new("/sys/fs/bpf/netpath/v4"));
     }
 }

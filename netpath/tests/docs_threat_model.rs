@@ -6,7 +6,7 @@ use std::path::Path;
 
 use netpath_ebpf::drop_reason::DropReason;
 
-const ATTACKS: u32 = 29;
+const ATTACKS: u32 = 30;
 
 fn read(path: &str) -> String {
     fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).expect(path)

@@ -267,6 +267,23 @@ pub struct RuleCounters {
 
 const _: () = assert!(size_of::<RuleCounters>() == 32);
 
+impl RuleCounters {
+    /// Counts so much, sent if `direction` is [`super::direction::TX`].
+    #[inline(always)]
+    pub fn count(&mut self, direction: u8, packets: u64, bytes: u64) {
+        match direction {
+            super::direction::TX => {
+                self.tx_packets += packets;
+                self.tx_bytes += bytes;
+            }
+            _ => {
+                self.rx_packets += packets;
+                self.rx_bytes += bytes;
+            }
+        }
+    }
+}
+
 /// Value of `zone_info`, for people and for finding a zone again; the programs never read it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]

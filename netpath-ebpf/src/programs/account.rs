@@ -26,6 +26,14 @@ pub(crate) struct Size {
     pub bytes: u64,
 }
 
+/// What a frame counts for that leaves.
+#[inline(always)]
+pub(crate) fn sent_size(skb: *mut __sk_buff) -> Size {
+    // SAFETY: The context is valid.
+    let (segments, bytes) = unsafe { ((*skb).gso_segs, (*skb).wire_len) };
+    Size { packets: u64::from(if segments == 0 { 1 } else { segments }), bytes: u64::from(bytes) }
+}
+
 /// What a received frame counts for: merged packets (GRO) had a header each on the wire.
 #[inline(always)]
 pub(crate) fn received_size(skb: *mut __sk_buff) -> Size {
@@ -61,17 +69,27 @@ fn header_length(skb: *mut __sk_buff) -> u32 {
 /// This CPU's counters of an endpoint.
 #[inline(always)]
 pub(crate) fn counters(id: u32) -> Option<&'static mut Counters> {
-    // SAFETY: The slot is this CPU's alone, and programs on one CPU do not interrupt each other.
-    let cpu = unsafe { bpf_get_smp_processor_id() };
+    // SAFETY: A helper without arguments.
+    counters_on(unsafe { bpf_get_smp_processor_id() }, id)
+}
+
+/// The counters of an endpoint on `cpu`, which is this one.
+#[inline(always)]
+pub(crate) fn counters_on(cpu: u32, id: u32) -> Option<&'static mut Counters> {
     let slot = COUNTERS.get_ptr_mut(id.wrapping_mul(globals::cpus()).wrapping_add(cpu))?;
-    // SAFETY: As above.
+    // SAFETY: The slot is this CPU's alone, and programs on one CPU do not interrupt each other.
     Some(unsafe { &mut *slot })
 }
 
-/// This CPU's counters of a rule of a zone.
+/// The row of `rule_counters` of a rule of a zone.
 #[inline(always)]
-pub(crate) fn rule_counters(zone: u32, rule: u8) -> Option<&'static mut RuleCounters> {
-    let row = zone.wrapping_mul(ZONE_RULES).wrapping_add(u32::from(rule) & (ZONE_RULES - 1));
+pub(crate) fn rule_row(zone: u32, rule: u8) -> u32 {
+    zone.wrapping_mul(ZONE_RULES).wrapping_add(u32::from(rule) & (ZONE_RULES - 1))
+}
+
+/// This CPU's row of `rule_counters`.
+#[inline(always)]
+pub(crate) fn rule_counters(row: u32) -> Option<&'static mut RuleCounters> {
     let slot = RULE_COUNTERS.get_ptr_mut(row)?;
     // SAFETY: As in `counters`.
     Some(unsafe { &mut *slot })

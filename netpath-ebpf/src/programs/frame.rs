@@ -79,6 +79,13 @@ pub(crate) struct Packet<C> {
 }
 
 impl<C: Context> Packet<C> {
+    /// The first `N` bytes where they lie in linear memory.
+    #[inline(always)]
+    pub(crate) fn direct<const N: usize>(&self) -> Option<Bytes> {
+        let data = self.context.data();
+        if data + N <= self.context.data_end() { Some(Bytes(data as *const u8)) } else { None }
+    }
+
     /// As much of the head as there is, up to [`HEAD_LEN`], as a copy.
     #[inline(always)]
     fn copied(&self) -> Option<Bytes> {

@@ -3,6 +3,8 @@
 #[unsafe(no_mangle)]
 static MASTER: u32 = 0;
 #[unsafe(no_mangle)]
+static HOST_MAC: u64 = 0;
+#[unsafe(no_mangle)]
 static CPUS: u32 = 1;
 #[unsafe(no_mangle)]
 static HAVE_COOKIE: u32 = 0;
@@ -24,6 +26,14 @@ static SKB_NETWORK: u32 = 0;
 pub(crate) fn master() -> u16 {
     // SAFETY: A static; volatile because the loader changes it after compilation.
     (unsafe { core::ptr::read_volatile(&raw const MASTER) }) as u16
+}
+
+/// The MAC that the host had on the master when the programs were loaded, in memory order, or 0: frames with it are not looked for among
+/// the flows. Whose they are it does not say.
+#[inline(always)]
+pub(crate) fn host_mac() -> u64 {
+    // SAFETY: As above.
+    unsafe { core::ptr::read_volatile(&raw const HOST_MAC) }
 }
 
 /// Whether TC programs may ask for the cookie of a frame's network namespace (Linux 6.13). Where they may

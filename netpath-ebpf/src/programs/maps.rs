@@ -8,9 +8,10 @@ use aya_ebpf::{
 };
 use netpath_ebpf::{
     abi::{
-        Budget, CookieKey, CookieOwner, Counters, DropCounters, DropEvent, Endpoint, EndpointKey, HEAD_LEN,
-        MAX_MASTERS, Master, MasterCounters, Meta, Owner, PortSet, Reject, Rule, RuleCounters, TrieKey4,
-        TrieKey6, VlanKey, VlanMaster, ZONE_PORT_SETS, ZONE_RULES, ZoneInfo, ZoneSlot,
+        Budget, CookieKey, CookieOwner, Counters, DropCounters, DropEvent, Endpoint, EndpointKey, FLOWS,
+        Flow, FlowKey, HEAD_LEN, MAX_MASTERS, Master, MasterCounters, Meta, Owner, PortSet, Reject, Rule,
+        RuleCounters, TrieKey4, TrieKey6, VlanKey, VlanMaster, ZONE_PORT_SETS, ZONE_RULES, ZoneInfo,
+        ZoneSlot,
     },
     packet::Facts,
 };
@@ -35,6 +36,8 @@ pub(crate) struct Scratch {
     pub drop: Drop,
     /// Room for an answer.
     pub reject: Room,
+    /// The flows of the frame that are not remembered yet.
+    pub flows: [FlowKey; 2],
 }
 
 #[btf_map(name = "meta")]
@@ -71,6 +74,11 @@ pub(crate) static CLAIMS_V6: LpmTrie<TrieKey6, u32, PREFIXES> = LpmTrie::new();
 pub(crate) static VLAN_MASTERS: HashMap<VlanKey, VlanMaster, VLANS> = HashMap::new();
 #[btf_map(name = "rejects")]
 pub(crate) static REJECTS: Array<Reject, ENDPOINTS> = Array::new();
+#[btf_map(name = "epoch")]
+pub(crate) static EPOCH: Array<u32, 1> = Array::new();
+// Mappable, because only then does each row have a cache line of its own.
+#[btf_map(name = "flows")]
+pub(crate) static FLOW_ROWS: Array<Flow, { FLOWS as usize * CPUS }, MMAPABLE> = Array::new();
 #[btf_map(name = "counters")]
 pub(crate) static COUNTERS: Array<Counters, { ENDPOINTS * CPUS }, MMAPABLE> = Array::new();
 #[btf_map(name = "master_counters")]

@@ -1,8 +1,10 @@
 //! Pointers, maps and helpers: read facts, look up, decide, count, report. No policy: that is `verdict`.
 
 mod account;
+mod flows;
 mod frame;
 mod globals;
+mod judge;
 mod maps;
 mod read;
 mod reject;
@@ -12,22 +14,23 @@ mod settle;
 
 use core::arch::asm;
 
-use account::{Drop, Size, counters, master_counters, received_size, report, rule_counters};
+use account::{Drop, Size, counters, master_counters, received_size, sent_size};
 use aya_ebpf::{
     bindings::{__sk_buff, TC_ACT_SHOT, TC_ACT_UNSPEC, xdp_action, xdp_md},
     helpers::bpf_xdp_adjust_meta,
     macros::{classifier, xdp},
     programs::{TcContext, XdpContext},
 };
+use flows::{Epoch, SENT};
 use frame::{Buff, Context, Packet, Skb};
+use judge::{Party, Sent, received, sent, tell};
 use maps::{ENDPOINT_ROWS, MASTERS, SCRATCH, Scratch};
 use netpath_ebpf::{
-    abi::{Endpoint, EndpointKey, Master, direction, endpoint_flags},
-    packet::{self, Facts, Frame, Head},
-    verdict::{self, Decision, Fate},
+    abi::{Endpoint, EndpointKey, Master, direction},
+    packet::{self, Frame, Head},
+    verdict::{self, Fate},
 };
 use read::{Reading, read_buff, read_skb};
-use rules::Maps;
 use sender::{Offence, Stacked, View};
 
 const NEXT: i32 = TC_ACT_UNSPEC;
@@ -44,10 +47,14 @@ struct Ethernet {
 impl Ethernet {
     #[inline(always)]
     fn read(frame: &impl Frame) -> Option<Self> {
-        let head = frame.head::<14>()?;
+        frame.head::<14>().map(|head| Self::of(&head))
+    }
+
+    #[inline(always)]
+    fn of(head: &impl Head) -> Self {
         let destination_raw = u64::from(head.raw4::<0>()) | u64::from(head.u16::<4>().to_be()) << 32;
         let source_raw = u64::from(head.raw4::<6>()) | u64::from(head.u16::<10>().to_be()) << 32;
-        Some(Self { source_raw, destination_raw, ethertype: head.u16::<12>() })
+        Self { source_raw, destination_raw, ethertype: head.u16::<12>() }
     }
 
     #[inline(always)]
@@ -83,210 +90,15 @@ fn packet<C: Context>(context: C, scratch: *mut Scratch) -> Packet<C> {
     Packet { context, copy: unsafe { (&raw mut (*scratch).head).cast::<u8>() }, length: 0 }
 }
 
-/// Judges by `facts` what `row` sent: [`Decision::to_bits`].
-///
-/// A global function like [`read_skb`].
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn judge_sent(row: *const Endpoint, facts: *const Facts) -> u32 {
-    if row.is_null() || facts.is_null() {
-        return Decision::CLOSED.to_bits();
-    }
-    // SAFETY: Both are map values; nothing writes to the facts now.
-    unsafe { verdict::egress(&*facts, &*row, &Maps).to_bits() }
-}
-
-/// As [`judge_sent`], for what `row` shall receive.
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn judge_received(row: *const Endpoint, facts: *const Facts) -> u32 {
-    if row.is_null() || facts.is_null() {
-        return Decision::CLOSED.to_bits();
-    }
-    // SAFETY: As above.
-    unsafe { verdict::ingress(&*facts, &*row, &Maps).to_bits() }
-}
-
-/// Reports `drop`, the facts of which are in `scratch`.
-#[inline(always)]
-fn tell(scratch: *mut Scratch, drop: Drop) {
-    // SAFETY: This CPU's map value, and nothing else refers to it now.
-    unsafe {
-        // Field by field: a copy of the whole would be made on the stack first, its padding by `memset`.
-        let to = &raw mut (*scratch).drop;
-        (*to).packets = drop.packets;
-        (*to).macs = drop.macs;
-        (*to).endpoint = drop.endpoint;
-        (*to).generation = drop.generation;
-        (*to).reason = drop.reason;
-        (*to).direction = drop.direction;
-        (*to).audited = drop.audited;
-        (*to).rule = drop.rule;
-        report(&*scratch);
-    }
-}
-
-/// Whether the MAC is the host's. Then a drop is a mistake: it passes and is counted as an alert.
-#[inline(always)]
-fn is_hosts(row: &Endpoint, mac_raw: u64) -> bool {
-    if row.flags & endpoint_flags::PASSTHRU != 0 {
-        return false;
-    }
-    let Some(master) = MASTERS.get(u32::from(globals::master())) else { return false };
-    if !verdict::is_host(master, mac_raw) {
-        return false;
-    }
-    if let Some(totals) = master_counters() {
-        totals.host_dropped += 1;
-    }
-    true
-}
-
-/// An endpoint, and whether its frames are judged. That is asked once for each frame: the row may be replaced meanwhile, and
-/// a frame that was not read would be judged by what is known of another one.
-#[derive(Clone, Copy)]
-struct Party<'a> {
-    row: &'a Endpoint,
-    judged: bool,
-}
-
-impl<'a> Party<'a> {
-    #[inline(always)]
-    fn of(row: &'a Endpoint) -> Self {
-        Self { row, judged: verdict::is_judged(row) }
-    }
-}
-
-/// What is done with a frame that an endpoint sent.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Sent {
-    /// It passes.
-    Passed,
-    /// It is dropped in silence.
-    Dropped,
-    /// It is dropped, and its sender is told.
-    Rejected,
-}
-
-/// Judges what `party` sent, as its facts are in `scratch`, and counts it, a pass only where `counts`.
-#[inline(always)]
-fn sent(party: Party<'_>, ethernet: &Ethernet, scratch: *mut Scratch, size: Size, counts: bool) -> Sent {
-    let Party { row, judged } = party;
-    let decision = match judged {
-        // SAFETY: This CPU's map value.
-        true => Decision::from_bits(judge_sent(row, unsafe { &raw const (*scratch).facts })),
-        false => Decision::PASS,
-    };
-    let reason = decision.reason();
-    let fate = verdict::fate(row.mode, reason);
-    if fate == Fate::Drop && is_hosts(row, ethernet.source_raw) {
-        return Sent::Passed;
-    }
-    if fate != Fate::Drop && !counts {
-        return Sent::Passed;
-    }
-    if let Some(rule) = decision.rule()
-        && let Some(count) = rule_counters(row.zone, rule)
-    {
-        count.tx_packets += size.packets;
-        count.tx_bytes += size.bytes;
-    }
-    if let Some(count) = counters(row.id) {
-        match fate {
-            Fate::Drop => count.tx_dropped += size.packets,
-            Fate::Pass | Fate::Audit => {
-                count.tx_packets += size.packets;
-                count.tx_bytes += size.bytes;
-            }
-        }
-        if fate == Fate::Audit {
-            count.tx_audited += size.packets;
-        }
-    }
-    if fate != Fate::Pass {
-        let drop = Drop {
-            packets: size.packets,
-            endpoint: row.id,
-            generation: row.generation,
-            macs: ethernet.macs(),
-            reason,
-            direction: direction::TX,
-            audited: u8::from(fate == Fate::Audit),
-            rule: decision.rule().unwrap_or(0),
-            pad: [0; 4],
-        };
-        tell(scratch, drop);
-    }
-    match (fate, decision.rejects()) {
-        (Fate::Pass | Fate::Audit, _) => Sent::Passed,
-        (Fate::Drop, false) => Sent::Dropped,
-        (Fate::Drop, true) => Sent::Rejected,
-    }
-}
-
-/// Judges what is for `party`; counts it if `passed` says that a pass is counted here. True: it passes.
-#[inline(always)]
-fn received(
-    party: Party<'_>,
-    ethernet: &Ethernet,
-    scratch: *mut Scratch,
-    size: Size,
-    claim: impl FnOnce() -> bool,
-) -> bool {
-    let Party { row, judged } = party;
-    let decision = match judged {
-        // SAFETY: This CPU's map value.
-        true => Decision::from_bits(judge_received(row, unsafe { &raw const (*scratch).facts })),
-        false => Decision::PASS,
-    };
-    let reason = decision.reason();
-    let fate = verdict::fate(row.mode, reason);
-    if fate == Fate::Drop && is_hosts(row, ethernet.destination_raw) {
-        return true;
-    }
-    // What passes here unclaimed is counted by the next hook, audits included.
-    if fate != Fate::Drop && !claim() {
-        return true;
-    }
-    if let Some(rule) = decision.rule()
-        && let Some(count) = rule_counters(row.zone, rule)
-    {
-        count.rx_packets += size.packets;
-        count.rx_bytes += size.bytes;
-    }
-    if let Some(count) = counters(row.id) {
-        match fate {
-            Fate::Drop => count.rx_dropped += size.packets,
-            Fate::Pass | Fate::Audit => {
-                count.rx_packets += size.packets;
-                count.rx_bytes += size.bytes;
-            }
-        }
-        if fate == Fate::Audit {
-            count.rx_audited += size.packets;
-        }
-    }
-    if fate != Fate::Pass {
-        let drop = Drop {
-            packets: size.packets,
-            endpoint: row.id,
-            generation: row.generation,
-            macs: ethernet.macs(),
-            reason,
-            direction: direction::RX,
-            audited: u8::from(fate == Fate::Audit),
-            rule: decision.rule().unwrap_or(0),
-            pad: [0; 4],
-        };
-        tell(scratch, drop);
-    }
-    fate != Fate::Drop
-}
-
 /// Every frame that leaves by the master: what pods send out, and the host's own.
 #[classifier]
 pub(crate) fn egress(ctx: TcContext) -> i32 {
     let skb = ctx.skb.skb;
+    let epoch = Epoch::now();
+    let place = match flows::egress(skb, epoch) {
+        Ok(verdict) => return verdict,
+        Err(place) => place.forgotten(epoch),
+    };
     let Some(scratch) = scratch() else { return NEXT };
     let whole = packet(Skb::new(skb), scratch);
     let Some(mut ethernet) = Ethernet::read(&whole) else { return NEXT };
@@ -294,9 +106,9 @@ pub(crate) fn egress(ctx: TcContext) -> i32 {
     let unsettled = !settle::settle(skb, settle::need(ethernet.ethertype))
         || !settle::is_cut_as_read(skb, ethernet.ethertype);
     // SAFETY: The context is valid.
-    let (segments, bytes, tagged) = unsafe { ((*skb).gso_segs, (*skb).wire_len, (*skb).vlan_present != 0) };
-    let size = Size { packets: u64::from(if segments == 0 { 1 } else { segments }), bytes: u64::from(bytes) };
-    let view = match endpoint(globals::master(), ethernet.source_raw) {
+    let tagged = unsafe { (*skb).vlan_present != 0 };
+    let size = sent_size(skb);
+    let view = match endpoint(epoch.then(globals::master()), ethernet.source_raw) {
         Some(row) => View { row, tagged, skip: 0, counts: true },
         None => {
             let Some(master) = MASTERS.get(u32::from(globals::master())) else { return NEXT };
@@ -330,7 +142,7 @@ pub(crate) fn egress(ctx: TcContext) -> i32 {
         let reading = Reading { ethertype: ethernet.ethertype, tagged, skip, leaves: true, unsettled };
         read_skb(skb, reading.to_bits(), scratch);
     }
-    match sent(party, &ethernet, scratch, size, view.counts) {
+    match sent(party, &ethernet, scratch, size, view.counts, place) {
         Sent::Passed => NEXT,
         // Through a VLAN interface: what that denies is answered there.
         Sent::Rejected if view.counts => answer(skb, scratch),
@@ -428,6 +240,7 @@ pub(crate) fn ingress(ctx: TcContext) -> i32 {
     if reject::is_answer(skb) {
         return NEXT;
     }
+    let epoch = Epoch::now();
     let Some(master) = MASTERS.get(u32::from(globals::master())) else { return NEXT };
     // SAFETY: The context is valid.
     let tagged = unsafe { (*skb).vlan_present != 0 };
@@ -436,6 +249,10 @@ pub(crate) fn ingress(ctx: TcContext) -> i32 {
     if stamped && !tagged {
         return NEXT;
     }
+    let [place_sent, place_received] = match flows::ingress(skb, epoch) {
+        Ok(verdict) => return verdict,
+        Err(places) => places.map(|place| place.forgotten(epoch)),
+    };
     let Some(scratch) = scratch() else { return NEXT };
     let frame = packet(Skb::new(skb), scratch);
     let Some(ethernet) = Ethernet::read(&frame) else { return NEXT };
@@ -447,14 +264,14 @@ pub(crate) fn ingress(ctx: TcContext) -> i32 {
         }
         return NEXT;
     }
-    let receiver = endpoint(globals::master(), ethernet.destination_raw);
+    let receiver = endpoint(epoch.then(globals::master()), ethernet.destination_raw);
     if receiver.is_none() && verdict::is_host(master, ethernet.destination_raw) {
         if let Some(totals) = master_counters() {
             totals.host_packets += 1;
         }
         return NEXT;
     }
-    let sender = if stamped { None } else { endpoint(globals::master(), ethernet.source_raw) };
+    let sender = if stamped { None } else { endpoint(epoch.then(globals::master()), ethernet.source_raw) };
     let size = received_size(skb);
     // Only what pods of this node send each other still knows its socket here.
     let offence = match sender {
@@ -464,6 +281,9 @@ pub(crate) fn ingress(ctx: TcContext) -> i32 {
     if let Some(offence) = offence {
         return tell_offence(offence, &ethernet, frame_length(skb), scratch, size);
     }
+    if sender.is_none() {
+        place_sent.remember(scratch, SENT, 0, 0);
+    }
     let (receiver, sender) = (receiver.map(Party::of), sender.map(Party::of));
     if receiver.is_some_and(|it| it.judged) || sender.is_some_and(|it| it.judged) {
         let (skip, leaves, unsettled) = (0, false, false);
@@ -471,7 +291,7 @@ pub(crate) fn ingress(ctx: TcContext) -> i32 {
         read_skb(skb, reading.to_bits(), scratch);
     }
     if let Some(party) = sender {
-        match sent(party, &ethernet, scratch, size, true) {
+        match sent(party, &ethernet, scratch, size, true, place_sent) {
             Sent::Passed => {}
             Sent::Dropped => return SHOT,
             // What came by the wire is nobody's here, whatever it says: a host out there could have pods told anything.
@@ -480,7 +300,7 @@ pub(crate) fn ingress(ctx: TcContext) -> i32 {
         }
     }
     if let Some(party) = receiver {
-        if !received(party, &ethernet, scratch, size, || !stamped) {
+        if !received(party, &ethernet, scratch, size, || !stamped, place_received) {
             return SHOT;
         }
     }
@@ -513,36 +333,44 @@ fn is_stamped(skb: *mut __sk_buff, stamp: u64) -> bool {
 /// Every frame from the wire, before the kernel has made a packet of it.
 #[xdp(frags)]
 pub(crate) fn xdp(ctx: XdpContext) -> u32 {
+    let epoch = Epoch::now();
+    let place = match flows::xdp(ctx.ctx, epoch, |length, mac| mark(ctx.ctx, length, mac)) {
+        Ok(verdict) => return verdict,
+        Err(place) => place.forgotten(epoch),
+    };
     let Some(scratch) = scratch() else { return xdp_action::XDP_PASS };
     let frame = packet(Buff(ctx.ctx), scratch);
     let Some(ethernet) = Ethernet::read(&frame) else { return xdp_action::XDP_PASS };
     if ethernet.is_group() {
         return xdp_action::XDP_PASS;
     }
-    let Some(row) = endpoint(globals::master(), ethernet.destination_raw) else {
+    let Some(row) = endpoint(epoch.then(globals::master()), ethernet.destination_raw) else {
         return xdp_action::XDP_PASS;
     };
-    let Some(master) = MASTERS.get(u32::from(globals::master())) else { return xdp_action::XDP_PASS };
     let length = frame.length();
     let size = Size { packets: 1, bytes: u64::from(length) };
     let party = Party::of(row);
     if party.judged {
         read_buff(ctx.ctx, ethernet.ethertype.into(), length, scratch);
     }
-    // A veth or a tap may hand over what the sender's offload has yet to cut: TC knows the segments.
-    let whole = length <= u32::from(master.mtu) + packet::ETH_LEN + packet::TAG_LEN;
-    let claim = || whole && stamp(ctx.ctx, master.stamp, ethernet.destination_raw);
-    match received(party, &ethernet, scratch, size, claim) {
+    let claim = || mark(ctx.ctx, length, ethernet.destination_raw);
+    match received(party, &ethernet, scratch, size, claim, place) {
         true => xdp_action::XDP_PASS,
         false => xdp_action::XDP_DROP,
     }
 }
 
-/// Marks the frame as counted for `mac`. False: the driver has no room for metadata, TC counts.
+/// Marks the frame as counted for `mac`. False: TC counts. The driver has no room for metadata, or the frame is longer than one is on
+/// the wire: a veth or a tap may hand over what the sender's offload has yet to cut, and TC knows the segments.
 ///
 /// Metadata stays with a frame, also in the pod that it was for: if that sends it on to a sibling it is still there.
 #[inline(always)]
-fn stamp(buff: *mut xdp_md, stamp: u64, mac: u64) -> bool {
+fn mark(buff: *mut xdp_md, length: u32, mac: u64) -> bool {
+    let Some(master) = MASTERS.get(u32::from(globals::master())) else { return false };
+    if length > u32::from(master.mtu) + packet::ETH_LEN + packet::TAG_LEN {
+        return false;
+    }
+    let stamp = master.stamp;
     // SAFETY: The context is valid; the mark is written only where there is room.
     unsafe {
         if bpf_xdp_adjust_meta(buff, -MARK_LEN) != 0 {

@@ -2,6 +2,7 @@
 
 use aya_ebpf::bindings::{__sk_buff, xdp_md};
 use netpath_ebpf::{
+    checksum,
     drop_reason::DropReason,
     packet::{Frame as _, read},
 };
@@ -67,7 +68,8 @@ pub(crate) extern "C" fn read_skb(skb: *mut __sk_buff, reading: u32, scratch: *m
         return 0;
     }
     read(&frame, reading.ethertype, reading.tagged, facts);
-    if reading.leaves && facts.flaw == 0 && !settle::is_checksum_behind(skb, facts, reading.skip) {
+    let is_behind = |field| checksum::is_behind(field, facts, reading.skip);
+    if reading.leaves && facts.flaw == 0 && !settle::is_checksum_behind(skb, is_behind) {
         facts.flaw = DropReason::Malformed as u8;
     }
     0

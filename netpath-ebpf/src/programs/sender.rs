@@ -89,7 +89,7 @@ pub(crate) enum Stacked {
 
 /// The cookie of the frame's socket; `None` where there is no socket or no helper.
 #[inline(always)]
-fn cookie(skb: *mut __sk_buff) -> Option<u64> {
+pub(crate) fn cookie(skb: *mut __sk_buff) -> Option<u64> {
     if !globals::have_cookie() {
         return None;
     }

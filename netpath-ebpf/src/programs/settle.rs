@@ -12,7 +12,7 @@ use aya_ebpf::{
 use netpath_ebpf::{
     abi::SKB_SUMS_LEN,
     checksum,
-    packet::{ETH_ARP, ETH_IPV4, ETH_IPV6, ETH_VLAN, Facts, IPV4_HEAD, IPV6_HEAD, TAG_LEN},
+    packet::{ETH_ARP, ETH_IPV4, ETH_IPV6, ETH_VLAN, IPV4_HEAD, IPV6_HEAD, TAG_LEN},
 };
 
 use super::globals;
@@ -117,14 +117,14 @@ pub(crate) fn is_source_open(skb: *mut __sk_buff, ethertype: u16) -> bool {
     checksum::is_over_source(field, ethertype)
 }
 
-/// Whether a checksum that is still to be filled in lies behind everything that is judged. True where the kernel does not
+/// Whether a checksum that is still to be filled in lies behind everything that is judged, as `is_behind` says of its place. True where the kernel does not
 /// tell what its record of a frame looks like.
 ///
 /// No helper says so, and what can be had from them by asking sideways changes: `bpf_skb_change_tail` refused to cut a frame off
 /// before the end of its checksum until a fix of 2026 ("Fix bpf_skb_change_tail wrt csum partial skbs": Linux 6.1.189, 6.12.112,
 /// 6.18.54), and since then it does cut, and leaves the checksum as it is. So the record itself is read.
 #[inline(always)]
-pub(crate) fn is_checksum_behind(skb: *mut __sk_buff, facts: &Facts, skip: u32) -> bool {
+pub(crate) fn is_checksum_behind(skb: *mut __sk_buff, is_behind: impl FnOnce(i64) -> bool) -> bool {
     if globals::skb_summed() == 0 {
         return true;
     }
@@ -133,5 +133,5 @@ pub(crate) fn is_checksum_behind(skb: *mut __sk_buff, facts: &Facts, skip: u32) 
         Ok(None) => return true,
         Err(()) => return false,
     };
-    checksum::is_behind(field, facts, skip)
+    is_behind(field)
 }

@@ -9,7 +9,8 @@ use netpath_ebpf::{
     },
     bits::{bytes4, bytes16, raw4, raw16},
     drop_reason::DropReason,
-    packet::{Facts, Frame, Head, Load, read, walk},
+    flow::Plain,
+    packet::{ETH_IPV4, ETH_IPV6, Facts, Frame, Head, IPV4_HEAD, IPV6_HEAD, Load, read, walk},
     verdict::{self, Rules},
 };
 
@@ -249,8 +250,63 @@ fn facts_of_another() -> Facts {
     }
 }
 
-/// What `verdict.rs` says of a frame, with other bytes behind its end each time.
+/// The flow of a frame that is plain.
+pub(crate) fn plain(frame: &[u8]) -> Option<Plain> {
+    let slice = Slice { bytes: frame, behind: 0 };
+    match u16::from_be_bytes([frame[12], frame[13]]) {
+        ETH_IPV4 if IPV4_HEAD <= frame.len() => Plain::v4(&slice, slice.length()),
+        ETH_IPV6 if IPV6_HEAD <= frame.len() => Plain::v6(&slice, slice.length()),
+        _ => None,
+    }
+}
+
+/// Another frame of a flow, with nothing in it as it may have been in the first one but what the flow is told by.
+fn another_of(flow: &Plain) -> Vec<u8> {
+    let addresses: Vec<u8> = flow.addresses.iter().flat_map(|word| word.to_ne_bytes()).collect();
+    let carried = [&flow.ports.to_ne_bytes()[..], &[0xff; 36]].concat();
+    let length = u16::try_from(carried.len()).expect("a small packet");
+    let protocol = if flow.udp { 17 } else { 6 };
+    let macs = [0xee; 12];
+    let packet = match flow.v6 {
+        true => {
+            let [high, low] = length.to_be_bytes();
+            [&[0x6f, 0xff, 0xff, 0xff, high, low, protocol, 0xff][..], &addresses].concat()
+        }
+        false => {
+            let [high, low] = (length + 20).to_be_bytes();
+            // Not to be fragmented, and the bit that means nothing.
+            [&[0x45, 0xff, high, low, 0xff, 0xff, 0xc0, 0, 0xff, protocol, 0xff, 0xff][..], &addresses[..8]]
+                .concat()
+        }
+    };
+    let ethertype = if flow.v6 { ETH_IPV6 } else { ETH_IPV4 };
+    [&macs[..], &ethertype.to_be_bytes(), &packet, &carried, &[0xaa; 5]].concat()
+}
+
+/// What `verdict.rs` says of a frame, and, if it is plain, of another one of its flow: what was found out of one is remembered for
+/// the other.
 pub(crate) fn verdict(
+    frame: &[u8],
+    tagged: bool,
+    way: Way,
+    row: &Endpoint,
+    image: Option<&Image>,
+) -> Option<DropReason> {
+    let reason = verdict_of_one(frame, tagged, way, row, image);
+    if let Some(flow) = plain(frame).filter(|_| !tagged) {
+        let other = another_of(&flow);
+        assert_eq!(plain(&other), Some(flow), "the same flow");
+        assert_eq!(
+            verdict_of_one(&other, tagged, way, row, image),
+            reason,
+            "{way:?}: another packet of the flow"
+        );
+    }
+    reason
+}
+
+/// What `verdict.rs` says of one frame, with other bytes behind its end each time.
+fn verdict_of_one(
     frame: &[u8],
     tagged: bool,
     way: Way,

@@ -108,7 +108,12 @@ pub fn attach(
     };
     let mut attached = Attached { id, host_macs: Vec::new(), maps, changes: Vec::new() };
     match put_in_place(root, node, master, &settings, before, replace, &mut attached) {
-        Ok(()) => Ok(attached),
+        Ok(()) => {
+            // What programs remember may be those before them's, or from before somebody changed a map by hand, or was ended between
+            // a change and its epoch.
+            attached.maps.begin_epoch()?;
+            Ok(attached)
+        }
         // A master that was not under police stays as it was: half its hooks would judge half its frames.
         Err(failed) if before.is_none_or(|row| row.object == 0) => {
             let undone = take_back(root, link, &mut attached, fresh);

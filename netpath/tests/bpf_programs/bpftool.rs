@@ -27,7 +27,7 @@ fn map_dump_prints_field_names() {
     node.add(POD_MAC, Setup::Dual, Layout::Fit);
     assert!(!node.passes(Hook::Egress, &v4(POD4, FAR4, udp(1, 2)).frame()));
     for (map, fields) in [
-        ("meta", &["\"abi_version\": 3", "\"cpus\"", "\"last_endpoint_id\"", "\"zone_rows\""][..]),
+        ("meta", &["\"abi_version\": 4", "\"cpus\"", "\"last_endpoint_id\"", "\"zone_rows\""][..]),
         (
             "masters",
             &["\"netns_cookie\"", "\"ifindex\": 7", "\"unknown_source\"", "\"host_macs\"", "\"object\""],
@@ -55,6 +55,8 @@ fn map_dump_prints_field_names() {
         ("rule_counters", &["\"cpu\": 0", "\"tx_packets\": 1", "\"rx_bytes\""]),
         ("zone_trie_v4", &["\"slot\"", "\"addr\"", "\"value\": 3"]),
         ("zone_trie_v6", &["\"slot\"", "\"addr\"", "\"value\": 3"]),
+        ("epoch", &["\"value\""]),
+        ("flows", &["\"who\"", "\"addresses\"", "\"epoch\"", "\"outcome\""]),
         ("counters", &["\"tx_packets\"", "\"rx_bytes\"", "\"tx_dropped\": 1", "\"rx_audited\""]),
         (
             "master_counters",

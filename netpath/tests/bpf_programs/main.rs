@@ -8,6 +8,7 @@
 mod bpftool;
 mod counting;
 mod events;
+mod flows;
 mod host;
 mod node;
 mod reject;

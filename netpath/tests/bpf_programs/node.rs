@@ -2,13 +2,14 @@
 
 use std::{
     fs,
+    ops::Range,
     path::PathBuf,
     sync::atomic::{AtomicU32, Ordering},
 };
 
 use aya::{
     Ebpf, Pod,
-    maps::{Array, Map, MapData},
+    maps::{Array, Map, MapData, PerCpuArray},
     programs::{Program, TestRun, TestRunOptions},
 };
 use netpath::{
@@ -258,6 +259,23 @@ impl Node {
     pub(crate) fn raw<T: Pod>(&self, map: &str) -> Array<MapData, T> {
         let data = MapData::from_pin(self.pin(map)).expect("a pinned map");
         Array::try_from(Map::Array(data)).expect("an array of such values")
+    }
+
+    /// Every row of an array of 64-bit words.
+    pub(crate) fn raw_rows<const WORDS: usize>(&self, map: &str) -> Vec<[u64; WORDS]> {
+        let rows = self.raw::<[u64; WORDS]>(map);
+        rows.iter().map(|row| row.expect("a row")).collect()
+    }
+
+    /// Rows of the counters of rules, all CPUs together.
+    pub(crate) fn rule_rows(&self, rows: Range<u32>) -> Vec<[u64; 4]> {
+        let data = MapData::from_pin(self.pin("rule_counters")).expect("a pinned map");
+        let map: PerCpuArray<_, [u64; 4]> = Map::PerCpuArray(data).try_into().expect("an array for each CPU");
+        let sum = |row: u32| {
+            let each = map.get(&row, 0).expect("a row");
+            each.iter().fold([0; 4], |sum: [u64; 4], cpu| std::array::from_fn(|i| sum[i] + cpu[i]))
+        };
+        rows.map(sum).collect()
     }
 }
 

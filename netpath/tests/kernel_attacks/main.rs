@@ -13,6 +13,7 @@ mod common;
 mod flood;
 mod frames;
 mod host;
+mod known;
 mod large;
 mod late;
 mod lifecycle;

@@ -101,7 +101,7 @@ impl Lab {
     }
 
     pub(crate) fn pins(&self) -> PathBuf {
-        self.root.path().join("sys/fs/bpf/netpath/v3")
+        self.root.path().join("sys/fs/bpf/netpath/v4")
     }
 
     /// Applies a manifest with this zone.

@@ -25,7 +25,7 @@ use super::{
     BpfError, Hook, TcHook,
     clsact::{self, HANDLE, PRIORITY},
     links::{self, Links},
-    maps::{EVENTS, Maps},
+    maps::{Maps, UNOPENED},
     object::{self, Settings},
     pins::{self, link_pin, make_parent, program_pin, remove_file, unpin},
     selftest, swap, sys,
@@ -110,7 +110,7 @@ pub fn inspect(pins: &Path, id: u16, ifindex: u32) -> Result<Vec<HookState>, Bpf
 /// The same by whoever has the maps open, without a look at each of their pins.
 pub fn inspect_beside(maps: &Maps, id: u16, ifindex: u32) -> Result<Vec<HookState>, BpfError> {
     let mut ids = maps.ids().to_vec();
-    ids.extend(pins::map_id(maps.pins(), EVENTS));
+    ids.extend(UNOPENED.iter().filter_map(|name| pins::map_id(maps.pins(), name)));
     states(maps.pins(), &ids, id, ifindex)
 }
 

@@ -59,7 +59,7 @@ impl Maps {
     fn insert_endpoint(&mut self, key: EndpointKey, row: &Endpoint) -> Result<bool, MapsError> {
         const BPF_NOEXIST: u64 = 1;
         match self.endpoints.insert(Raw(key), Raw(*row), BPF_NOEXIST) {
-            Ok(()) => Ok(true),
+            Ok(()) => self.begin_epoch().map(|()| true),
             Err(MapError::SyscallError(error)) if error.io_error.raw_os_error() == Some(libc::EEXIST) => {
                 Ok(false)
             }
@@ -73,12 +73,14 @@ impl Maps {
             op: "write",
             map: "endpoints",
             source,
-        })
+        })?;
+        self.begin_epoch()
     }
 
     /// The same for many rows.
     pub fn set_endpoints(&mut self, rows: &[(EndpointKey, Endpoint)]) -> Result<(), MapsError> {
-        batch::write(&self.endpoints, "endpoints", rows.iter().copied())
+        batch::write(&self.endpoints, "endpoints", rows.iter().copied())?;
+        self.begin_epoch()
     }
 
     /// Removes the row of `key` if it still has `id`; a row that is gone, or another's, is fine.
@@ -88,6 +90,7 @@ impl Maps {
                 Ok(()) | Err(MapError::KeyNotFound) => {}
                 Err(source) => return Err(MapsError::Access { op: "remove from", map: "endpoints", source }),
             }
+            self.begin_epoch()?;
         }
         self.release(key, id)
     }

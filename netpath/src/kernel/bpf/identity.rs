@@ -32,7 +32,8 @@ impl Maps {
             Some(owner) => self.cookies.insert(Raw(key(master, cookie)), Raw(owner), 0),
             None => gone_is_fine(self.cookies.remove(&Raw(key(master, cookie)))),
         };
-        result.map_err(|source| MapsError::Access { op: "write", map: "cookies", source })
+        result.map_err(|source| MapsError::Access { op: "write", map: "cookies", source })?;
+        self.begin_epoch()
     }
 
     /// Every row of `cookies`.
@@ -86,7 +87,8 @@ impl Maps {
                 ("claims_v6", result)
             }
         };
-        result.map_err(|source| MapsError::Access { op: "write", map, source })
+        result.map_err(|source| MapsError::Access { op: "write", map, source })?;
+        self.begin_epoch()
     }
 
     /// Every claim on `master`.

@@ -183,6 +183,7 @@ pub struct Maps {
     pub(super) drops: Table<DropCounters>,
     budgets: Table<Budget>,
     pub(super) rejects: Table<Reject>,
+    epoch: Table<u32>,
     /// The two that are read from mapped memory.
     pub(super) counted: [Rows; 2],
     pub(super) bases: Bases,
@@ -212,6 +213,8 @@ pub const NAMES: &[&str] = &[
     "claims_v6",
     "vlans",
     "rejects",
+    "epoch",
+    FLOWS,
     "counters",
     "master_counters",
     "drops",
@@ -219,8 +222,11 @@ pub const NAMES: &[&str] = &[
     EVENTS,
 ];
 
-/// The only one that [`Maps`] does not open.
+/// The ring of drop events.
 pub(super) const EVENTS: &str = "events";
+const FLOWS: &str = "flows";
+/// Those that [`Maps`] does not open.
+pub(super) const UNOPENED: [&str; 2] = [EVENTS, FLOWS];
 
 /// A name in a row of a map, which zeros pad.
 pub fn text(bytes: &[u8]) -> String {
@@ -380,6 +386,7 @@ impl Maps {
             drops: opening.open("drops", Map::Array)?,
             budgets: opening.open("budgets", Map::Array)?,
             rejects: opening.open("rejects", Map::Array)?,
+            epoch: opening.open("epoch", Map::Array)?,
             counted: [opening.rows(&bases::COUNTERS, cpus)?, opening.rows(&bases::MASTER_COUNTERS, cpus)?],
             bases: Bases::open(pins)?,
             cpus,
@@ -464,7 +471,14 @@ impl Maps {
             meta.master_rows = id.into();
             set(&mut self.meta, "meta", 0, meta)?;
         }
-        set(&mut self.masters, "masters", u32::from(id), *master)
+        set(&mut self.masters, "masters", u32::from(id), *master)?;
+        self.begin_epoch()
+    }
+
+    /// Has programs forget what they remember of flows: after every change of what a verdict depends on.
+    pub fn begin_epoch(&mut self) -> Result<(), MapsError> {
+        let epoch: u32 = get(&self.epoch, "epoch", 0)?;
+        set(&mut self.epoch, "epoch", 0, epoch.wrapping_add(1))
     }
 
     /// Forgets what was counted for master `id`. None of its programs is attached.

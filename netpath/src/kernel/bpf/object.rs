@@ -15,12 +15,12 @@ use aya::{
     sys::{BpfHelper, is_helper_supported},
 };
 use aya_obj::Object;
-use netpath_ebpf::abi::{ABI_VERSION, MAX_MASTERS, ZONE_PORT_SETS, ZONE_RULES};
+use netpath_ebpf::abi::{ABI_VERSION, FLOWS, MAX_MASTERS, ZONE_PORT_SETS, ZONE_RULES};
 use serde::Deserialize;
 
 use super::{
     BpfError, Hook,
-    maps::{self, EVENTS, Maps, NAMES, pin_of},
+    maps::{self, EVENTS, Maps, NAMES, UNOPENED, pin_of},
     pins::{recover_maps, remove_maps, remove_pins},
     skb::{self, Layout},
     support, sys, tree,
@@ -70,7 +70,7 @@ pub fn digest() -> u64 {
 pub fn maps(pins: &Path, settings: &Settings) -> Result<Maps, BpfError> {
     // As a rule all of them are there; why they cannot be opened is found out below.
     if let Ok(Some(maps)) = Maps::open(pins)
-        && pin_of(pins, EVENTS).exists()
+        && UNOPENED.iter().all(|name| pin_of(pins, name).exists())
     {
         return Ok(maps);
     }
@@ -156,7 +156,7 @@ fn create_directory(path: &Path) -> Result<(), BpfError> {
 }
 
 /// Rows of each map whose size the settings decide.
-fn sizes(settings: &Settings, cpus: u32) -> [(&'static str, u32); 19] {
+fn sizes(settings: &Settings, cpus: u32) -> [(&'static str, u32); 20] {
     // Row 0 of each table is nobody's.
     let endpoints = settings.endpoints + 1;
     let zones = settings.zones + 1;
@@ -166,6 +166,7 @@ fn sizes(settings: &Settings, cpus: u32) -> [(&'static str, u32); 19] {
         ("owners", endpoints),
         ("drops", endpoints),
         ("budgets", endpoints),
+        ("flows", FLOWS * cpus),
         ("counters", endpoints * cpus),
         ("master_counters", masters * cpus),
         ("zone_words", zones),
@@ -219,9 +220,11 @@ pub fn load(pins: &Path, settings: &Settings, master: u16, cpus: u32) -> Result<
         (layout.join().unwrap_or_else(|panic| resume_unwind(panic)), loader)
     });
     let layout = layout?;
-    let mark = maps::master(pins, master)?.map_or(0, |row| reject_mark(row.stamp));
+    let row = maps::master(pins, master)?;
+    let mark = row.map_or(0, |row| reject_mark(row.stamp));
+    let host_mac = row.map_or(0, |row| u64::from_ne_bytes(row.host_macs[0]));
     let master = u32::from(master);
-    loader.override_global("REJECT_MARK", &mark, true);
+    loader.override_global("REJECT_MARK", &mark, true).override_global("HOST_MAC", &host_mac, true);
     loader.override_global("MASTER", &master, true).override_global("CPUS", &cpus, true).override_global(
         "HAVE_COOKIE",
         &have_cookie,
