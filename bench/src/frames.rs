@@ -24,6 +24,9 @@ pub(crate) const AT_SOURCE4: u32 = 26;
 /// Where it has its destination address.
 pub(crate) const AT_DESTINATION4: u32 = 30;
 
+/// Where it has its ports.
+pub(crate) const AT_PORTS4: u32 = 34;
+
 /// MAC of endpoint `number`.
 pub(crate) fn pod_mac(number: u32) -> Mac {
     let [a, b, c, d] = number.to_be_bytes();

@@ -7,13 +7,14 @@ use std::{collections::BTreeMap, path::Path};
 
 use anyhow::{Context as _, Result, anyhow, ensure};
 use netpath::kernel::bpf::Hook;
+use netpath_ebpf::abi::FLOWS;
 
 use crate::{
     Effort,
     figures::{Figures, Unit},
     frames::{
-        self, AT_DESTINATION_MAC, AT_DESTINATION4, AT_SOURCE_MAC, AT_SOURCE4, HOST_MAC, Mac, PEER_MAC, POD4,
-        POD6, PREFIX4_STEP, UNKNOWN_MAC, pod_mac,
+        self, AT_DESTINATION_MAC, AT_DESTINATION4, AT_PORTS4, AT_SOURCE_MAC, AT_SOURCE4, HOST_MAC, Mac,
+        PEER_MAC, POD4, POD6, PREFIX4_STEP, UNKNOWN_MAC, pod_mac,
     },
     machine::stay_on,
     node::{Counted, Node, Shape},
@@ -58,6 +59,8 @@ enum Traffic {
     AllEndpoints,
     /// Allowed IPv4, with another prefix of the zone each time.
     AllPrefixes,
+    /// Allowed IPv4, of a flow that nothing is known of.
+    NewFlows,
 }
 
 impl Traffic {
@@ -72,6 +75,7 @@ impl Traffic {
             Self::Sibling => "sibling",
             Self::AllEndpoints => "endpoints",
             Self::AllPrefixes => "prefixes",
+            Self::NewFlows => "flows",
         }
     }
 
@@ -88,6 +92,7 @@ impl Traffic {
             (Self::Sibling, _) => "allowed IPv4 from a sibling, judged for both",
             (Self::AllEndpoints, _) => "allowed IPv4, any endpoint",
             (Self::AllPrefixes, _) => "allowed IPv4, any prefix",
+            (Self::NewFlows, _) => "allowed IPv4, a new flow each",
         }
     }
 
@@ -139,6 +144,12 @@ impl Traffic {
                 let offset = if hook == Hook::Egress { AT_DESTINATION4 } else { AT_SOURCE4 };
                 let base = frames::host4(0).into();
                 let vary = Vary { offset, count: shape.prefixes, step: PREFIX4_STEP, base };
+                Plan { vary, ..plan(v4(pod_mac(0), frames::host4(middle)), passed) }
+            }
+            Self::NewFlows => {
+                // A thousand times as many as are remembered; no port of DHCP is among them.
+                let (base, step) = (0x4000_0035, 0x100);
+                let vary = Vary { offset: AT_PORTS4, count: 1024 * FLOWS, step, base };
                 Plan { vary, ..plan(v4(pod_mac(0), frames::host4(middle)), passed) }
             }
         }
@@ -273,8 +284,14 @@ fn keys(effort: Effort) -> Vec<Key> {
 
 /// What the first table has of a program.
 fn kinds(hook: Hook) -> Vec<Traffic> {
-    let mut kinds =
-        vec![Traffic::Allowed4, Traffic::Allowed6, Traffic::Denied4, Traffic::Unknown, Traffic::Host];
+    let mut kinds = vec![
+        Traffic::Allowed4,
+        Traffic::Allowed6,
+        Traffic::NewFlows,
+        Traffic::Denied4,
+        Traffic::Unknown,
+        Traffic::Host,
+    ];
     if hook == Hook::Ingress {
         kinds.push(Traffic::Sibling);
     }
@@ -282,7 +299,8 @@ fn kinds(hook: Hook) -> Vec<Traffic> {
 }
 
 /// What is measured for each length of a zone's list.
-const LISTED: [Traffic; 4] = [Traffic::Allowed4, Traffic::Allowed6, Traffic::Denied4, Traffic::AllPrefixes];
+const LISTED: [Traffic; 5] =
+    [Traffic::Allowed4, Traffic::Allowed6, Traffic::Denied4, Traffic::AllPrefixes, Traffic::NewFlows];
 
 impl Case {
     fn new(key: Key) -> Self {
