@@ -1,7 +1,7 @@
 //! Plain packets and their flows.
 //!
-//! A plain packet is TCP or UDP directly in IPv4 without options or in IPv6 without extension headers, whole, and as long as its
-//! headers say. What [`crate::verdict`] makes of one depends on its addresses, protocol and ports, on who sent it or is to
+//! A plain packet is TCP or UDP directly in IPv4 without options or in IPv6 without extension headers, whole, and at least as long as
+//! its headers say. What [`crate::verdict`] makes of one depends on its addresses, protocol and ports, on who sent it or is to
 //! have it, and on what the maps hold; so packets of one flow have one verdict as long as no map changes, and it need not be found
 //! again for each of them. Everything else is judged packet by packet.
 

@@ -57,6 +57,12 @@ fn disguise(node: &Node, version: u32, readable_by: u32) -> PathBuf {
     let mut words = meta.get(&0, 0).expect("readable");
     (words[0], words[5]) = (version, readable_by);
     meta.set(0, words, 0).expect("written");
+    if version < ABI_VERSION {
+        // Version 3 knew no flows.
+        for map in ["epoch", "flows"] {
+            std::fs::remove_file(pin_of(&other, map)).expect("removed");
+        }
+    }
     other
 }
 

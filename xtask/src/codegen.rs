@@ -12,8 +12,9 @@ use anyhow::{Context as _, Result, bail};
 use crate::{build, manifests, process, process::say, workspace};
 
 const ABI: &str = "netpath-ebpf/src/abi.rs";
-/// The rest of it.
-const ABI_ZONE: &str = "netpath-ebpf/src/abi/zone.rs";
+/// The rest of it, and what may stand in a row of `flows`.
+const ABI_PARTS: [&str; 3] =
+    ["netpath-ebpf/src/abi/zone.rs", "netpath-ebpf/src/abi/flow.rs", "netpath-ebpf/src/flow.rs"];
 const LOCK: &str = "netpath-ebpf/abi.lock";
 
 /// What `abi.lock` records.
@@ -25,7 +26,7 @@ struct Lock {
 
 /// Fails when a generated file is not what the code says.
 pub(crate) fn check() -> Result<()> {
-    let actual = Lock::of_source(&(read(ABI)? + &read(ABI_ZONE)?))?;
+    let actual = Lock::of_source(&abi()?)?;
     judge(Lock::parse(&read(LOCK)?)?, actual)?;
     manifests::check()?;
     docs(&["--check"])
@@ -33,7 +34,7 @@ pub(crate) fn check() -> Result<()> {
 
 /// Rewrites generated files.
 pub(crate) fn write(abi_compatible: bool) -> Result<()> {
-    let actual = Lock::of_source(&(read(ABI)? + &read(ABI_ZONE)?))?;
+    let actual = Lock::of_source(&abi()?)?;
     let path = path(LOCK)?;
     if path.exists() && !abi_compatible {
         let locked = Lock::parse(&read(LOCK)?)?;
@@ -48,6 +49,15 @@ pub(crate) fn write(abi_compatible: bool) -> Result<()> {
     }
     manifests::write()?;
     docs(&[])
+}
+
+/// The text of the module.
+fn abi() -> Result<String> {
+    let mut text = read(ABI)?;
+    for part in ABI_PARTS {
+        text += &read(part)?;
+    }
+    Ok(text)
 }
 
 /// The hash may move only together with the version, and the record must follow both.

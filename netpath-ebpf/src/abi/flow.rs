@@ -1,9 +1,10 @@
 //! What the programs remember of flows that they judged.
 //!
-//! User space reads none of it. It says by `epoch` that what was remembered holds no longer.
+//! User space reads none of it. It says by `epoch` that what was remembered holds no longer: odd while it changes what verdicts
+//! depend on, another even number afterwards. What may stand in a row (`crate::flow`) is part of this.
 
 /// Rows of `flows` that each CPU has; a power of two. A flow's row is found by its hash, and who else has that hash takes it.
-pub const FLOWS: u32 = 4096;
+pub const FLOWS: u32 = 2048;
 
 /// What was judged of a flow.
 pub mod flow_hook {
@@ -52,7 +53,7 @@ pub struct Flow {
     pub evidence: u64,
     /// As in [`FlowKey::ports`].
     pub ports: u32,
-    /// Value of `epoch` before it was judged: with any other one it is forgotten.
+    /// Value of `epoch` before it was judged, never an odd one: with any other one it is forgotten.
     pub epoch: u32,
     /// Id of the endpoint; 0 = nobody here sent it.
     pub id: u32,

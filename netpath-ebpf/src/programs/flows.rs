@@ -1,8 +1,9 @@
 //! Verdicts that are remembered: what was found out of a plain packet holds for all packets of its flow.
 //!
 //! A row of `flows` is written after a whole verdict, with the `epoch` that was read before anything else of it. Whoever changes what a
-//! verdict depends on adds one to `epoch` afterwards: what was judged by the old rows was judged in an old epoch. What depends on one
-//! packet alone (its shape, who sent it, where its checksum will be written) is looked at in each.
+//! verdict depends on makes `epoch` odd before, and even again, and another one, afterwards: while it is odd nothing is remembered, and
+//! what was judged by the old rows was judged in an old epoch. What depends on one packet alone (its shape, who sent it, where its
+//! checksum will be written) is looked at in each.
 
 use core::{arch::asm, ptr};
 
@@ -42,6 +43,12 @@ impl Epoch {
     pub(crate) fn now() -> Self {
         // SAFETY: A reference to a map value; volatile because it is read once, before what it vouches for.
         Self(EPOCH.get(0).map_or(0, |epoch| unsafe { ptr::read_volatile(epoch) }))
+    }
+
+    /// Whether something is being changed.
+    #[inline(always)]
+    fn is_over(self) -> bool {
+        self.0 & 1 != 0
     }
 
     /// `value`, by an instruction that needs the epoch: what is found by it is read no sooner than the epoch, also by a processor that
@@ -198,7 +205,8 @@ pub(crate) fn egress(skb: *mut __sk_buff, epoch: Epoch) -> Result<i32, Place> {
     let head = frame.direct::<IPV4_HEAD>().ok_or(Place::NOWHERE)?;
     let ethernet = Ethernet::of(&head);
     let (mac, hook) = (ethernet.source_raw, flow_hook::EGRESS);
-    if tagged || mac == globals::host_mac() || !settle::is_cut_as_read(skb, ethernet.ethertype) {
+    let is_hosts = mac == globals::host_mac();
+    if epoch.is_over() || tagged || is_hosts || !settle::is_cut_as_read(skb, ethernet.ethertype) {
         return Err(Place::NOWHERE);
     }
     let cookie = sender::cookie(skb).unwrap_or(0);
@@ -213,11 +221,11 @@ pub(crate) fn egress(skb: *mut __sk_buff, epoch: Epoch) -> Result<i32, Place> {
         }
         _ => return Err(Place::NOWHERE),
     };
-    if known.is_denied() {
-        return if deny::<{ direction::TX }>(known, sent_size(skb)) { Ok(SHOT) } else { Err(Place::NOWHERE) };
-    }
     if !settle::is_checksum_behind(skb, |field| checksum::is_behind_ports(field, transport)) {
         return Err(Place::NOWHERE);
+    }
+    if known.is_denied() {
+        return if deny::<{ direction::TX }>(known, sent_size(skb)) { Ok(SHOT) } else { Err(Place::NOWHERE) };
     }
     count::<{ direction::TX }>(known, sent_size(skb));
     Ok(NEXT)
@@ -232,7 +240,8 @@ pub(crate) fn ingress(skb: *mut __sk_buff, epoch: Epoch) -> Result<i32, [Place; 
     let (tagged, length) = unsafe { ((*skb).vlan_present != 0, (*skb).len) };
     let head = frame.direct::<IPV4_HEAD>().ok_or(nowhere)?;
     let ethernet = Ethernet::of(&head);
-    if tagged || ethernet.is_group() || ethernet.destination_raw == globals::host_mac() {
+    let is_hosts = ethernet.destination_raw == globals::host_mac();
+    if epoch.is_over() || tagged || ethernet.is_group() || is_hosts {
         return Err(nowhere);
     }
     let (sent, received) = match ethernet.ethertype {
@@ -282,7 +291,7 @@ pub(crate) fn xdp(
     let head = frame.direct::<IPV4_HEAD>().ok_or(Place::NOWHERE)?;
     let ethernet = Ethernet::of(&head);
     let (mac, hook) = (ethernet.destination_raw, flow_hook::XDP);
-    if ethernet.is_group() || mac == globals::host_mac() {
+    if epoch.is_over() || ethernet.is_group() || mac == globals::host_mac() {
         return Err(Place::NOWHERE);
     }
     let length = Buff(buff).length();

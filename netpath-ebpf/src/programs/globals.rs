@@ -28,8 +28,8 @@ pub(crate) fn master() -> u16 {
     (unsafe { core::ptr::read_volatile(&raw const MASTER) }) as u16
 }
 
-/// The MAC that the host had on the master when the programs were loaded, in memory order, or 0: frames with it are not looked for among
-/// the flows. Whose they are it does not say.
+/// The MAC, in memory order, that the host had on the master when the programs were loaded; 0 where that is not known. Frames with it
+/// are not looked for among the flows; whose they are it does not say.
 #[inline(always)]
 pub(crate) fn host_mac() -> u64 {
     // SAFETY: As above.

@@ -110,9 +110,11 @@ pub(crate) enum Sent {
 #[inline(always)]
 fn remember(row: &Endpoint, decision: Decision, fate: Fate, scratch: *mut Scratch, place: Place, way: usize) {
     let rule = decision.rule().map_or(0, |rule| rule_row(row.zone, rule));
+    let is_zones = decision.reason() == DropReason::ZoneDeny as u8;
     match fate {
         Fate::Pass => place.remember(scratch, way, row.id, rule),
-        Fate::Drop if decision.reason() == DropReason::ZoneDeny as u8 && !decision.rejects() => {
+        // Only who sent something is told.
+        Fate::Drop if is_zones && (way == RECEIVED || !decision.rejects()) => {
             place.remember(scratch, way, row.id, rule | flow_outcome::DENIED);
         }
         Fate::Audit | Fate::Drop => {}

@@ -281,7 +281,7 @@ pub(crate) fn ingress(ctx: TcContext) -> i32 {
     if let Some(offence) = offence {
         return tell_offence(offence, &ethernet, frame_length(skb), scratch, size);
     }
-    if sender.is_none() {
+    if sender.is_none() && receiver.is_some() {
         place_sent.remember(scratch, SENT, 0, 0);
     }
     let (receiver, sender) = (receiver.map(Party::of), sender.map(Party::of));

@@ -11,7 +11,7 @@ use netpath_ebpf::{
     drop_reason::DropReason,
     flow::Plain,
     packet::{ETH_IPV4, ETH_IPV6, Facts, Frame, Head, IPV4_HEAD, IPV6_HEAD, Load, read, walk},
-    verdict::{self, Rules},
+    verdict::{self, Decision, Rules},
 };
 
 use super::{
@@ -292,27 +292,18 @@ pub(crate) fn verdict(
     row: &Endpoint,
     image: Option<&Image>,
 ) -> Option<DropReason> {
-    let reason = verdict_of_one(frame, tagged, way, row, image);
+    let decision = decision(frame, tagged, way, row, image);
     if let Some(flow) = plain(frame).filter(|_| !tagged) {
         let other = another_of(&flow);
         assert_eq!(plain(&other), Some(flow), "the same flow");
-        assert_eq!(
-            verdict_of_one(&other, tagged, way, row, image),
-            reason,
-            "{way:?}: another packet of the flow"
-        );
+        let its = self::decision(&other, tagged, way, row, image);
+        assert_eq!(its, decision, "{way:?}: another packet of the flow");
     }
-    reason
+    (decision.reason() != 0).then(|| DropReason::from_number(decision.reason()).expect("a reason"))
 }
 
 /// What `verdict.rs` says of one frame, with other bytes behind its end each time.
-fn verdict_of_one(
-    frame: &[u8],
-    tagged: bool,
-    way: Way,
-    row: &Endpoint,
-    image: Option<&Image>,
-) -> Option<DropReason> {
+fn decision(frame: &[u8], tagged: bool, way: Way, row: &Endpoint, image: Option<&Image>) -> Decision {
     let mut first = None;
     // 0x45, 0x60 and the rest are what a look behind the end would take for a header.
     for behind in [0, 0xff, 0x45, 0x60, 58, 17] {
@@ -320,14 +311,13 @@ fn verdict_of_one(
         let mut facts = if behind == 0 { Facts::default() } else { facts_of_another() };
         let slice = Slice { bytes: frame, behind };
         read(&slice, u16::from_be_bytes([frame[12], frame[13]]), tagged, &mut facts);
-        let reason = match way {
-            Way::Egress => verdict::egress(&facts, row, &Maps(image)).reason(),
-            Way::Ingress => verdict::ingress(&facts, row, &Maps(image)).reason(),
+        let decision = match way {
+            Way::Egress => verdict::egress(&facts, row, &Maps(image)),
+            Way::Ingress => verdict::ingress(&facts, row, &Maps(image)),
         };
-        let reason = (reason != 0).then(|| DropReason::from_number(reason).expect("a reason"));
         assert_eq!(
-            *first.get_or_insert(reason),
-            reason,
+            *first.get_or_insert(decision),
+            decision,
             "depends on what lies behind the frame ({behind:#x})"
         );
     }

@@ -57,6 +57,15 @@ pub(super) fn enter(
     row: &Endpoint,
     zone: Option<&ZoneImage>,
 ) -> Result<(), MapsError> {
+    maps.change(|maps| enter_all(maps, master, row, zone))
+}
+
+fn enter_all(
+    maps: &mut Maps,
+    master: u16,
+    row: &Endpoint,
+    zone: Option<&ZoneImage>,
+) -> Result<(), MapsError> {
     if is_told(row) {
         let old = maps.cookie_owner(master, row.cookie)?;
         if old.is_none_or(|old| old.mode <= row.mode) {
@@ -104,24 +113,26 @@ pub(super) fn refresh(maps: &mut Maps, master: u16) -> Result<(), MapsError> {
             *claims.entry(prefix).or_default() |= claim::LOCAL;
         }
     }
-    for (key, _) in maps.cookie_owners()? {
-        if key.master == u32::from(master) && !cookies.contains_key(&key.cookie) {
-            maps.set_cookie_owner(master, key.cookie, None)?;
+    maps.change(|maps| {
+        for (key, _) in maps.cookie_owners()? {
+            if key.master == u32::from(master) && !cookies.contains_key(&key.cookie) {
+                maps.set_cookie_owner(master, key.cookie, None)?;
+            }
         }
-    }
-    for (cookie, owner) in cookies {
-        maps.set_cookie_owner(master, cookie, Some(owner))?;
-    }
-    for (prefix, old) in maps.claims(master)? {
-        let claim = claims.remove(&prefix).unwrap_or(0) | old & claim::HOST;
-        if claim != old {
+        for (cookie, owner) in cookies {
+            maps.set_cookie_owner(master, cookie, Some(owner))?;
+        }
+        for (prefix, old) in maps.claims(master)? {
+            let claim = claims.remove(&prefix).unwrap_or(0) | old & claim::HOST;
+            if claim != old {
+                maps.set_claim(master, prefix, claim)?;
+            }
+        }
+        for (prefix, claim) in claims {
             maps.set_claim(master, prefix, claim)?;
         }
-    }
-    for (prefix, claim) in claims {
-        maps.set_claim(master, prefix, claim)?;
-    }
-    Ok(())
+        Ok(())
+    })
 }
 
 /// What becomes of frames whose source MAC nobody owns.

@@ -108,12 +108,7 @@ pub fn attach(
     };
     let mut attached = Attached { id, host_macs: Vec::new(), maps, changes: Vec::new() };
     match put_in_place(root, node, master, &settings, before, replace, &mut attached) {
-        Ok(()) => {
-            // What programs remember may be those before them's, or from before somebody changed a map by hand, or was ended between
-            // a change and its epoch.
-            attached.maps.begin_epoch()?;
-            Ok(attached)
-        }
+        Ok(()) => Ok(attached),
         // A master that was not under police stays as it was: half its hooks would judge half its frames.
         Err(failed) if before.is_none_or(|row| row.object == 0) => {
             let undone = take_back(root, link, &mut attached, fresh);
@@ -222,7 +217,8 @@ fn put_in_place(
         .all(|hook| states.iter().any(|state| state.hook == hook && state.live));
     let stale = row.object != object::digest();
     let replace = replace || stale && (!complete || row.object == 0);
-    *changes = attach::ensure(&target, &states, replace)?;
+    // What other programs remember is theirs. Also where nothing is replaced: somebody may have changed a map by hand.
+    *changes = maps.change(|_| attach::ensure(&target, &states, replace))?;
     if stale && (replace || row.object == 0) {
         row.object = object::digest();
         maps.set_master(id, &row)?;

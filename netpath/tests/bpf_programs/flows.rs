@@ -1,23 +1,27 @@
 //! What programs remember of flows: it counts as a verdict does, and ends with whatever it came from.
 
 use netpath::kernel::{
-    bpf::{Hook, maps::EVENT_BURST, object},
+    bpf::{
+        Hook,
+        maps::{EVENT_BURST, Maps, MapsError},
+        object,
+    },
     netns,
 };
 use netpath_ebpf::{
     abi::{
-        CookieOwner, DropCounters, Endpoint, EndpointKey, FLOWS, Master, MasterCounters, ZONE_RULES, kind,
-        master_flags, mode, unknown_source, zone_word,
+        CookieOwner, DropCounters, Endpoint, EndpointKey, FLOWS, Master, MasterCounters, ZONE_RULES,
+        endpoint_flags, kind, master_flags, mode, unknown_source, zone_word,
     },
     drop_reason::DropReason,
 };
 use nix::{
-    sched::{CpuSet, sched_setaffinity},
+    sched::{CpuSet, sched_getcpu, sched_setaffinity},
     unistd::Pid,
 };
 
 use crate::{
-    node::{Context, MASTER, Node, content, master, slot},
+    node::{Context, FIRST_HOST_MAC, MASTER, Node, STAMP, content, master, slot},
     verdict::{
         frames::{PEER_MAC, POD_MAC, V4, between, tcp, udp, v4, v6, with},
         image::{Image, Layout, ZONE},
@@ -28,8 +32,13 @@ use crate::{
 /// Each CPU remembers for itself: all runs of a test are on one.
 fn on_one_cpu() {
     let mut cpus = CpuSet::new();
-    cpus.set(0).expect("a CPU");
+    cpus.set(sched_getcpu().expect("a CPU")).expect("within the set");
     sched_setaffinity(Pid::from_raw(0), &cpus).expect("a thread of one CPU");
+}
+
+/// Makes a change of the maps as the library does.
+fn change(node: &mut Node, write: impl FnOnce(&mut Maps) -> Result<(), MapsError>) {
+    node.maps.change(write).expect("a change");
 }
 
 /// A node with the pod of the table, all of whose runs are on one CPU.
@@ -75,9 +84,145 @@ fn a_verdict_is_remembered_until_the_next_epoch() {
         assert!(node.passes(hook, &usual(hook)), "{}: it was not remembered", hook.name());
         let other = with(usual(hook), 34, &[1, 1, 1, 1]);
         assert!(!node.passes(hook, &other), "{}: of other ports nothing is known", hook.name());
-        node.maps.begin_epoch().expect("an epoch");
+        change(&mut node, |_| Ok(()));
         assert!(!node.passes(hook, &usual(hook)), "{}: it is forgotten", hook.name());
     }
+}
+
+/// Frames of both families, the way that `hook` judges.
+fn both_families(hook: Hook) -> [Vec<u8>; 2] {
+    let v6_frame = match hook {
+        Hook::Egress => v6(POD6, NEAR6, tcp(4000, 5000)).frame(),
+        Hook::Ingress | Hook::Xdp => v6(NEAR6, POD6, tcp(5000, 4000)).frame(),
+    };
+    [usual(hook), at(hook, &v6_frame)]
+}
+
+#[test]
+fn every_bit_that_tells_a_flow_is_compared() {
+    for hook in Hook::ALL {
+        for (frame, is_v6) in both_families(hook).iter().zip([false, true]) {
+            let (node, _) = node();
+            assert!(node.passes_times(hook, frame, 3));
+            hide_zone(&node);
+            assert!(node.passes(hook, frame), "{}: it was not remembered", hook.name());
+            let mut rows = node.raw::<[u64; 8]>("flows");
+            let used = rows.iter().map(|row| row.expect("a row")).enumerate().filter(|(_, row)| row[0] != 0);
+            let used: Vec<(usize, [u64; 8])> = used.collect();
+            assert_eq!(used.len(), if hook == Hook::Ingress { 2 } else { 1 });
+            for (index, row) in used {
+                let index = u32::try_from(index).expect("an index");
+                // IPv4 has its addresses in one word; the last has what came of it.
+                let compared = (0..7).filter(|word| is_v6 || !(2..5).contains(word));
+                for (word, bit) in compared.flat_map(|word| [0, 17, 33, 63].map(|bit| (word, bit))) {
+                    let mut other = row;
+                    other[word] ^= 1 << bit;
+                    rows.set(index, other, 0).expect("a row");
+                    assert!(!node.passes(hook, frame), "{}, v6 {is_v6}: bit {bit} of {word}", hook.name());
+                }
+                rows.set(index, row, 0).expect("a row");
+                assert!(node.passes(hook, frame));
+            }
+        }
+    }
+}
+
+/// A write that changes nothing for the pod of the test, and is one that verdicts may depend on.
+type Write = (&'static str, fn(&mut Node));
+
+#[test]
+fn every_write_ends_what_is_remembered() {
+    const OTHER: [u8; 6] = [2, 0, 0, 0, 0, 0x33];
+    fn key() -> EndpointKey {
+        EndpointKey::new(MASTER, OTHER)
+    }
+    fn other(node: &Node) -> Endpoint {
+        node.maps.endpoint(key()).expect("readable").expect("the other pod")
+    }
+    const WRITES: [Write; 9] = [
+        ("set_master", |node| node.maps.set_master(MASTER, &master(unknown_source::AUDIT)).expect("written")),
+        ("add_endpoint", |node| {
+            let row = other(node);
+            let _ =
+                node.maps.add_endpoint(EndpointKey::new(MASTER, [2, 0, 0, 0, 0, 0x44]), row).expect("added");
+        }),
+        ("set_endpoint", |node| node.maps.set_endpoint(key(), &other(node)).expect("written")),
+        ("set_endpoints", |node| node.maps.set_endpoints(&[(key(), other(node))]).expect("written")),
+        ("remove_endpoint", |node| node.maps.remove_endpoint(key(), other(node).id).expect("removed")),
+        ("set_cookie_owner", |node| node.maps.set_cookie_owner(MASTER, 77, None).expect("written")),
+        ("set_claim", |node| {
+            node.maps.set_claim(MASTER, "192.0.2.0/24".parse().expect("a prefix"), 2).expect("written");
+        }),
+        ("write_zone", |node| {
+            let zone = content(&Image::new(&Zone::default(), Layout::Fit));
+            let _ = node.maps.write_zone(ZONE + 1, "other", [1; 16], &zone).expect("written");
+        }),
+        ("remove_zone", |node| node.maps.remove_zone(ZONE + 1).expect("removed")),
+    ];
+    for (what, write) in WRITES {
+        for hook in Hook::ALL {
+            let (mut node, row) = node();
+            node.maps.add_endpoint(key(), row).expect("another pod");
+            assert!(node.passes_times(hook, &usual(hook), 3));
+            hide_zone(&node);
+            assert!(node.passes(hook, &usual(hook)), "it is remembered");
+            write(&mut node);
+            assert!(!node.passes(hook, &usual(hook)), "{what} at {}", hook.name());
+        }
+    }
+}
+
+/// Whoever is ended within a change leaves its first half.
+#[test]
+fn nothing_is_remembered_while_something_changes() {
+    for hook in Hook::ALL {
+        let (mut node, _) = node();
+        assert!(node.passes_times(hook, &usual(hook), 3));
+        let mut epoch = node.raw::<u32>("epoch");
+        let before = epoch.get(&0, 0).expect("a number");
+        assert_eq!(before % 2, 0);
+        epoch.set(0, before + 1, 0).expect("a number");
+        let new = with(usual(hook), 34, &[1, 1, 1, 1]);
+        assert!(node.passes_times(hook, &usual(hook), 3) && node.passes_times(hook, &new, 3));
+        hide_zone(&node);
+        assert!(!node.passes(hook, &usual(hook)), "{}: what is old", hook.name());
+        assert!(!node.passes(hook, &new), "{}: what is new", hook.name());
+        change(&mut node, |_| Ok(()));
+        assert_eq!(epoch.get(&0, 0).expect("a number"), before + 2);
+        assert!(!node.passes(hook, &usual(hook)) && !node.passes(hook, &new));
+    }
+}
+
+/// A pod in mode `passthru` has the host's own MAC: nothing is looked for among the flows for that, and it is judged.
+#[test]
+fn a_pod_with_the_hosts_mac_is_judged_each_time() {
+    for hook in Hook::ALL {
+        let (mut node, row) = node();
+        let passthru = Endpoint { flags: endpoint_flags::PASSTHRU, ..row };
+        node.maps.add_endpoint(EndpointKey::new(MASTER, FIRST_HOST_MAC), passthru).expect("a row");
+        let frame = match hook {
+            Hook::Egress => between(&usual(hook), FIRST_HOST_MAC, PEER_MAC),
+            Hook::Ingress | Hook::Xdp => between(&usual(hook), PEER_MAC, FIRST_HOST_MAC),
+        };
+        assert!(node.passes_times(hook, &frame, 3));
+        hide_zone(&node);
+        assert!(!node.passes(hook, &frame), "{}", hook.name());
+    }
+}
+
+#[test]
+fn what_xdp_knows_is_marked_and_what_is_longer_than_the_wire_takes_is_not() {
+    let (node, row) = node();
+    let frame = usual(Hook::Xdp);
+    for round in 1..=3 {
+        let (passed, out) = node.xdp_output(&frame);
+        assert!(passed && out.starts_with(&STAMP.to_ne_bytes()), "round {round}");
+        assert_eq!(node.counters(row.id).rx_packets, round);
+    }
+    let long = [&frame[..], &[0; 1500]].concat();
+    let (passed, out) = node.xdp_output(&long);
+    assert!(passed && !out.starts_with(&STAMP.to_ne_bytes()));
+    assert_eq!(node.counters(row.id).rx_packets, 3, "TC counts it");
 }
 
 #[test]

@@ -42,6 +42,8 @@ use crate::verdict::{
 pub(crate) const MASTER: u16 = 1;
 /// What the host sends with.
 pub(crate) const HOST_MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
+/// Another, the first of its list: that of the NIC.
+pub(crate) const FIRST_HOST_MAC: [u8; 6] = [2, 0, 0, 0, 0, 2];
 /// What XDP writes in front of what it has counted.
 pub(crate) const STAMP: u64 = 0x1122_3344_5566_7788;
 
@@ -295,6 +297,7 @@ pub(crate) fn master(unknown_source: u8) -> Master {
     let mut host_macs = [[0; 8]; HOST_MACS];
     // Not the first of the list: all are looked at.
     host_macs[2][..6].copy_from_slice(&HOST_MAC);
+    host_macs[0][..6].copy_from_slice(&FIRST_HOST_MAC);
     Master {
         netns_cookie: 1,
         stamp: STAMP,

@@ -3,10 +3,12 @@
 use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
+use aya::maps::{Array, Map, MapData};
+use netpath::kernel::bpf::maps::pin_of;
 use netpath_ebpf::drop_reason::DropReason;
 use serde_json::{Value, json};
 
-use super::arena::{A, A6, Arena, B, Fate, Way, Who, both_hooks, kernel_tells_cookies, private};
+use super::arena::{A, A6, Arena, B, Fate, Grown, Way, Who, both_hooks, kernel_tells_cookies, private};
 use super::common::node::{GATEWAY, INTERNET, OUTSIDE_MAC, conf, stay_on_this_cpu};
 use super::common::wire::{RawSocket, marker, udp_frame};
 
@@ -20,16 +22,45 @@ fn one_port() -> Value {
     zone
 }
 
+/// Rows of `flows` in the present epoch that are of an endpoint with this MAC.
+fn remembered(arena: &Arena, mac: [u8; 6]) -> usize {
+    let open = |map| MapData::from_pin(pin_of(&arena.node.root.pins(), map)).expect("pinned");
+    let epoch: Array<_, u32> = Map::Array(open("epoch")).try_into().expect("one number");
+    let epoch = epoch.get(&0, 0).expect("readable");
+    let rows: Array<_, [u64; 8]> = Map::Array(open("flows")).try_into().expect("eight words");
+    let rows = rows.iter().map(|row| row.expect("readable"));
+    let is_its = |row: &[u64; 8]| row[0].to_le_bytes()[..6] == mac && row[6] >> 32 == u64::from(epoch);
+    rows.filter(is_its).count()
+}
+
+/// What `send` has held against somebody, as soon as it is counted.
+fn counted(arena: &Arena, send: impl FnOnce()) -> Vec<Grown> {
+    let before = arena.drops();
+    send();
+    let end = Instant::now() + Duration::from_secs(10);
+    while arena.grown(&before).is_empty() && Instant::now() < end {
+        std::thread::yield_now();
+    }
+    arena.grown(&before)
+}
+
 /// Sends the flow that `make` makes packets of, until it is known.
 #[track_caller]
-fn become_known(from: &RawSocket, to: &RawSocket, make: &dyn Fn(&[u8]) -> Vec<u8>) {
+fn become_known(
+    arena: &Arena,
+    (from, to): (&RawSocket, &RawSocket),
+    mac: [u8; 6],
+    make: &dyn Fn(&[u8]) -> Vec<u8>,
+) {
     stay_on_this_cpu();
+    let before = remembered(arena, mac);
     for _ in 0..3 {
         let mark = marker();
         from.send(&make(&mark)).expect("it is allowed");
         // It waits for the frame with the mark.
         drop(to.until(&mark));
     }
+    assert!(before < remembered(arena, mac), "it is not known");
 }
 
 #[test]
@@ -40,7 +71,7 @@ fn row_30_a_known_flow_is_its_senders_alone() {
             let make = |mark: &[u8]| udp_frame((arena.b.mac, mac), B, destination, PORTS, mark);
             let (sibling, far) = (arena.b.socket(), arena.node.far_end());
             let receiver = if way == Way::Out { far } else { arena.a.socket() };
-            become_known(&sibling, &receiver, &make);
+            become_known(&arena, (&sibling, &receiver), arena.b.mac, &make);
         }
         let mark = marker();
         let frame = udp_frame((arena.b.mac, OUTSIDE_MAC), B, GATEWAY, PORTS, &mark);
@@ -54,6 +85,20 @@ fn row_30_a_known_flow_is_its_senders_alone() {
         let frame = udp_frame((arena.a.mac, OUTSIDE_MAC), B, GATEWAY, PORTS, &mark);
         let refused = Fate::refused(DropReason::SourceV4);
         assert_eq!(arena.fate(Way::Out, &frame, &mark), refused, "{entry}: by one's own MAC");
+        // What a sibling sends another one.
+        let third = arena.node.pod(&["10.12.34.202/24"], Some(&private()));
+        let make =
+            |mark: &[u8]| udp_frame((arena.b.mac, third.mac), B, Ipv4Addr::new(10, 12, 34, 202), PORTS, mark);
+        let (sibling, receiver) = (arena.b.socket(), third.socket());
+        become_known(&arena, (&sibling, &receiver), third.mac, &make);
+        let (mark, attacker) = (marker(), arena.a.socket());
+        if kernel_tells_cookies() {
+            let grown = counted(&arena, || drop(attacker.send(&make(&mark))));
+            assert_eq!(grown, Fate::refused(DropReason::SourceMac).grown, "{entry}: towards a sibling");
+        } else {
+            attacker.send(&make(&mark)).expect("it is the sibling's, in all that can be seen");
+            drop(receiver.until(&mark));
+        }
     }
 }
 
@@ -63,7 +108,8 @@ fn row_30_a_known_flow_lets_nothing_else_pass() {
         let arena = Arena::zones(&entry, &one_port(), &private());
         let make =
             |to: Ipv4Addr, ports, mark: &[u8]| udp_frame((arena.a.mac, OUTSIDE_MAC), A, to, ports, mark);
-        become_known(&arena.a.socket(), &arena.node.far_end(), &|mark| make(INTERNET, PORTS, mark));
+        let ends = arena.ends(Way::Out);
+        become_known(&arena, (&ends.0, &ends.1), arena.a.mac, &|mark| make(INTERNET, PORTS, mark));
         let usual = |mark: &[u8]| make(INTERNET, PORTS, mark);
         let set = |mut frame: Vec<u8>, at: usize, bytes: &[u8]| {
             frame[at..at + bytes.len()].copy_from_slice(bytes);
@@ -103,22 +149,17 @@ fn row_30_a_known_flow_ends_with_its_zone() {
         let arena = Arena::new(&entry);
         let outwards = |mark: &[u8]| udp_frame((arena.a.mac, OUTSIDE_MAC), A, GATEWAY, PORTS, mark);
         let inwards = |mark: &[u8]| udp_frame((OUTSIDE_MAC, arena.a.mac), GATEWAY, A, PORTS, mark);
-        become_known(&arena.a.socket(), &arena.node.far_end(), &outwards);
-        become_known(&arena.node.far_end(), &arena.a.socket(), &inwards);
+        let (pod, far) = arena.ends(Way::Out);
+        become_known(&arena, (&pod, &far), arena.a.mac, &outwards);
+        become_known(&arena, (&far, &pod), arena.a.mac, &inwards);
         let path = arena.node.root.join("network.json");
         let zone = json!({ "policy": "private", "local": [format!("{B}/32")] });
         arena.node.write(&path, &conf(&[&format!("{A}/24"), &format!("{A6}/64")], Some(&zone)));
         arena.node.netpath(&["apply", path.to_str().expect("text")]);
-        let (pod, far) = (arena.a.socket(), arena.node.far_end());
         for (socket, frame, what) in [(&pod, outwards(b"out"), "tx"), (&far, inwards(b"in"), "rx")] {
-            let before = arena.drops();
-            let _ = socket.send(&frame);
-            let end = Instant::now() + Duration::from_secs(10);
-            while arena.grown(&before).is_empty() && Instant::now() < end {
-                std::thread::yield_now();
-            }
+            let grown = counted(&arena, || drop(socket.send(&frame)));
             let refused = Fate::dropped(Who::A, what, DropReason::ZoneDeny);
-            assert_eq!(arena.grown(&before), refused.grown, "{entry}: {what}");
+            assert_eq!(grown, refused.grown, "{entry}: {what}");
         }
     }
 }

@@ -58,39 +58,35 @@ impl Maps {
     /// Puts a row in force where `key` has none; whether that was so.
     fn insert_endpoint(&mut self, key: EndpointKey, row: &Endpoint) -> Result<bool, MapsError> {
         const BPF_NOEXIST: u64 = 1;
-        match self.endpoints.insert(Raw(key), Raw(*row), BPF_NOEXIST) {
-            Ok(()) => self.begin_epoch().map(|()| true),
+        self.change(|maps| match maps.endpoints.insert(Raw(key), Raw(*row), BPF_NOEXIST) {
+            Ok(()) => Ok(true),
             Err(MapError::SyscallError(error)) if error.io_error.raw_os_error() == Some(libc::EEXIST) => {
                 Ok(false)
             }
             Err(source) => Err(MapsError::Access { op: "write", map: "endpoints", source }),
-        }
+        })
     }
 
     /// Replaces the row of an endpoint that keeps its id.
     pub fn set_endpoint(&mut self, key: EndpointKey, row: &Endpoint) -> Result<(), MapsError> {
-        self.endpoints.insert(Raw(key), Raw(*row), 0).map_err(|source| MapsError::Access {
-            op: "write",
-            map: "endpoints",
-            source,
-        })?;
-        self.begin_epoch()
+        self.change(|maps| {
+            let written = maps.endpoints.insert(Raw(key), Raw(*row), 0);
+            written.map_err(|source| MapsError::Access { op: "write", map: "endpoints", source })
+        })
     }
 
     /// The same for many rows.
     pub fn set_endpoints(&mut self, rows: &[(EndpointKey, Endpoint)]) -> Result<(), MapsError> {
-        batch::write(&self.endpoints, "endpoints", rows.iter().copied())?;
-        self.begin_epoch()
+        self.change(|maps| batch::write(&maps.endpoints, "endpoints", rows.iter().copied()))
     }
 
     /// Removes the row of `key` if it still has `id`; a row that is gone, or another's, is fine.
     pub fn remove_endpoint(&mut self, key: EndpointKey, id: u32) -> Result<(), MapsError> {
         if self.endpoint(key)?.is_some_and(|row| row.id == id) {
-            match self.endpoints.remove(&Raw(key)) {
-                Ok(()) | Err(MapError::KeyNotFound) => {}
-                Err(source) => return Err(MapsError::Access { op: "remove from", map: "endpoints", source }),
-            }
-            self.begin_epoch()?;
+            self.change(|maps| match maps.endpoints.remove(&Raw(key)) {
+                Ok(()) | Err(MapError::KeyNotFound) => Ok(()),
+                Err(source) => Err(MapsError::Access { op: "remove from", map: "endpoints", source }),
+            })?;
         }
         self.release(key, id)
     }

@@ -28,12 +28,13 @@ impl Maps {
         cookie: u64,
         owner: Option<CookieOwner>,
     ) -> Result<(), MapsError> {
-        let result = match owner {
-            Some(owner) => self.cookies.insert(Raw(key(master, cookie)), Raw(owner), 0),
-            None => gone_is_fine(self.cookies.remove(&Raw(key(master, cookie)))),
-        };
-        result.map_err(|source| MapsError::Access { op: "write", map: "cookies", source })?;
-        self.begin_epoch()
+        self.change(|maps| {
+            let result = match owner {
+                Some(owner) => maps.cookies.insert(Raw(key(master, cookie)), Raw(owner), 0),
+                None => gone_is_fine(maps.cookies.remove(&Raw(key(master, cookie)))),
+            };
+            result.map_err(|source| MapsError::Access { op: "write", map: "cookies", source })
+        })
     }
 
     /// Every row of `cookies`.
@@ -69,26 +70,27 @@ impl Maps {
     /// Writes the claim on `prefix` of `master`; 0 removes it.
     pub fn set_claim(&mut self, master: u16, prefix: IpNetwork, claim: u32) -> Result<(), MapsError> {
         let (slot, length) = (u32::from(master), MASTER_BITS + u32::from(prefix.prefix()));
-        let (map, result) = match prefix {
-            IpNetwork::V4(prefix) => {
-                let key = Key::new(length, Raw(TrieKey4 { slot, addr: prefix.network().octets() }));
-                let result = match claim {
-                    0 => gone_is_fine(self.claims_v4.remove(&key)),
-                    claim => self.claims_v4.insert(&key, Raw(claim), 0),
-                };
-                ("claims_v4", result)
-            }
-            IpNetwork::V6(prefix) => {
-                let key = Key::new(length, Raw(TrieKey6 { slot, addr: prefix.network().octets() }));
-                let result = match claim {
-                    0 => gone_is_fine(self.claims_v6.remove(&key)),
-                    claim => self.claims_v6.insert(&key, Raw(claim), 0),
-                };
-                ("claims_v6", result)
-            }
-        };
-        result.map_err(|source| MapsError::Access { op: "write", map, source })?;
-        self.begin_epoch()
+        self.change(|maps| {
+            let (map, result) = match prefix {
+                IpNetwork::V4(prefix) => {
+                    let key = Key::new(length, Raw(TrieKey4 { slot, addr: prefix.network().octets() }));
+                    let result = match claim {
+                        0 => gone_is_fine(maps.claims_v4.remove(&key)),
+                        claim => maps.claims_v4.insert(&key, Raw(claim), 0),
+                    };
+                    ("claims_v4", result)
+                }
+                IpNetwork::V6(prefix) => {
+                    let key = Key::new(length, Raw(TrieKey6 { slot, addr: prefix.network().octets() }));
+                    let result = match claim {
+                        0 => gone_is_fine(maps.claims_v6.remove(&key)),
+                        claim => maps.claims_v6.insert(&key, Raw(claim), 0),
+                    };
+                    ("claims_v6", result)
+                }
+            };
+            result.map_err(|source| MapsError::Access { op: "write", map, source })
+        })
     }
 
     /// Every claim on `master`.
@@ -127,7 +129,7 @@ impl Maps {
         })
     }
 
-    /// Writes the row of a VLAN interface; `None` removes it.
+    /// Writes the row of a VLAN interface; `None` removes it. Nothing that is remembered depends on it: flows are of untagged packets.
     pub fn set_vlan(&mut self, vlan: VlanKey, upper: Option<u32>) -> Result<(), MapsError> {
         let result = match upper {
             Some(upper) => self.vlans.insert(Raw(vlan), Raw(upper), 0),

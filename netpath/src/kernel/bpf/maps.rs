@@ -184,6 +184,8 @@ pub struct Maps {
     budgets: Table<Budget>,
     pub(super) rejects: Table<Reject>,
     epoch: Table<u32>,
+    /// Within [`Maps::change`].
+    is_changing: bool,
     /// The two that are read from mapped memory.
     pub(super) counted: [Rows; 2],
     pub(super) bases: Bases,
@@ -387,6 +389,7 @@ impl Maps {
             budgets: opening.open("budgets", Map::Array)?,
             rejects: opening.open("rejects", Map::Array)?,
             epoch: opening.open("epoch", Map::Array)?,
+            is_changing: false,
             counted: [opening.rows(&bases::COUNTERS, cpus)?, opening.rows(&bases::MASTER_COUNTERS, cpus)?],
             bases: Bases::open(pins)?,
             cpus,
@@ -471,14 +474,28 @@ impl Maps {
             meta.master_rows = id.into();
             set(&mut self.meta, "meta", 0, meta)?;
         }
-        set(&mut self.masters, "masters", u32::from(id), *master)?;
-        self.begin_epoch()
+        self.change(|maps| set(&mut maps.masters, "masters", u32::from(id), *master))
     }
 
-    /// Has programs forget what they remember of flows: after every change of what a verdict depends on.
-    pub fn begin_epoch(&mut self) -> Result<(), MapsError> {
-        let epoch: u32 = get(&self.epoch, "epoch", 0)?;
-        set(&mut self.epoch, "epoch", 0, epoch.wrapping_add(1))
+    /// Does `write`, which changes what verdicts depend on. Meanwhile programs remember no flow, and afterwards none of before.
+    ///
+    /// Whoever is ended in between leaves it at that: until the next change each packet is judged.
+    pub fn change<T, E: From<MapsError>>(
+        &mut self,
+        write: impl FnOnce(&mut Self) -> Result<T, E>,
+    ) -> Result<T, E> {
+        if self.is_changing {
+            return write(self);
+        }
+        // Odd while something changes. It wraps after two thousand million changes, of which a flow that says nothing meanwhile would
+        // have to hit the one with its own number.
+        let epoch = get::<u32>(&self.epoch, "epoch", 0)? | 1;
+        set(&mut self.epoch, "epoch", 0, epoch)?;
+        self.is_changing = true;
+        let result = write(self);
+        self.is_changing = false;
+        set(&mut self.epoch, "epoch", 0, epoch.wrapping_add(1))?;
+        result
     }
 
     /// Forgets what was counted for master `id`. None of its programs is attached.

@@ -20,6 +20,8 @@ const NEEDS: &[(Release, &str)] = &[
 
 /// Where the kernel says which it is.
 const OSRELEASE: &str = "/proc/sys/kernel/osrelease";
+/// Where it says how it was built.
+const VERSION: &str = "/proc/sys/kernel/version";
 
 /// Version and patch level of a kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -39,11 +41,28 @@ impl fmt::Display for Release {
     }
 }
 
-/// Refuses a kernel that is too old.
+/// Refuses a kernel that is too old, and one whose programs may get into each other's way.
 pub fn check() -> Result<(), BpfError> {
-    let text = fs::read_to_string(OSRELEASE)
-        .map_err(|source| BpfError::Release { path: PathBuf::from(OSRELEASE), source })?;
-    refuse_older(text.trim())
+    let read = |path: &str| {
+        let text = fs::read_to_string(path);
+        text.map_err(|source| BpfError::Release { path: PathBuf::from(path), source })
+    };
+    let release = read(OSRELEASE)?;
+    refuse_older(release.trim())?;
+    refuse_preemptible(release.trim(), &read(VERSION)?)
+}
+
+/// With PREEMPT_RT, since Linux 6.18 and stable releases before it, one program may be interrupted by another on the same CPU
+/// ("softirq: Allow to drop the softirq-BKL lock on PREEMPT_RT"): then one frame would be judged by what was read of another.
+fn refuse_preemptible(release: &str, version: &str) -> Result<(), BpfError> {
+    match version.contains("PREEMPT_RT") {
+        true => Err(BpfError::Kernel {
+            found: release.to_owned(),
+            missing: "it is built with PREEMPT_RT, where programs on one CPU may interrupt each other"
+                .to_owned(),
+        }),
+        false => Ok(()),
+    }
 }
 
 /// A release that cannot be read is let through: the kernel itself refuses what it cannot do.
@@ -74,6 +93,15 @@ mod tests {
         assert_eq!(Release::parse("6.1-rc3"), Some(Release(6, 1)));
         assert_eq!(Release::parse("Linux"), None);
         assert!(Release(5, 18) < OLDEST && OLDEST < Release(6, 12));
+    }
+
+    #[test]
+    fn a_realtime_kernel_is_refused() {
+        let rt = refuse_preemptible("6.12.1-rt", "#1 SMP PREEMPT_RT Debian 6.12.1")
+            .expect_err("refused")
+            .to_string();
+        assert!(rt.contains("6.12.1-rt") && rt.contains("PREEMPT_RT"), "{rt}");
+        assert!(refuse_preemptible("6.18.44", "#1 SMP PREEMPT_DYNAMIC Debian").is_ok());
     }
 
     #[test]

@@ -19,12 +19,12 @@ use super::{
 };
 
 /// The oldest version whose rows are those of this one. Version 3 knew no flows; those before it were in no release.
-const OLDEST: u32 = 3;
+const OLDEST_READABLE: u32 = 3;
 
 /// Whether the rows of a version are those of this one: a newer one says so.
 fn is_readable(meta: &Meta) -> bool {
     match meta.abi_version {
-        version if version <= ABI_VERSION => OLDEST <= version,
+        version if version <= ABI_VERSION => OLDEST_READABLE <= version,
         _ => meta.readable_by != 0 && meta.readable_by <= ABI_VERSION,
     }
 }
@@ -135,8 +135,8 @@ mod tests {
     #[test]
     fn a_version_is_read_if_its_rows_are_ours_or_it_says_so() {
         assert!(is_readable(&meta_of(ABI_VERSION, READABLE_BY)));
-        assert!(is_readable(&meta_of(OLDEST, 0)));
-        assert!(!is_readable(&meta_of(OLDEST - 1, 0)));
+        assert!(is_readable(&meta_of(OLDEST_READABLE, 0)));
+        assert!(!is_readable(&meta_of(OLDEST_READABLE - 1, 0)));
         assert!(is_readable(&meta_of(ABI_VERSION + 1, ABI_VERSION)));
         assert!(!is_readable(&meta_of(ABI_VERSION + 1, ABI_VERSION + 1)));
         assert!(!is_readable(&meta_of(ABI_VERSION + 1, 0)));

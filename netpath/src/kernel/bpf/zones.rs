@@ -224,8 +224,7 @@ impl Maps {
         // Whoever is ended between these steps leaves a zone without a digest, never a wrong one.
         let info = ZoneInfo { name: padded(name), digest: [0; 16], flipped_ns: boot_ns() };
         set(&mut self.zone_info, "zone_info", id, info)?;
-        set(&mut self.zone_words, "zone_words", id, next)?;
-        self.begin_epoch()?;
+        self.change(|maps| set(&mut maps.zone_words, "zone_words", id, next))?;
         set(&mut self.zone_info, "zone_info", id, ZoneInfo { digest, ..info })?;
         Ok(slot.generation)
     }
@@ -233,8 +232,7 @@ impl Maps {
     /// Takes zone `id` out of force: enforcing endpoints that name it drop everything.
     pub fn remove_zone(&mut self, id: u32) -> Result<(), MapsError> {
         let word: u32 = get(&self.zone_words, "zone_words", id)?;
-        set(&mut self.zone_words, "zone_words", id, word & !zone_word::LOADED)?;
-        self.begin_epoch()
+        self.change(|maps| set(&mut maps.zone_words, "zone_words", id, word & !zone_word::LOADED))
     }
 
     fn fill_tries(&mut self, index: u32, content: &ZoneContent, numbers: &Numbers) -> Result<(), MapsError> {
