@@ -2,8 +2,8 @@
 //! whatever does it is killed or fails at every step: not one frame crosses the zone, not one inside it is lost, each
 //! counts once, and no counter goes back.
 //!
-//! An older tree is one of this version under another name: what an upgrade reads of it is described by version, and
-//! has the layout that this version has until one of the two changes.
+//! An older tree is one of this version under another name and without the maps that it did not have: what an upgrade reads of
+//! it has the layout that this version has.
 
 mod common;
 

@@ -22,7 +22,7 @@ use netpath_ebpf::{
 
 use super::{
     Ethernet, NEXT, SHOT,
-    account::{Size, add, counters, counters_on, master_counters, received_size, rule_counters, sent_size},
+    account::{Size, add, counters, counters_on, master_counters, rule_counters},
     frame::{Buff, Bytes, Context, Skb},
     globals,
     maps::{BUDGETS, DROPS, EPOCH, FLOW_ROWS, Scratch},
@@ -89,15 +89,23 @@ impl Place {
         Self { row: self.row.wrapping_add(nothing as u32), epoch: self.epoch.wrapping_add(nothing as u32) }
     }
 
+    /// As one number.
+    #[inline(always)]
+    pub(crate) fn to_bits(self) -> u64 {
+        u64::from(self.row) | u64::from(self.epoch) << 32
+    }
+
+    /// Reads [`Place::to_bits`] back.
+    #[inline(always)]
+    pub(crate) fn from_bits(bits: u64) -> Self {
+        Self { row: bits as u32, epoch: (bits >> 32) as u32 }
+    }
+
     /// Remembers of what was [`SENT`], or is to be [`RECEIVED`], that it is endpoint `id`'s, and what becomes of it
     /// ([`flow_outcome`]).
     #[inline(always)]
-    pub(crate) fn remember(self, scratch: *mut Scratch, way: usize, id: u32, outcome: u32) {
-        if self.row != Self::NOWHERE.row {
-            // SAFETY: This CPU's map value.
-            let key = unsafe { &(*scratch).flows[way] };
-            write_flow(key, self.row, self.epoch, u64::from(id) << 32 | u64::from(outcome));
-        }
+    pub(crate) fn remember(self, scratch: &Scratch, way: usize, id: u32, outcome: u32) {
+        write_flow(&scratch.flows[way], self.row, self.epoch, u64::from(id) << 32 | u64::from(outcome));
     }
 }
 
@@ -196,19 +204,26 @@ impl Seen {
     }
 }
 
+/// Whether a tag stands beside the frame, or it is several on the wire: few of the latter carry much, and pay for their verdict.
+#[inline(always)]
+fn is_more(skb: *mut __sk_buff) -> bool {
+    // SAFETY: The context is valid.
+    unsafe { (*skb).vlan_present != 0 || (*skb).gso_size != 0 }
+}
+
 /// Passes or drops, as a program of TC does, what an endpoint sends in a flow that is known; else where that will be remembered.
 #[inline(always)]
 pub(crate) fn egress(skb: *mut __sk_buff, epoch: Epoch) -> Result<i32, Place> {
     let frame = packet(Skb::new(skb), ptr::null_mut());
-    // SAFETY: The context is valid.
-    let (tagged, length) = unsafe { ((*skb).vlan_present != 0, (*skb).len) };
     let head = frame.direct::<IPV4_HEAD>().ok_or(Place::NOWHERE)?;
     let ethernet = Ethernet::of(&head);
     let (mac, hook) = (ethernet.source_raw, flow_hook::EGRESS);
-    let is_hosts = mac == globals::host_mac();
-    if epoch.is_over() || tagged || is_hosts || !settle::is_cut_as_read(skb, ethernet.ethertype) {
+    if epoch.is_over() || is_more(skb) || mac == globals::host_mac() {
         return Err(Place::NOWHERE);
     }
+    // SAFETY: The context is valid.
+    let (length, wire_length) = unsafe { ((*skb).len, (*skb).wire_len) };
+    let size = Size { packets: 1, bytes: u64::from(wire_length) };
     let cookie = sender::cookie(skb).unwrap_or(0);
     let (known, transport) = match ethernet.ethertype {
         ETH_IPV4 => {
@@ -225,9 +240,9 @@ pub(crate) fn egress(skb: *mut __sk_buff, epoch: Epoch) -> Result<i32, Place> {
         return Err(Place::NOWHERE);
     }
     if known.is_denied() {
-        return if deny::<{ direction::TX }>(known, sent_size(skb)) { Ok(SHOT) } else { Err(Place::NOWHERE) };
+        return if deny::<{ direction::TX }>(known, size) { Ok(SHOT) } else { Err(Place::NOWHERE) };
     }
-    count::<{ direction::TX }>(known, sent_size(skb));
+    count::<{ direction::TX }>(known, size);
     Ok(NEXT)
 }
 
@@ -236,20 +251,20 @@ pub(crate) fn egress(skb: *mut __sk_buff, epoch: Epoch) -> Result<i32, Place> {
 pub(crate) fn ingress(skb: *mut __sk_buff, epoch: Epoch) -> Result<i32, [Place; 2]> {
     let nowhere = [Place::NOWHERE; 2];
     let frame = packet(Skb::new(skb), ptr::null_mut());
-    // SAFETY: The context is valid.
-    let (tagged, length) = unsafe { ((*skb).vlan_present != 0, (*skb).len) };
     let head = frame.direct::<IPV4_HEAD>().ok_or(nowhere)?;
     let ethernet = Ethernet::of(&head);
     let is_hosts = ethernet.destination_raw == globals::host_mac();
-    if epoch.is_over() || tagged || ethernet.is_group() || is_hosts {
+    if epoch.is_over() || is_more(skb) || ethernet.is_group() || is_hosts {
         return Err(nowhere);
     }
+    // SAFETY: The context is valid.
+    let length = unsafe { (*skb).len };
+    let size = Size { packets: 1, bytes: u64::from(length) };
     let (sent, received) = match ethernet.ethertype {
         ETH_IPV4 => both::<false>(skb, &ethernet, &Seen::v4(&head, length, epoch).ok_or(nowhere)?)?,
         ETH_IPV6 => both::<true>(skb, &ethernet, &Seen::v6(&frame, length, epoch).ok_or(nowhere)?)?,
         _ => return Err(nowhere),
     };
-    let size = received_size(skb);
     let passes = !received.is_denied();
     match passes {
         true => count::<{ direction::RX }>(received, size),
