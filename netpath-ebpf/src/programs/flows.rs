@@ -208,7 +208,7 @@ impl Seen {
 #[inline(always)]
 fn is_more(skb: *mut __sk_buff) -> bool {
     // SAFETY: The context is valid.
-    unsafe { (*skb).vlan_present != 0 || (*skb).gso_size != 0 }
+    unsafe { (*skb).vlan_present != 0 || (*skb).gso_size != 0 || (*skb).gso_segs > 1 }
 }
 
 /// Passes or drops, as a program of TC does, what an endpoint sends in a flow that is known; else where that will be remembered.
