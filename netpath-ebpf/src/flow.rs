@@ -3,7 +3,8 @@
 //! A plain packet is TCP or UDP directly in IPv4 without options or in IPv6 without extension headers, whole, and at least as long as
 //! its headers say. What [`crate::verdict`] makes of one depends on its addresses, protocol and ports, on who sent it or is to
 //! have it, and on what the maps hold; so packets of one flow have one verdict as long as no map changes, and it need not be found
-//! again for each of them. Everything else is judged packet by packet.
+//! again for each of them. Everything else is judged packet by packet, also what stands for several on the wire (segmentation and
+//! receive offloads): of those few carry much.
 
 use crate::{
     abi::{FLOWS, FlowKey},
@@ -85,7 +86,7 @@ pub fn row(key: &FlowKey) -> u32 {
     const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
     let [a, b, c, d] = key.addresses;
     let mixed = key.who ^ a ^ b ^ (c ^ d).rotate_left(32) ^ u64::from(key.ports) << 17;
-    // The lower half alone decides on what the product has at its top.
+    // High bits of a factor reach few bits of the product.
     let mixed = mixed ^ mixed >> 32;
     (mixed.wrapping_mul(GOLDEN) >> (64 - FLOWS.trailing_zeros())) as u32
 }

@@ -124,7 +124,7 @@ fn an_attachment_is_shown_with_what_happened_to_it() {
         assert!(hook["program_id"].as_u64().is_some_and(|id| id != 0), "{hook}");
     }
     assert_eq!(status["maps"]["endpoints"]["used"], 2, "{status}");
-    assert_eq!((&status["alerts"], &status["abi_version"]), (&json!([]), &json!(3)));
+    assert_eq!((&status["alerts"], &status["abi_version"]), (&json!([]), &json!(4)));
     let answer = lab.netpath(&["status"]);
     answer.says("zones on enp0s8 are advice: any NAD may use it without one");
     answer.says("MASTER  ID  HOOK     VIA");

@@ -2,8 +2,8 @@
 //! whatever does it is killed or fails at every step: not one frame crosses the zone, not one inside it is lost, each
 //! counts once, and no counter goes back.
 //!
-//! An older tree is one of this version under another name and without the maps that it did not have: what an upgrade reads of
-//! it has the layout that this version has.
+//! An older tree is one of this version under another name: what an upgrade reads of it has the layout that this version has. It has
+//! the maps that version 3 did not have as well, since the programs that run use them.
 
 mod common;
 
@@ -57,12 +57,6 @@ fn disguise(node: &Node, version: u32, readable_by: u32) -> PathBuf {
     let mut words = meta.get(&0, 0).expect("readable");
     (words[0], words[5]) = (version, readable_by);
     meta.set(0, words, 0).expect("written");
-    if version < ABI_VERSION {
-        // Version 3 knew no flows.
-        for map in ["epoch", "flows"] {
-            std::fs::remove_file(pin_of(&other, map)).expect("removed");
-        }
-    }
     other
 }
 

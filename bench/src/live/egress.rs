@@ -258,5 +258,8 @@ fn cheaper(cases: &[Case]) {
 
 /// Whether it decides anything.
 fn is_policy(kind: Kind) -> bool {
-    !matches!(kind, Kind::None | Kind::NoneAgain | Kind::TcEmpty | Kind::XdpEmpty | Kind::Netpath)
+    !matches!(
+        kind,
+        Kind::None | Kind::NoneAgain | Kind::TcEmpty | Kind::XdpEmpty | Kind::BothEmpty | Kind::Netpath
+    )
 }

@@ -31,7 +31,7 @@ const SLICE: u32 = 32_768;
 const SHORT: u32 = 4096;
 
 /// What is measured, in the order of the table.
-const CASES: [(Verdict, Peer); 15] = [
+const CASES: [(Verdict, Peer); 16] = [
     (Verdict::Denied, Peer { kind: Kind::XdpEmpty, size: 1 }),
     (Verdict::Denied, Peer { kind: Kind::Netpath, size: 100 }),
     (Verdict::Denied, Peer { kind: Kind::TcEmpty, size: 1 }),
@@ -46,6 +46,7 @@ const CASES: [(Verdict, Peer); 15] = [
     (Verdict::Denied, Peer { kind: Kind::NftSet, size: 100 }),
     (Verdict::Allowed, Peer { kind: Kind::None, size: 1 }),
     (Verdict::Allowed, Peer { kind: Kind::NoneAgain, size: 1 }),
+    (Verdict::Allowed, Peer { kind: Kind::BothEmpty, size: 1 }),
     (Verdict::Allowed, Peer { kind: Kind::Netpath, size: 100 }),
 ];
 
@@ -131,7 +132,7 @@ pub(super) fn run(effort: Effort, scene: &mut Scene, clock: Clock, figures: &mut
 /// Has the master take the generator's frames, and the pod drop what is allowed.
 fn prepare(scene: &Scene, verdict: Verdict, peer: Peer) -> Result<()> {
     let place = scene.place(peer, verdict).context("there is no such site")?;
-    let is_polled = matches!(peer.kind, Kind::XdpEmpty | Kind::Netpath);
+    let is_polled = matches!(peer.kind, Kind::XdpEmpty | Kind::BothEmpty | Kind::Netpath);
     if !is_polled {
         place.site.poll(&scene.node)?;
     }

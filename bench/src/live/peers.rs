@@ -23,6 +23,8 @@ pub(super) enum Kind {
     TcEmpty,
     /// An XDP program on the master that does nothing but drop.
     XdpEmpty,
+    /// An XDP program on the master and a TC program behind it, which do nothing but pass.
+    BothEmpty,
     /// netpath.
     Netpath,
     /// A list of rules in the pod.
@@ -53,6 +55,7 @@ impl Kind {
             Self::NoneAgain => "none-again",
             Self::TcEmpty => "tc-empty",
             Self::XdpEmpty => "xdp-empty",
+            Self::BothEmpty => "both-empty",
             Self::Netpath => "netpath",
             Self::IptablesLegacy => "iptables-legacy",
             Self::IptablesNft => "iptables-nft",
@@ -73,6 +76,7 @@ impl Kind {
             Self::NoneAgain => "no policy, another pod",
             Self::TcEmpty => "an empty TC program on the master",
             Self::XdpEmpty => "an empty XDP program on the master",
+            Self::BothEmpty => "empty XDP and TC programs on the master",
             Self::Netpath => "**netpath**, by pods",
             Self::IptablesLegacy => "iptables-legacy in the pod, by rules",
             Self::IptablesNft => "iptables-nft in the pod, by rules",
@@ -88,7 +92,7 @@ impl Kind {
 
     /// Whether it has a size.
     pub(super) fn is_sized(self) -> bool {
-        !matches!(self, Self::None | Self::NoneAgain | Self::TcEmpty | Self::XdpEmpty)
+        !matches!(self, Self::None | Self::NoneAgain | Self::TcEmpty | Self::XdpEmpty | Self::BothEmpty)
     }
 
     /// Whether the pod's own netfilter polices it: then a denied packet is an error of `sendto`.
@@ -150,7 +154,12 @@ impl Peer {
         let Self { kind, size } = self;
         let rules = |program, arguments, text| Some(Rules { program, arguments, text });
         match kind {
-            Kind::None | Kind::NoneAgain | Kind::TcEmpty | Kind::XdpEmpty | Kind::Netpath => None,
+            Kind::None
+            | Kind::NoneAgain
+            | Kind::TcEmpty
+            | Kind::XdpEmpty
+            | Kind::BothEmpty
+            | Kind::Netpath => None,
             Kind::IptablesLegacy => rules("iptables-legacy-restore", &[], iptables(size)),
             Kind::IptablesNft => rules("iptables-nft-restore", &[], iptables(size)),
             Kind::NftList => rules("nft", &["-f", "-"], nft_list(size)),

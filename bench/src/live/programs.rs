@@ -32,7 +32,7 @@ impl Programs {
         for name in ["tc_sink", "tc_empty", "tc_drop"] {
             classifier(&mut object, name)?.load().with_context(|| name.to_owned())?;
         }
-        for name in ["xdp_send", "xdp_drop"] {
+        for name in ["xdp_send", "xdp_drop", "xdp_empty"] {
             xdp(&mut object, name)?.load().with_context(|| name.to_owned())?;
         }
         let mut take = |map: &str| {
@@ -61,9 +61,9 @@ impl Programs {
         })?
     }
 
-    /// Attaches the XDP program that drops to `device` of `namespace`.
-    pub(super) fn attach_xdp_drop(&mut self, namespace: &Namespace, device: &str) -> Result<()> {
-        let program = xdp(&mut self.object, "xdp_drop")?;
+    /// Attaches an XDP program to `device` of `namespace`.
+    pub(super) fn attach_xdp(&mut self, name: &str, namespace: &Namespace, device: &str) -> Result<()> {
+        let program = xdp(&mut self.object, name)?;
         namespace.within(|| program.attach(device, XdpMode::Driver).map(drop))??;
         Ok(())
     }

@@ -97,8 +97,14 @@ impl Scene {
             }
             Kind::XdpEmpty => {
                 let site = self.plain()?;
-                self.programs.attach_xdp_drop(&self.node, &site.master)?;
+                self.programs.attach_xdp("xdp_drop", &self.node, &site.master)?;
                 self.keep(peer, Verdict::Denied, site, None)
+            }
+            Kind::BothEmpty => {
+                let site = self.plain()?;
+                self.programs.attach_xdp("xdp_empty", &self.node, &site.master)?;
+                self.programs.attach_tc("tc_empty", &self.node, &site.master, TcAttachType::Ingress)?;
+                self.keep(peer, Verdict::Allowed, site, None)
             }
             kind => {
                 let site = self.plain()?;

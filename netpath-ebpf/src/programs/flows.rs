@@ -47,12 +47,13 @@ impl Epoch {
 
     /// Whether something is being changed.
     #[inline(always)]
-    fn is_over(self) -> bool {
+    fn is_changing(self) -> bool {
         self.0 & 1 != 0
     }
 
-    /// `value`, by an instruction that needs the epoch: what is found by it is read no sooner than the epoch, also by a processor that
-    /// keeps no order among reads that do not depend on each other.
+    /// `value`, by an instruction that needs the epoch: what is found by it, so a row and its zone, is read no sooner than the epoch, also
+    /// by a processor that keeps no order among reads that do not depend on each other. Cookies, claims and the master's own row are not
+    /// found by it; between their change and the end of it lie system calls, longer than any processor looks ahead.
     #[inline(always)]
     pub(crate) fn then(self, value: u16) -> u16 {
         let mut after = u64::from(self.0);
@@ -77,9 +78,9 @@ impl Place {
     /// The frame is not plain, or its verdict depends on more than its flow.
     pub(crate) const NOWHERE: Self = Self { row: u32::MAX, epoch: 0 };
 
-    /// The same, of which the verifier does not know any more how it came about: or it walks all that follows once for each way.
+    /// The same, of which the verifier does not know how it came about: or it walks all that follows once for each way.
     #[inline(always)]
-    pub(crate) fn forgotten(self, epoch: Epoch) -> Self {
+    pub(crate) fn veiled(self, epoch: Epoch) -> Self {
         let mut nothing = u64::from(epoch.0);
         // SAFETY: Arithmetic on registers. What is left is zero, and the verifier does not compare registers that it subtracts.
         unsafe {
@@ -218,7 +219,7 @@ pub(crate) fn egress(skb: *mut __sk_buff, epoch: Epoch) -> Result<i32, Place> {
     let head = frame.direct::<IPV4_HEAD>().ok_or(Place::NOWHERE)?;
     let ethernet = Ethernet::of(&head);
     let (mac, hook) = (ethernet.source_raw, flow_hook::EGRESS);
-    if epoch.is_over() || is_more(skb) || mac == globals::host_mac() {
+    if epoch.is_changing() || is_more(skb) || mac == globals::host_mac() {
         return Err(Place::NOWHERE);
     }
     // SAFETY: The context is valid.
@@ -254,7 +255,7 @@ pub(crate) fn ingress(skb: *mut __sk_buff, epoch: Epoch) -> Result<i32, [Place; 
     let head = frame.direct::<IPV4_HEAD>().ok_or(nowhere)?;
     let ethernet = Ethernet::of(&head);
     let is_hosts = ethernet.destination_raw == globals::host_mac();
-    if epoch.is_over() || is_more(skb) || ethernet.is_group() || is_hosts {
+    if epoch.is_changing() || is_more(skb) || ethernet.is_group() || is_hosts {
         return Err(nowhere);
     }
     // SAFETY: The context is valid.
@@ -306,7 +307,7 @@ pub(crate) fn xdp(
     let head = frame.direct::<IPV4_HEAD>().ok_or(Place::NOWHERE)?;
     let ethernet = Ethernet::of(&head);
     let (mac, hook) = (ethernet.destination_raw, flow_hook::XDP);
-    if epoch.is_over() || ethernet.is_group() || mac == globals::host_mac() {
+    if epoch.is_changing() || ethernet.is_group() || mac == globals::host_mac() {
         return Err(Place::NOWHERE);
     }
     let length = Buff(buff).length();

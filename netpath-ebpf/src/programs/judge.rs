@@ -1,7 +1,7 @@
 //! What becomes of a frame of an endpoint: judged, counted, reported, remembered.
 
 use netpath_ebpf::{
-    abi::{Endpoint, direction, endpoint_flags, flow_outcome},
+    abi::{Endpoint, direction, endpoint_flags, flow_hook, flow_outcome},
     drop_reason::DropReason,
     packet::Facts,
     verdict::{self, Decision, Fate},
@@ -129,10 +129,11 @@ extern "C" fn remember(
     let way = if is_received { RECEIVED } else { SENT };
     let rule = decision.rule().map_or(0, |rule| rule_row(row.zone, rule));
     let is_zones = decision.reason() == DropReason::ZoneDeny as u8;
+    let is_siblings = scratch.flows[way].hook() == flow_hook::SENT;
     match verdict::fate(mode, decision.reason()) {
         Fate::Pass => place.remember(scratch, way, row.id, rule),
-        // Only who sent something is told.
-        Fate::Drop if is_zones && (is_received || !decision.rejects()) => {
+        // Only who sent something is told. What a sibling may not send is looked for by nobody.
+        Fate::Drop if is_zones && (is_received || !decision.rejects()) && !is_siblings => {
             place.remember(scratch, way, row.id, rule | flow_outcome::DENIED);
         }
         Fate::Audit | Fate::Drop => {}

@@ -97,7 +97,7 @@ pub(crate) fn egress(ctx: TcContext) -> i32 {
     let epoch = Epoch::now();
     let place = match flows::egress(skb, epoch) {
         Ok(verdict) => return verdict,
-        Err(place) => place.forgotten(epoch),
+        Err(place) => place.veiled(epoch),
     };
     let Some(scratch) = scratch() else { return NEXT };
     let whole = packet(Skb::new(skb), scratch);
@@ -251,7 +251,7 @@ pub(crate) fn ingress(ctx: TcContext) -> i32 {
     }
     let [place_sent, place_received] = match flows::ingress(skb, epoch) {
         Ok(verdict) => return verdict,
-        Err(places) => places.map(|place| place.forgotten(epoch)),
+        Err(places) => places.map(|place| place.veiled(epoch)),
     };
     let Some(scratch) = scratch() else { return NEXT };
     let frame = packet(Skb::new(skb), scratch);
@@ -337,7 +337,7 @@ pub(crate) fn xdp(ctx: XdpContext) -> u32 {
     let epoch = Epoch::now();
     let place = match flows::xdp(ctx.ctx, epoch, |length, mac| mark(ctx.ctx, length, mac)) {
         Ok(verdict) => return verdict,
-        Err(place) => place.forgotten(epoch),
+        Err(place) => place.veiled(epoch),
     };
     let Some(scratch) = scratch() else { return xdp_action::XDP_PASS };
     let frame = packet(Buff(ctx.ctx), scratch);

@@ -13,7 +13,7 @@ use crate::{
             bpffs::{self, Known},
             maps::{self, Maps, MapsError, NAMES, pin_of},
             object::{self, Settings},
-            pins, support,
+            pins, support, swap,
             trees::Trees,
         },
         netlink::{Link, Netlink, NetlinkError},
@@ -217,8 +217,15 @@ fn put_in_place(
         .all(|hook| states.iter().any(|state| state.hook == hook && state.live));
     let stale = row.object != object::digest();
     let replace = replace || stale && (!complete || row.object == 0);
-    // What other programs remember is theirs. Also where nothing is replaced: somebody may have changed a map by hand.
-    *changes = maps.change(|_| attach::ensure(&target, &states, replace))?;
+    let ensured = attach::ensure(&target, &states, replace);
+    let is_replaced = |change: &Change| matches!(change, Change::Replaced(..));
+    if ensured.as_ref().map_or(true, |changes| changes.iter().any(is_replaced)) {
+        // Until no program runs any more that was replaced: it could still remember something.
+        swap::settle()?;
+    }
+    // What other programs remembered was theirs. Also where nothing was replaced: somebody may have changed a map by hand.
+    maps.change(|_| Ok::<_, MapsError>(()))?;
+    *changes = ensured?;
     if stale && (replace || row.object == 0) {
         row.object = object::digest();
         maps.set_master(id, &row)?;

@@ -48,7 +48,7 @@ fn preset(node: &Node, id: u32) -> u64 {
 fn counters_go_past_32_bits() {
     let (mut node, row) = Node::in_setup(Setup::Dual, Layout::Fit);
     let base = preset(&node, row.id);
-    let context = Context { wire_length: 60_000, segments: 50_000 };
+    let context = Context { wire_length: 60_000, segments: 50_000, ..Context::default() };
     let sent = |destination| v4(POD4, destination, udp(1, 2)).frame();
     let received = |source| between(&v4(source, POD4, udp(1, 2)).frame(), PEER_MAC, POD_MAC);
     let reason = slot(DropReason::ZoneDeny);
@@ -92,7 +92,7 @@ fn counters_of_the_master_go_past_32_bits() {
     use netpath_ebpf::abi::unknown_source;
     let (mut node, row) = Node::in_setup(Setup::Dual, Layout::Fit);
     let base = preset(&node, row.id);
-    let context = Context { wire_length: 1000, segments: 50_000 };
+    let context = Context { wire_length: 1000, segments: 50_000, ..Context::default() };
     let frame = ethernet(0x0800, &[0; 40]);
     let stranger = between(&frame, [2, 9, 9, 9, 9, 9], PEER_MAC);
     let hosts = between(&frame, HOST_MAC, PEER_MAC);
@@ -133,7 +133,7 @@ fn a_frame_that_is_not_merged_counts_as_it_is() {
     let length = u32::try_from(out.len()).expect("a frame");
     let inward = between(&out, PEER_MAC, POD_MAC);
     for segments in [0, 1] {
-        let context = Context { wire_length: length, segments };
+        let context = Context { wire_length: length, segments, ..Context::default() };
         assert!(node.passes_as(Hook::Egress, &out, context));
         assert!(node.passes_as(Hook::Ingress, &inward, context));
     }
@@ -169,7 +169,11 @@ fn bytes_of_merged_packets_have_a_header_each() {
     ] {
         let frame = between(&frame, PEER_MAC, POD_MAC);
         let before = node.counters(row.id);
-        assert!(node.passes_as(Hook::Ingress, &frame, Context { wire_length: 1000, segments: 5 }));
+        assert!(node.passes_as(
+            Hook::Ingress,
+            &frame,
+            Context { wire_length: 1000, segments: 5, ..Context::default() }
+        ));
         let after = node.counters(row.id);
         assert_eq!(after.rx_packets - before.rx_packets, 5);
         assert_eq!(after.rx_bytes - before.rx_bytes, frame.len() as u64 + 4 * header, "header of {header}");
@@ -181,7 +185,11 @@ fn siblings_count_for_both_ends_at_ingress() {
     let (mut node, pod) = Node::in_setup(Setup::Dual, Layout::Fit);
     let sibling = add_sibling(&mut node);
     let frame = between(&v4(POD4, NEAR4, udp(1, 2)).frame(), POD_MAC, SIBLING_MAC);
-    assert!(node.passes_as(Hook::Ingress, &frame, Context { wire_length: 1000, segments: 5 }));
+    assert!(node.passes_as(
+        Hook::Ingress,
+        &frame,
+        Context { wire_length: 1000, segments: 5, ..Context::default() }
+    ));
     let bytes = frame.len() as u64 + 4 * 42;
     let sent = Counters { tx_packets: 5, tx_bytes: bytes, ..Default::default() };
     let received = Counters { rx_packets: 5, rx_bytes: bytes, ..Default::default() };

@@ -227,14 +227,15 @@ fn what_xdp_knows_is_marked_and_what_is_longer_than_the_wire_takes_is_not() {
 
 #[test]
 fn what_is_known_counts_as_what_is_not() {
-    let context = Context { wire_length: 9000, segments: 7 };
+    // With a preamble of the wire, as it were: not the length of the frame.
+    let one = Context { wire_length: 900, segments: 1, gso_size: 0 };
     for (udp4, udp6) in [(udp(4000, 5000), udp(4000, 5000)), (tcp(4000, 5000), tcp(4000, 5000))] {
         let (node, row) = node();
         let sent = [v4(POD4, NEAR4, udp4.clone()).frame(), v6(POD6, NEAR6, udp6.clone()).frame()];
         let received = [v4(NEAR4, POD4, udp4).frame(), v6(NEAR6, POD6, udp6).frame()];
         for round in 1..=4u64 {
             for frame in &sent {
-                assert!(node.passes_as(Hook::Egress, &at(Hook::Egress, frame), context));
+                assert!(node.passes_as(Hook::Egress, &at(Hook::Egress, frame), one));
             }
             for frame in &received {
                 assert!(node.passes(Hook::Ingress, &at(Hook::Ingress, frame)));
@@ -242,8 +243,38 @@ fn what_is_known_counts_as_what_is_not() {
             }
             let counted = node.counters(row.id);
             let bytes: usize = received.iter().map(Vec::len).sum();
-            assert_eq!((counted.tx_packets, counted.tx_bytes), (round * 14, round * 18_000));
+            assert_eq!((counted.tx_packets, counted.tx_bytes), (round * 2, round * 1800));
             assert_eq!((counted.rx_packets, counted.rx_bytes), (round * 4, round * 2 * bytes as u64));
+        }
+        hide_zone(&node);
+        for frame in &sent {
+            assert!(node.passes_as(Hook::Egress, &at(Hook::Egress, frame), one), "it was not remembered");
+        }
+    }
+}
+
+/// What is several packets on the wire is judged each time, and counts as so many.
+#[test]
+fn what_stands_for_several_is_not_looked_for() {
+    for context in [
+        Context { wire_length: 9000, segments: 7, gso_size: 0 },
+        Context { wire_length: 9000, segments: 7, gso_size: 1400 },
+        Context { wire_length: 9000, segments: 0, gso_size: 1400 },
+    ] {
+        for hook in [Hook::Egress, Hook::Ingress] {
+            let (node, row) = node();
+            assert!(node.passes_times(hook, &usual(hook), 3));
+            let before = node.counters(row.id);
+            assert!(node.passes_as(hook, &usual(hook), context));
+            let after = node.counters(row.id);
+            let packets = match hook {
+                Hook::Egress => after.tx_packets - before.tx_packets,
+                _ => after.rx_packets - before.rx_packets,
+            };
+            assert_eq!(packets, u64::from(context.segments.max(1)), "{context:?}");
+            hide_zone(&node);
+            assert!(node.passes(hook, &usual(hook)), "one packet is known");
+            assert!(!node.passes_as(hook, &usual(hook), context), "{context:?} at {}", hook.name());
         }
     }
 }

@@ -82,6 +82,8 @@ pub(crate) struct Context {
     pub(crate) wire_length: u32,
     /// Packets on the wire.
     pub(crate) segments: u32,
+    /// What each of them carries; 0: it is not to be cut.
+    pub(crate) gso_size: u32,
 }
 
 impl Context {
@@ -89,6 +91,7 @@ impl Context {
         let mut bytes = [0; 192];
         bytes[160..164].copy_from_slice(&self.wire_length.to_ne_bytes());
         bytes[164..168].copy_from_slice(&self.segments.to_ne_bytes());
+        bytes[176..180].copy_from_slice(&self.gso_size.to_ne_bytes());
         bytes
     }
 }

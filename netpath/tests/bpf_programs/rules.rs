@@ -95,7 +95,9 @@ fn each_entry_counts_what_it_decides_in_either_direction() {
             // At egress the kernel says how long a frame is on the wire; a test run has to.
             let wire_length = u32::try_from(frame.len()).expect("a frame");
             let passed = match hook {
-                Hook::Egress => node.passes_as(hook, frame, Context { wire_length, segments: 1 }),
+                Hook::Egress => {
+                    node.passes_as(hook, frame, Context { wire_length, segments: 1, ..Context::default() })
+                }
                 Hook::Ingress | Hook::Xdp => node.passes(hook, frame),
             };
             assert_eq!(passed, passes, "{other} at {}", hook.name());
@@ -167,7 +169,7 @@ fn who_decides_what_comes_in_is_a_question_of_its_own() {
 #[test]
 fn segments_count_one_by_one_and_audited_packets_as_well() {
     let (mut node, row) = node(&zone("zone"));
-    let context = Context { wire_length: 60_000, segments: 50_000 };
+    let context = Context { wire_length: 60_000, segments: 50_000, ..Context::default() };
     let (out, far) = (v4(POD4, NEAR4, udp(1, 2)).frame(), v4(POD4, FAR4, udp(1, 2)).frame());
     let inward = between(&v4(NEAR4, POD4, udp(1, 2)).frame(), PEER_MAC, POD_MAC);
     assert!(node.passes_as(Hook::Egress, &out, context));
@@ -196,7 +198,11 @@ fn what_siblings_send_each_other_counts_in_both_zones() {
     let row = Endpoint { zone: id, ..endpoint(&sibling) };
     node.maps.add_endpoint(EndpointKey::new(MASTER, SIBLING_MAC), row).expect("endpoint row");
     let frame = between(&v4(POD4, NEAR4, udp(1, 2)).frame(), POD_MAC, SIBLING_MAC);
-    assert!(node.passes_as(Hook::Ingress, &frame, Context { wire_length: 1000, segments: 5 }));
+    assert!(node.passes_as(
+        Hook::Ingress,
+        &frame,
+        Context { wire_length: 1000, segments: 5, ..Context::default() }
+    ));
     assert_eq!(packets(&node, ZONE), of(&[(LOCAL, 5, 0)]));
     assert_eq!(packets(&node, id), of(&[("allow 10.12.34.0/24", 0, 5)]));
 }

@@ -5,6 +5,7 @@
 use std::{
     io,
     path::{Path, PathBuf},
+    sync::atomic::{Ordering, fence},
 };
 
 use aya::{
@@ -477,7 +478,8 @@ impl Maps {
         self.change(|maps| set(&mut maps.masters, "masters", u32::from(id), *master))
     }
 
-    /// Does `write`, which changes what verdicts depend on. Meanwhile programs remember no flow, and afterwards none of before.
+    /// Does `write`, which changes what verdicts depend on. Meanwhile programs remember no flow, and afterwards none of before. The
+    /// caller holds the lock: two at once would end each other's change.
     ///
     /// Whoever is ended in between leaves it at that: until the next change each packet is judged.
     pub fn change<T, E: From<MapsError>>(
@@ -491,11 +493,16 @@ impl Maps {
         // have to hit the one with its own number.
         let epoch = get::<u32>(&self.epoch, "epoch", 0)? | 1;
         set(&mut self.epoch, "epoch", 0, epoch)?;
+        // Rows of arrays are written in place: in this order also for a processor that keeps none.
+        fence(Ordering::SeqCst);
         self.is_changing = true;
         let result = write(self);
         self.is_changing = false;
-        set(&mut self.epoch, "epoch", 0, epoch.wrapping_add(1))?;
-        result
+        fence(Ordering::SeqCst);
+        let ended = set(&mut self.epoch, "epoch", 0, epoch.wrapping_add(1));
+        let value = result?;
+        ended?;
+        Ok(value)
     }
 
     /// Forgets what was counted for master `id`. None of its programs is attached.

@@ -94,6 +94,15 @@ pub enum BpfError {
         /// What netpath needs and it has not.
         missing: String,
     },
+    /// The kernel's programs may interrupt each other.
+    #[error(
+        "this node runs Linux {found}, which is built with PREEMPT_RT: masters are not policed there, since programs on one CPU \
+         may interrupt each other; networks without a zone work"
+    )]
+    Preemptible {
+        /// What it says of itself.
+        found: String,
+    },
     /// The kernel does not say which it is.
     #[error("cannot read which kernel this is from {}", path.display())]
     Release {
