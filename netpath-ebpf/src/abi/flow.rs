@@ -41,14 +41,6 @@ pub struct FlowKey {
     pub ports: u32,
 }
 
-impl FlowKey {
-    /// Which of [`flow_hook`] it is of.
-    #[inline(always)]
-    pub const fn hook(&self) -> u64 {
-        self.who >> 54 & 7
-    }
-}
-
 /// Value of `flows`, index `CPU * FLOWS + hash`: a flow that passed, or that a zone denied. Only programs on that CPU write to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C, align(64))]

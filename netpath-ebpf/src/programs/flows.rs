@@ -90,23 +90,15 @@ impl Place {
         Self { row: self.row.wrapping_add(nothing as u32), epoch: self.epoch.wrapping_add(nothing as u32) }
     }
 
-    /// As one number.
-    #[inline(always)]
-    pub(crate) fn to_bits(self) -> u64 {
-        u64::from(self.row) | u64::from(self.epoch) << 32
-    }
-
-    /// Reads [`Place::to_bits`] back.
-    #[inline(always)]
-    pub(crate) fn from_bits(bits: u64) -> Self {
-        Self { row: bits as u32, epoch: (bits >> 32) as u32 }
-    }
-
     /// Remembers of what was [`SENT`], or is to be [`RECEIVED`], that it is endpoint `id`'s, and what becomes of it
     /// ([`flow_outcome`]).
     #[inline(always)]
-    pub(crate) fn remember(self, scratch: &Scratch, way: usize, id: u32, outcome: u32) {
-        write_flow(&scratch.flows[way], self.row, self.epoch, u64::from(id) << 32 | u64::from(outcome));
+    pub(crate) fn remember(self, scratch: *mut Scratch, way: usize, id: u32, outcome: u32) {
+        if self.row != Self::NOWHERE.row {
+            // SAFETY: This CPU's map value.
+            let key = unsafe { &(*scratch).flows[way] };
+            write_flow(key, self.row, self.epoch, u64::from(id) << 32 | u64::from(outcome));
+        }
     }
 }
 

@@ -1,7 +1,7 @@
 //! What becomes of a frame of an endpoint: judged, counted, reported, remembered.
 
 use netpath_ebpf::{
-    abi::{Endpoint, direction, endpoint_flags, flow_hook, flow_outcome},
+    abi::{Endpoint, direction, endpoint_flags, flow_outcome},
     drop_reason::DropReason,
     packet::Facts,
     verdict::{self, Decision, Fate},
@@ -106,39 +106,19 @@ pub(crate) enum Sent {
     Rejected,
 }
 
-/// Remembers the verdict at `place`, if it is one that needs no report: `how` is the mode, and above it which of [`SENT`] and
-/// [`RECEIVED`] it is.
-///
-/// A global function, and called whatever came out: each way around it would be walked to the end.
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn remember(
-    row: *const Endpoint,
-    decision: u32,
-    how: u32,
-    place: u64,
-    scratch: *const Scratch,
-) -> u32 {
-    if row.is_null() || scratch.is_null() {
-        return 0;
-    }
-    // SAFETY: Map values; the row is read as what it is now, and with another one than it was the epoch is another one too.
-    let (row, scratch) = unsafe { (&*row, &*scratch) };
-    let (decision, place) = (Decision::from_bits(decision), Place::from_bits(place));
-    let (mode, is_received) = (how as u8, how >> 8 != 0);
-    let way = if is_received { RECEIVED } else { SENT };
+/// Remembers the verdict at `place`, if it is one that needs no report.
+#[inline(always)]
+fn remember(row: &Endpoint, decision: Decision, fate: Fate, scratch: *mut Scratch, place: Place, way: usize) {
     let rule = decision.rule().map_or(0, |rule| rule_row(row.zone, rule));
     let is_zones = decision.reason() == DropReason::ZoneDeny as u8;
-    let is_siblings = scratch.flows[way].hook() == flow_hook::SENT;
-    match verdict::fate(mode, decision.reason()) {
+    match fate {
         Fate::Pass => place.remember(scratch, way, row.id, rule),
-        // Only who sent something is told. What a sibling may not send is looked for by nobody.
-        Fate::Drop if is_zones && (is_received || !decision.rejects()) && !is_siblings => {
+        // Only who sent something is told.
+        Fate::Drop if is_zones && (way == RECEIVED || !decision.rejects()) => {
             place.remember(scratch, way, row.id, rule | flow_outcome::DENIED);
         }
         Fate::Audit | Fate::Drop => {}
     }
-    0
 }
 
 /// Judges what `party` sent, as its facts are in `scratch`, and counts it, a pass only where `counts`.
@@ -162,7 +142,7 @@ pub(crate) fn sent(
     if fate == Fate::Drop && is_hosts(row, ethernet.source_raw) {
         return Sent::Passed;
     }
-    remember(row, decision.to_bits(), u32::from(mode), place.to_bits(), scratch);
+    remember(row, decision, fate, scratch, place, SENT);
     if fate != Fate::Drop && !counts {
         return Sent::Passed;
     }
@@ -225,7 +205,7 @@ pub(crate) fn received(
     if fate == Fate::Drop && is_hosts(row, ethernet.destination_raw) {
         return true;
     }
-    remember(row, decision.to_bits(), u32::from(mode) | 1 << 8, place.to_bits(), scratch);
+    remember(row, decision, fate, scratch, place, RECEIVED);
     // What passes here unclaimed is counted by the next hook, audits included.
     if fate != Fate::Drop && !claim() {
         return true;

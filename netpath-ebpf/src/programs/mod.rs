@@ -282,8 +282,7 @@ pub(crate) fn ingress(ctx: TcContext) -> i32 {
         return tell_offence(offence, &ethernet, frame_length(skb), scratch, size);
     }
     if sender.is_none() && receiver.is_some() {
-        // SAFETY: This CPU's map value.
-        place_sent.remember(unsafe { &*scratch }, SENT, 0, 0);
+        place_sent.remember(scratch, SENT, 0, 0);
     }
     let (receiver, sender) = (receiver.map(Party::of), sender.map(Party::of));
     if receiver.is_some_and(|it| it.judged) || sender.is_some_and(|it| it.judged) {
