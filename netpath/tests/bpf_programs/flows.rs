@@ -36,6 +36,12 @@ fn on_one_cpu() {
     sched_setaffinity(Pid::from_raw(0), &cpus).expect("a thread of one CPU");
 }
 
+/// The hooks that remember: TC ingress where the kernel tells cookies.
+fn remembering() -> Vec<Hook> {
+    let is_new = object::has_netns_cookie().expect("a probe");
+    Hook::ALL.into_iter().filter(|hook| is_new || *hook != Hook::Ingress).collect()
+}
+
 /// Makes a change of the maps as the library does.
 fn change(node: &mut Node, write: impl FnOnce(&mut Maps) -> Result<(), MapsError>) {
     node.maps.change(write).expect("a change");
@@ -76,7 +82,7 @@ fn hide_zone(node: &Node) {
 
 #[test]
 fn a_verdict_is_remembered_until_the_next_epoch() {
-    for hook in Hook::ALL {
+    for hook in remembering() {
         let (mut node, _) = node();
         // At TC ingress who sent it is remembered first.
         assert!(node.passes_times(hook, &usual(hook), 2));
@@ -100,7 +106,7 @@ fn both_families(hook: Hook) -> [Vec<u8>; 2] {
 
 #[test]
 fn every_bit_that_tells_a_flow_is_compared() {
-    for hook in Hook::ALL {
+    for hook in remembering() {
         for (frame, is_v6) in both_families(hook).iter().zip([false, true]) {
             let (node, _) = node();
             assert!(node.passes_times(hook, frame, 3));
@@ -160,7 +166,7 @@ fn every_write_ends_what_is_remembered() {
         ("remove_zone", |node| node.maps.remove_zone(ZONE + 1).expect("removed")),
     ];
     for (what, write) in WRITES {
-        for hook in Hook::ALL {
+        for hook in remembering() {
             let (mut node, row) = node();
             node.maps.add_endpoint(key(), row).expect("another pod");
             assert!(node.passes_times(hook, &usual(hook), 3));
@@ -175,7 +181,7 @@ fn every_write_ends_what_is_remembered() {
 /// Whoever is ended within a change leaves its first half.
 #[test]
 fn nothing_is_remembered_while_something_changes() {
-    for hook in Hook::ALL {
+    for hook in remembering() {
         let (mut node, _) = node();
         assert!(node.passes_times(hook, &usual(hook), 3));
         let mut epoch = node.raw::<u32>("epoch");
@@ -196,7 +202,7 @@ fn nothing_is_remembered_while_something_changes() {
 /// A pod in mode `passthru` has the host's own MAC: nothing is looked for among the flows for that, and it is judged.
 #[test]
 fn a_pod_with_the_hosts_mac_is_judged_each_time() {
-    for hook in Hook::ALL {
+    for hook in remembering() {
         let (mut node, row) = node();
         let passthru = Endpoint { flags: endpoint_flags::PASSTHRU, ..row };
         node.maps.add_endpoint(EndpointKey::new(MASTER, FIRST_HOST_MAC), passthru).expect("a row");
@@ -261,7 +267,7 @@ fn what_stands_for_several_is_not_looked_for() {
         Context { wire_length: 9000, segments: 7, gso_size: 1400 },
         Context { wire_length: 9000, segments: 0, gso_size: 1400 },
     ] {
-        for hook in [Hook::Egress, Hook::Ingress] {
+        for hook in remembering().into_iter().filter(|hook| *hook != Hook::Xdp) {
             let (node, row) = node();
             assert!(node.passes_times(hook, &usual(hook), 3));
             let before = node.counters(row.id);
@@ -367,7 +373,7 @@ fn every_change_ends_what_was_known() {
         ("audited", audited, None),
     ];
     for (what, change, reason) in CHANGES {
-        for hook in Hook::ALL {
+        for hook in remembering() {
             let (mut node, row) = node();
             for _ in 0..3 {
                 assert!(node.passes(hook, &usual(hook)));
@@ -391,7 +397,7 @@ fn every_change_ends_what_was_known() {
 
 #[test]
 fn what_was_denied_passes_as_soon_as_it_may() {
-    for hook in Hook::ALL {
+    for hook in remembering() {
         let (mut node, _) = node();
         let frame = match hook {
             Hook::Egress => v4(POD4, FAR4, udp(1, 2)).frame(),
@@ -455,7 +461,7 @@ fn a_namespace_that_begins_to_answer_for_itself_ends_what_was_known() {
 
 #[test]
 fn what_is_not_plain_is_judged_whatever_is_known_of_its_flow() {
-    for hook in Hook::ALL {
+    for hook in remembering() {
         let (node, row) = node();
         let turn = |packet: fn(V4) -> V4| {
             let (source, destination, carried) = match hook {
