@@ -217,7 +217,7 @@ pub const NAMES: &[&str] = &[
     "vlans",
     "rejects",
     "epoch",
-    FLOWS,
+    "flows",
     "counters",
     "master_counters",
     "drops",
@@ -227,9 +227,8 @@ pub const NAMES: &[&str] = &[
 
 /// The ring of drop events.
 pub(super) const EVENTS: &str = "events";
-const FLOWS: &str = "flows";
 /// Those that [`Maps`] does not open.
-pub(super) const UNOPENED: [&str; 2] = [EVENTS, FLOWS];
+pub(super) const UNOPENED: [&str; 2] = [EVENTS, "flows"];
 
 /// A name in a row of a map, which zeros pad.
 pub fn text(bytes: &[u8]) -> String {
@@ -489,8 +488,7 @@ impl Maps {
         if self.is_changing {
             return write(self);
         }
-        // Odd while something changes. It wraps after two thousand million changes, of which a flow that says nothing meanwhile would
-        // have to hit the one with its own number.
+        // Odd while something changes. That it wraps, after two thousand million changes, is no matter.
         let epoch = get::<u32>(&self.epoch, "epoch", 0)? | 1;
         set(&mut self.epoch, "epoch", 0, epoch)?;
         // Rows of arrays are written in place: in this order also for a processor that keeps none.
