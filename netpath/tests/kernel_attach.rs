@@ -7,6 +7,7 @@ use std::net::Ipv4Addr;
 use std::path::Path;
 use std::time::Duration;
 
+use aya::maps::{Array, Map, MapData};
 use common::node::{
     GATEWAY, INTERNET, MASTER, Node, OUTSIDE_MAC, Pod, WIRE, conf, crosses, pod_fence, runs_both_ways,
     usual_via,
@@ -17,7 +18,7 @@ use common::{NetNs, PATIENCE, eventually, run, veth};
 use netpath::kernel::bpf::Hook;
 use netpath::kernel::bpf::attach::{HookState, Via, inspect};
 use netpath::kernel::bpf::events::{Consumer, EventsError};
-use netpath::kernel::bpf::maps::EVENT_BURST;
+use netpath::kernel::bpf::maps::{EVENT_BURST, pin_of};
 use netpath::kernel::netlink::Netlink;
 use netpath::observe::{Direction, Event};
 use netpath::police::{self, MasterLink};
@@ -108,6 +109,13 @@ fn programs_are_replaced_under_traffic_without_a_gap_and_counters_go_on() {
     }
 }
 
+/// What programs compare with what they remember.
+fn epoch(node: &Node) -> u32 {
+    let data = MapData::from_pin(pin_of(&node.root.pins(), "epoch")).expect("pinned");
+    let map: Array<_, u32> = Map::Array(data).try_into().expect("one number");
+    map.get(&0, 0).expect("readable")
+}
+
 #[test]
 fn a_second_start_changes_nothing() {
     for (entry, _, _) in ways() {
@@ -115,6 +123,7 @@ fn a_second_start_changes_nothing() {
         let pod = node.pod(&["10.12.34.200/24"], Some(&private()));
         let (before, links) = (hooks(&node), link_ids(&node));
         let masters = police::masters(&node.root).expect("valid");
+        let started = epoch(&node);
         let again = node.netns.within(|| {
             let mut netlink = Netlink::open().expect("netlink");
             let link = netlink.link_by_name(MASTER).expect("the master");
@@ -125,6 +134,11 @@ fn a_second_start_changes_nothing() {
                 .changes
         });
         assert_eq!(again, []);
+        // Whoever changed a map by hand says so by it.
+        assert!(
+            started < epoch(&node) && epoch(&node) % 2 == 0,
+            "what programs remember is ended all the same"
+        );
         let second = node.pod(&["10.12.34.201/24"], Some(&private()));
         assert_eq!(
             (hooks(&node), link_ids(&node)),
