@@ -358,6 +358,7 @@ fn deny<const DIRECTION: u8>(known: Known, size: Size) -> bool {
     deny_flow(known.flow, size.packets, size.bytes, u32::from(DIRECTION)) != 0
 }
 
+/// As [`deny`]; a global function as [`write_flow`].
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn deny_flow(flow: *const Flow, packets: u64, bytes: u64, direction: u32) -> u32 {

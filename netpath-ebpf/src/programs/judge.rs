@@ -18,7 +18,7 @@ use super::{
 
 /// Judges by `facts` what `row` sent: [`Decision::to_bits`].
 ///
-/// A global function like [`read_skb`].
+/// A global function like [`super::read::read_skb`].
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn judge_sent(row: *const Endpoint, facts: *const Facts) -> u32 {
@@ -184,7 +184,7 @@ pub(crate) fn sent(
     }
 }
 
-/// Judges what is for `party`; counts it if `passed` says that a pass is counted here. True: it passes.
+/// Judges what is for `party`, and counts it, a pass only where `claim` says that it is counted here. True: it passes.
 #[inline(always)]
 pub(crate) fn received(
     party: Party<'_>,
