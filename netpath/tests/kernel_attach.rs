@@ -136,7 +136,7 @@ fn a_second_start_changes_nothing() {
         assert_eq!(again, []);
         // Whoever changed a map by hand says so by it.
         assert!(
-            started < epoch(&node) && epoch(&node) % 2 == 0,
+            started < epoch(&node) && epoch(&node).is_multiple_of(2),
             "what programs remember is ended all the same"
         );
         let second = node.pod(&["10.12.34.201/24"], Some(&private()));
