@@ -7,7 +7,7 @@ use std::{collections::BTreeMap, path::Path};
 
 use anyhow::{Context as _, Result, anyhow, ensure};
 use netpath::kernel::bpf::Hook;
-use netpath_ebpf::abi::FLOWS;
+use netpath_ebpf::abi::flow_bits;
 
 use crate::{
     Effort,
@@ -149,7 +149,7 @@ impl Traffic {
             Self::NewFlows => {
                 // A thousand times as many as are remembered; no port of DHCP is among them.
                 let (base, step) = (0x4000_0035, 0x100);
-                let vary = Vary { offset: AT_PORTS4, count: 1024 * FLOWS, step, base };
+                let vary = Vary { offset: AT_PORTS4, count: 1024 << flow_bits(1), step, base };
                 Plan { vary, ..plan(v4(pod_mac(0), frames::host4(middle)), passed) }
             }
         }

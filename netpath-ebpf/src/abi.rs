@@ -32,6 +32,9 @@ pub const REASON_SLOTS: usize = 32;
 /// Bytes of the kernel's own record of a frame that programs read at once to learn what becomes of its checksum: from where the
 /// loader tells them, on a multiple of eight.
 pub const SKB_SUMS_LEN: u32 = 32;
+/// What the object calls where `bpf_cast_to_kern_ctx` is meant (Linux 6.2), which makes of a program's context the kernel's own record
+/// of the frame. No helper has this number: the loader puts the kernel's function there, whose number each kernel has another.
+pub const CAST_TO_KERNEL: u32 = 0x6b66_756e;
 /// Largest frame head any program reads: Ethernet, IPv6, ICMPv6 error, quoted IPv6 header.
 pub const HEAD_LEN: usize = 128;
 

@@ -7,7 +7,7 @@
 //! receive offloads): of those few carry much.
 
 use crate::{
-    abi::{FLOWS, FlowKey},
+    abi::FlowKey,
     bits::opaque,
     packet::{ETH_LEN, Head, TCP, UDP},
 };
@@ -78,15 +78,15 @@ impl Plain {
     }
 }
 
-/// Which of a CPU's rows a flow has.
+/// Which of a CPU's `2^bits` rows a flow has.
 #[expect(clippy::cast_possible_truncation, reason = "a dozen bits are left")]
 #[inline(always)]
-pub fn row(key: &FlowKey) -> u32 {
+pub fn row(key: &FlowKey, bits: u32) -> u32 {
     // The fraction of the golden ratio: what differs in few bits comes to lie far apart (Knuth, TAOCP 3, 6.4).
     const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
     let [a, b, c, d] = key.addresses;
     let mixed = key.who ^ a ^ b ^ (c ^ d).rotate_left(32) ^ u64::from(key.ports) << 17;
     // High bits of a factor reach few bits of the product.
     let mixed = mixed ^ mixed >> 32;
-    (mixed.wrapping_mul(GOLDEN) >> (64 - FLOWS.trailing_zeros())) as u32
+    (mixed.wrapping_mul(GOLDEN) >> (64 - bits)) as u32
 }

@@ -12,7 +12,7 @@ use aya_ebpf::{
     helpers::bpf_get_smp_processor_id,
 };
 use netpath_ebpf::{
-    abi::{FLOWS, Flow, FlowKey, direction, flow_hook, flow_outcome},
+    abi::{Flow, FlowKey, direction, flow_hook, flow_outcome},
     bits::opaque,
     checksum,
     drop_reason::DropReason,
@@ -29,9 +29,11 @@ use super::{
     packet, scratch, sender, settle,
 };
 
-/// Which of the keys in the scratch is that of what was sent, and of what is to be received.
+/// Which of the keys in the scratch is that of what was sent, of what is to be received, and of what is to be received from nobody of
+/// this node.
 pub(crate) const SENT: usize = 0;
 pub(crate) const RECEIVED: usize = 1;
+pub(crate) const OUTSIDE: usize = 2;
 
 /// The value of `epoch` that a frame is judged in.
 #[derive(Clone, Copy)]
@@ -75,8 +77,19 @@ pub(crate) struct Place {
 }
 
 impl Place {
-    /// The frame is not plain, or its verdict depends on more than its flow.
-    pub(crate) const NOWHERE: Self = Self { row: u32::MAX, epoch: 0 };
+    /// The frame is not plain, or its verdict depends on more than its flow. Its number is hidden: the compiler would write a constant anew
+    /// at each way out of what asks for flows.
+    #[inline(always)]
+    fn nowhere() -> Self {
+        Self { row: opaque(u32::MAX.into()) as u32, epoch: 0 }
+    }
+
+    /// The same, if `other` is nowhere; else nowhere.
+    #[inline(always)]
+    pub(crate) fn unless(self, other: Self) -> Self {
+        let taken = u64::from(!other.row).wrapping_neg() >> 32;
+        Self { row: self.row | taken as u32, ..self }
+    }
 
     /// The same, of which the verifier does not know how it came about: or it walks all that follows once for each way.
     #[inline(always)]
@@ -160,12 +173,20 @@ impl Seen {
 
     /// The row of its flow, or where that will be remembered. Whether it is IPv6 the compiler knows as well.
     #[inline(always)]
-    fn find<const V6: bool>(&self, mac: u64, hook: u64, evidence: u64, way: usize) -> Result<Known, Place> {
+    fn find<const V6: bool>(
+        &self,
+        mac: u64,
+        hook: u64,
+        evidence: u64,
+        way: usize,
+        nowhere: Place,
+    ) -> Result<Known, Place> {
         let key = self.plain.key(mac, globals::master(), hook, evidence);
         // SAFETY: A helper without arguments.
         let cpu = unsafe { bpf_get_smp_processor_id() };
-        let index = cpu.wrapping_mul(FLOWS).wrapping_add(row(&key));
-        let Some(flow) = FLOW_ROWS.get(index) else { return Err(Place::NOWHERE) };
+        let bits = globals::flow_rows();
+        let index = cpu << bits | row(&key, bits);
+        let Some(flow) = FLOW_ROWS.get(index) else { return Err(nowhere) };
         let mut differs = (flow.who ^ key.who)
             | (flow.addresses[0] ^ key.addresses[0])
             | (flow.evidence ^ key.evidence)
@@ -175,12 +196,12 @@ impl Seen {
                 | (flow.addresses[2] ^ key.addresses[2])
                 | (flow.addresses[3] ^ key.addresses[3]);
         }
-        if differs == 0 { Ok(Known { flow, cpu }) } else { Err(self.place(&key, index, way)) }
+        if differs == 0 { Ok(Known { flow, cpu }) } else { Err(self.place(&key, index, way, nowhere)) }
     }
 
     #[inline(always)]
-    fn place(&self, key: &FlowKey, row: u32, way: usize) -> Place {
-        let Some(scratch) = scratch() else { return Place::NOWHERE };
+    fn place(&self, key: &FlowKey, row: u32, way: usize, nowhere: Place) -> Place {
+        let Some(scratch) = scratch() else { return nowhere };
         // SAFETY: This CPU's map value, and nothing else refers to it now. Field by field, or it would be made on the stack first.
         unsafe {
             let to = &raw mut (*scratch).flows[way];
@@ -206,12 +227,13 @@ fn is_more(skb: *mut __sk_buff) -> bool {
 /// Passes or drops, as a program of TC does, what an endpoint sends in a flow that is known; else where that will be remembered.
 #[inline(always)]
 pub(crate) fn egress(skb: *mut __sk_buff, epoch: Epoch) -> Result<i32, Place> {
+    let nowhere = Place::nowhere();
     let frame = packet(Skb::new(skb), ptr::null_mut());
-    let head = frame.direct::<IPV4_HEAD>().ok_or(Place::NOWHERE)?;
+    let head = frame.direct::<IPV4_HEAD>().ok_or(nowhere)?;
     let ethernet = Ethernet::of(&head);
     let (mac, hook) = (ethernet.source_raw, flow_hook::EGRESS);
     if epoch.is_changing() || is_more(skb) || mac == globals::host_mac() {
-        return Err(Place::NOWHERE);
+        return Err(nowhere);
     }
     // SAFETY: The context is valid.
     let (length, wire_length) = unsafe { ((*skb).len, (*skb).wire_len) };
@@ -219,76 +241,99 @@ pub(crate) fn egress(skb: *mut __sk_buff, epoch: Epoch) -> Result<i32, Place> {
     let cookie = sender::cookie(skb).unwrap_or(0);
     let (known, transport) = match ethernet.ethertype {
         ETH_IPV4 => {
-            let seen = Seen::v4(&head, length, epoch).ok_or(Place::NOWHERE)?;
-            (seen.find::<false>(mac, hook, cookie, SENT)?, 34)
+            let seen = Seen::v4(&head, length, epoch).ok_or(nowhere)?;
+            (seen.find::<false>(mac, hook, cookie, SENT, nowhere)?, 34)
         }
         ETH_IPV6 => {
-            let seen = Seen::v6(&frame, length, epoch).ok_or(Place::NOWHERE)?;
-            (seen.find::<true>(mac, hook, cookie, SENT)?, 54)
+            let seen = Seen::v6(&frame, length, epoch).ok_or(nowhere)?;
+            (seen.find::<true>(mac, hook, cookie, SENT, nowhere)?, 54)
         }
-        _ => return Err(Place::NOWHERE),
+        _ => return Err(nowhere),
     };
     if !settle::is_checksum_behind(skb, |field| checksum::is_behind_ports(field, transport)) {
-        return Err(Place::NOWHERE);
+        return Err(nowhere);
     }
     if known.is_denied() {
-        return if deny::<{ direction::TX }>(known, size) { Ok(SHOT) } else { Err(Place::NOWHERE) };
+        return if deny::<{ direction::TX }>(known, size) { Ok(SHOT) } else { Err(nowhere) };
     }
     count::<{ direction::TX }>(known, size);
     Ok(NEXT)
 }
 
-/// As [`egress`], for what the master receives and XDP has not judged: both whoever sent it and whoever is to have it are known.
+/// As [`egress`], for what the master receives and XDP has not judged; else where that will be remembered of who sent it, of who is to
+/// have it, and of the latter if it comes from nobody here.
 #[inline(always)]
-pub(crate) fn ingress(skb: *mut __sk_buff, epoch: Epoch) -> Result<i32, [Place; 2]> {
-    let nowhere = [Place::NOWHERE; 2];
-    // What tells cookies (Linux 6.13) is new enough: the verifier of 6.1 would walk 280,000 instructions, and not 80,000.
-    if !globals::have_cookie() {
-        return Err(nowhere);
-    }
+pub(crate) fn ingress(skb: *mut __sk_buff, epoch: Epoch) -> Result<i32, [Place; 3]> {
+    let nowhere = Place::nowhere();
+    let none = [nowhere; 3];
     let frame = packet(Skb::new(skb), ptr::null_mut());
-    let head = frame.direct::<IPV4_HEAD>().ok_or(nowhere)?;
+    let head = frame.direct::<IPV4_HEAD>().ok_or(none)?;
     let ethernet = Ethernet::of(&head);
     let is_hosts = ethernet.destination_raw == globals::host_mac();
     if epoch.is_changing() || is_more(skb) || ethernet.is_group() || is_hosts {
-        return Err(nowhere);
+        return Err(none);
     }
     // SAFETY: The context is valid.
     let length = unsafe { (*skb).len };
     let size = Size { packets: 1, bytes: u64::from(length) };
+    let cookie = sender::cookie(skb).unwrap_or(0);
     let (sent, received) = match ethernet.ethertype {
-        ETH_IPV4 => both::<false>(skb, &ethernet, &Seen::v4(&head, length, epoch).ok_or(nowhere)?)?,
-        ETH_IPV6 => both::<true>(skb, &ethernet, &Seen::v6(&frame, length, epoch).ok_or(nowhere)?)?,
-        _ => return Err(nowhere),
+        ETH_IPV4 => {
+            let seen = Seen::v4(&head, length, epoch).ok_or(none)?;
+            both::<false>(cookie, &ethernet, &seen, nowhere)?
+        }
+        ETH_IPV6 => {
+            let seen = Seen::v6(&frame, length, epoch).ok_or(none)?;
+            both::<true>(cookie, &ethernet, &seen, nowhere)?
+        }
+        _ => return Err(none),
     };
     let passes = !received.is_denied();
     match passes {
         true => count::<{ direction::RX }>(received, size),
         false if deny::<{ direction::RX }>(received, size) => {}
-        false => return Err(nowhere),
+        false => return Err(none),
     }
-    if sent.flow.id != 0 {
+    if let Some(sent) = sent {
         count::<{ direction::TX }>(sent, size);
     }
     Ok(if passes { NEXT } else { SHOT })
 }
 
-/// What is known of who sent a frame, who may send it, and of who is to have it.
+/// What is known of who is to have a frame, and of who sent it and may, if it is somebody here.
 #[inline(always)]
 fn both<const V6: bool>(
-    skb: *mut __sk_buff,
+    cookie: u64,
     ethernet: &Ethernet,
     seen: &Seen,
-) -> Result<(Known, Known), [Place; 2]> {
-    let cookie = sender::cookie(skb).unwrap_or(0);
-    let sent = seen.find::<V6>(ethernet.source_raw, flow_hook::SENT, cookie, SENT);
-    // One after the other: the first packet of a flow has one place remembered, the second the other.
-    let sent = sent.map_err(|at| [at, Place::NOWHERE])?;
-    if sent.is_denied() {
-        return Err([Place::NOWHERE; 2]);
+    nowhere: Place,
+) -> Result<(Option<Known>, Known), [Place; 3]> {
+    let mut outside = nowhere;
+    // What comes by a wire was sent by no socket that is known.
+    if cookie == 0 {
+        let (receiver, sender) = (ethernet.destination_raw, ethernet.source_raw);
+        match seen.find::<V6>(receiver, flow_hook::OUTSIDE, sender, OUTSIDE, nowhere) {
+            Ok(received) => return Ok((None, received)),
+            Err(at) => outside = at,
+        }
+        // What tells cookies (Linux 6.13) is new enough for more: the verifier of 6.1 would walk 300,000 instructions, and not 105,000.
+        if !globals::have_cookie() {
+            return Err([nowhere, nowhere, outside]);
+        }
     }
-    let received = seen.find::<V6>(ethernet.destination_raw, flow_hook::RECEIVED, 0, RECEIVED);
-    received.map(|received| (sent, received)).map_err(|at| [Place::NOWHERE, at])
+    let sent = seen.find::<V6>(ethernet.source_raw, flow_hook::SENT, cookie, SENT, nowhere);
+    // One after the other: the first packet of a flow has one place remembered, the second the other.
+    let sent = sent.map_err(|at| [at, nowhere, outside])?;
+    if sent.is_denied() {
+        return Err([nowhere; 3]);
+    }
+    let receiver = ethernet.destination_raw;
+    if sent.flow.id == 0 {
+        let received = seen.find::<V6>(receiver, flow_hook::RECEIVED, 0, OUTSIDE, nowhere);
+        return Ok((None, received.map_err(|at| [nowhere, nowhere, at])?));
+    }
+    let received = seen.find::<V6>(receiver, flow_hook::RECEIVED, 0, RECEIVED, nowhere);
+    Ok((Some(sent), received.map_err(|at| [nowhere, at, nowhere])?))
 }
 
 /// As [`egress`], for what the master receives, at XDP. A pass is counted if `mark` could mark the frame for its MAC.
@@ -298,29 +343,30 @@ pub(crate) fn xdp(
     epoch: Epoch,
     mark: impl FnOnce(u32, u64) -> bool,
 ) -> Result<u32, Place> {
+    let nowhere = Place::nowhere();
     let frame = packet(Buff(buff), ptr::null_mut());
-    let head = frame.direct::<IPV4_HEAD>().ok_or(Place::NOWHERE)?;
+    let head = frame.direct::<IPV4_HEAD>().ok_or(nowhere)?;
     let ethernet = Ethernet::of(&head);
     let (mac, hook) = (ethernet.destination_raw, flow_hook::XDP);
     if epoch.is_changing() || ethernet.is_group() || mac == globals::host_mac() {
-        return Err(Place::NOWHERE);
+        return Err(nowhere);
     }
     let length = Buff(buff).length();
     let known = match ethernet.ethertype {
         ETH_IPV4 => {
-            let seen = Seen::v4(&head, length, epoch).ok_or(Place::NOWHERE)?;
-            seen.find::<false>(mac, hook, 0, RECEIVED)?
+            let seen = Seen::v4(&head, length, epoch).ok_or(nowhere)?;
+            seen.find::<false>(mac, hook, 0, RECEIVED, nowhere)?
         }
         ETH_IPV6 => {
-            let seen = Seen::v6(&frame, length, epoch).ok_or(Place::NOWHERE)?;
-            seen.find::<true>(mac, hook, 0, RECEIVED)?
+            let seen = Seen::v6(&frame, length, epoch).ok_or(nowhere)?;
+            seen.find::<true>(mac, hook, 0, RECEIVED, nowhere)?
         }
-        _ => return Err(Place::NOWHERE),
+        _ => return Err(nowhere),
     };
     let size = Size { packets: 1, bytes: u64::from(length) };
     if known.is_denied() {
         let told = deny::<{ direction::RX }>(known, size);
-        return if told { Ok(xdp_action::XDP_DROP) } else { Err(Place::NOWHERE) };
+        return if told { Ok(xdp_action::XDP_DROP) } else { Err(nowhere) };
     }
     if mark(length, mac) {
         count::<{ direction::RX }>(known, size);

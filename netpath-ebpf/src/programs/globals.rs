@@ -1,11 +1,15 @@
 //! Constants the loader writes before the programs are loaded, one set a master.
 
+use netpath_ebpf::abi::flow_bits;
+
 #[unsafe(no_mangle)]
 static MASTER: u32 = 0;
 #[unsafe(no_mangle)]
 static HOST_MAC: u64 = 0;
 #[unsafe(no_mangle)]
 static CPUS: u32 = 1;
+#[unsafe(no_mangle)]
+static FLOW_BITS: u32 = flow_bits(1);
 #[unsafe(no_mangle)]
 static HAVE_COOKIE: u32 = 0;
 #[unsafe(no_mangle)]
@@ -20,6 +24,8 @@ static SKB_CHECKSUM: u32 = 0;
 static SKB_HEAD: u32 = 0;
 #[unsafe(no_mangle)]
 static SKB_NETWORK: u32 = 0;
+#[unsafe(no_mangle)]
+static HAVE_SKB_TYPE: u32 = 0;
 
 /// Dense id of the master these programs sit on.
 #[inline(always)]
@@ -56,6 +62,21 @@ pub(crate) fn reject_mark() -> u32 {
 pub(crate) fn cpus() -> u32 {
     // SAFETY: As above.
     unsafe { core::ptr::read_volatile(&raw const CPUS) }
+}
+
+/// Rows of `flows` that each CPU has, as a power of two.
+#[inline(always)]
+pub(crate) fn flow_rows() -> u32 {
+    // SAFETY: As above.
+    unsafe { core::ptr::read_volatile(&raw const FLOW_BITS) }
+}
+
+/// Whether the loader put the kernel's function in the place of [`netpath_ebpf::abi::CAST_TO_KERNEL`]. Where it did not, the verifier
+/// removes the call as dead code.
+#[inline(always)]
+pub(crate) fn have_skb_type() -> bool {
+    // SAFETY: As above.
+    unsafe { core::ptr::read_volatile(&raw const HAVE_SKB_TYPE) != 0 }
 }
 
 /// Where the kernel's record of a frame (`struct sk_buff`) begins to tell of its checksum, in bytes.

@@ -10,7 +10,7 @@ use netpath_ebpf::{
 use super::{
     Ethernet,
     account::{Drop, Size, counters, master_counters, report, rule_counters, rule_row},
-    flows::{Place, RECEIVED, SENT},
+    flows::{Place, SENT},
     globals,
     maps::{MASTERS, Scratch},
     rules::Maps,
@@ -114,7 +114,7 @@ fn remember(row: &Endpoint, decision: Decision, fate: Fate, scratch: *mut Scratc
     match fate {
         Fate::Pass => place.remember(scratch, way, row.id, rule),
         // Only who sent something is told.
-        Fate::Drop if is_zones && (way == RECEIVED || !decision.rejects()) => {
+        Fate::Drop if is_zones && (way != SENT || !decision.rejects()) => {
             place.remember(scratch, way, row.id, rule | flow_outcome::DENIED);
         }
         Fate::Audit | Fate::Drop => {}
@@ -184,7 +184,8 @@ pub(crate) fn sent(
     }
 }
 
-/// Judges what is for `party`, and counts it, a pass only where `claim` says that it is counted here. True: it passes.
+/// Judges what is for `party`, and counts it, a pass only where `claim` says that it is counted here; remembers it at a place, of which the
+/// key stands so in the scratch. True: it passes.
 #[inline(always)]
 pub(crate) fn received(
     party: Party<'_>,
@@ -192,7 +193,7 @@ pub(crate) fn received(
     scratch: *mut Scratch,
     size: Size,
     claim: impl FnOnce() -> bool,
-    place: Place,
+    (place, way): (Place, usize),
 ) -> bool {
     let Party { row, judged, mode } = party;
     let decision = match judged {
@@ -205,7 +206,7 @@ pub(crate) fn received(
     if fate == Fate::Drop && is_hosts(row, ethernet.destination_raw) {
         return true;
     }
-    remember(row, decision, fate, scratch, place, RECEIVED);
+    remember(row, decision, fate, scratch, place, way);
     // What passes here unclaimed is counted by the next hook, audits included.
     if fate != Fate::Drop && !claim() {
         return true;

@@ -8,10 +8,10 @@ use aya_ebpf::{
 };
 use netpath_ebpf::{
     abi::{
-        Budget, CookieKey, CookieOwner, Counters, DropCounters, DropEvent, Endpoint, EndpointKey, FLOWS,
-        Flow, FlowKey, HEAD_LEN, MAX_MASTERS, Master, MasterCounters, Meta, Owner, PortSet, Reject, Rule,
+        Budget, CookieKey, CookieOwner, Counters, DropCounters, DropEvent, Endpoint, EndpointKey, Flow,
+        FlowKey, HEAD_LEN, MAX_MASTERS, Master, MasterCounters, Meta, Owner, PortSet, Reject, Rule,
         RuleCounters, TrieKey4, TrieKey6, VlanKey, VlanMaster, ZONE_PORT_SETS, ZONE_RULES, ZoneInfo,
-        ZoneSlot,
+        ZoneSlot, flow_bits,
     },
     packet::Facts,
 };
@@ -37,7 +37,7 @@ pub(crate) struct Scratch {
     /// Room for an answer.
     pub reject: Room,
     /// The flows of the frame that are not remembered yet.
-    pub flows: [FlowKey; 2],
+    pub flows: [FlowKey; 3],
 }
 
 #[btf_map(name = "meta")]
@@ -78,7 +78,7 @@ pub(crate) static REJECTS: Array<Reject, ENDPOINTS> = Array::new();
 pub(crate) static EPOCH: Array<u32, 1> = Array::new();
 // Mappable, because only then does each row have a cache line of its own.
 #[btf_map(name = "flows")]
-pub(crate) static FLOW_ROWS: Array<Flow, { FLOWS as usize * CPUS }, MMAPABLE> = Array::new();
+pub(crate) static FLOW_ROWS: Array<Flow, { CPUS << flow_bits(CPUS as u32) }, MMAPABLE> = Array::new();
 #[btf_map(name = "counters")]
 pub(crate) static COUNTERS: Array<Counters, { ENDPOINTS * CPUS }, MMAPABLE> = Array::new();
 #[btf_map(name = "master_counters")]

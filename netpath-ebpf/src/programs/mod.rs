@@ -21,7 +21,7 @@ use aya_ebpf::{
     macros::{classifier, xdp},
     programs::{TcContext, XdpContext},
 };
-use flows::{Epoch, SENT};
+use flows::{Epoch, OUTSIDE, RECEIVED, SENT};
 use frame::{Buff, Context, Packet, Skb};
 use judge::{Party, Sent, received, sent, tell};
 use maps::{ENDPOINT_ROWS, MASTERS, SCRATCH, Scratch};
@@ -249,7 +249,7 @@ pub(crate) fn ingress(ctx: TcContext) -> i32 {
     if stamped && !tagged {
         return NEXT;
     }
-    let [place_sent, place_received] = match flows::ingress(skb, epoch) {
+    let [place_sent, place_received, place_outside] = match flows::ingress(skb, epoch) {
         Ok(verdict) => return verdict,
         Err(places) => places.map(|place| place.veiled(epoch)),
     };
@@ -282,7 +282,8 @@ pub(crate) fn ingress(ctx: TcContext) -> i32 {
         return tell_offence(offence, &ethernet, frame_length(skb), scratch, size);
     }
     if sender.is_none() && receiver.is_some() {
-        place_sent.remember(scratch, SENT, 0, 0);
+        // A socket's packet on a virtual wire, whose MAC nobody here has.
+        place_sent.unless(place_outside).remember(scratch, SENT, 0, 0);
     }
     let (receiver, sender) = (receiver.map(Party::of), sender.map(Party::of));
     if receiver.is_some_and(|it| it.judged) || sender.is_some_and(|it| it.judged) {
@@ -300,7 +301,8 @@ pub(crate) fn ingress(ctx: TcContext) -> i32 {
         }
     }
     if let Some(party) = receiver {
-        if !received(party, &ethernet, scratch, size, || !stamped, place_received) {
+        let at = if sender.is_some() { (place_received, RECEIVED) } else { (place_outside, OUTSIDE) };
+        if !received(party, &ethernet, scratch, size, || !stamped, at) {
             return SHOT;
         }
     }
@@ -354,7 +356,7 @@ pub(crate) fn xdp(ctx: XdpContext) -> u32 {
         read_buff(ctx.ctx, ethernet.ethertype.into(), length, scratch);
     }
     let claim = || mark(ctx.ctx, length, ethernet.destination_raw);
-    match received(party, &ethernet, scratch, size, claim, place) {
+    match received(party, &ethernet, scratch, size, claim, (place, RECEIVED)) {
         true => xdp_action::XDP_PASS,
         false => xdp_action::XDP_DROP,
     }

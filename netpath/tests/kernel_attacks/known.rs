@@ -5,11 +5,11 @@ use std::time::{Duration, Instant};
 
 use aya::maps::{Array, Map, MapData};
 use netpath::kernel::bpf::maps::pin_of;
-use netpath_ebpf::drop_reason::DropReason;
+use netpath_ebpf::{abi::flow_hook, drop_reason::DropReason};
 use serde_json::{Value, json};
 
 use super::arena::{A, A6, Arena, B, Fate, Grown, Way, Who, both_hooks, kernel_tells_cookies, private};
-use super::common::node::{GATEWAY, INTERNET, OUTSIDE_MAC, conf, stay_on_this_cpu};
+use super::common::node::{GATEWAY, INTERNET, OUTSIDE_MAC, WIRE, conf, stay_on_this_cpu, text};
 use super::common::wire::{RawSocket, marker, udp_frame};
 
 /// Ports of the flow that is known.
@@ -24,13 +24,22 @@ fn one_port() -> Value {
 
 /// Rows of `flows` in the present epoch that are of an endpoint with this MAC.
 fn remembered(arena: &Arena, mac: [u8; 6]) -> usize {
+    rows_of(arena, mac).len()
+}
+
+/// Those of one of [`flow_hook`].
+fn known(arena: &Arena, hook: u64, mac: [u8; 6]) -> usize {
+    rows_of(arena, mac).iter().filter(|row| row[0] >> 54 & 7 == hook).count()
+}
+
+fn rows_of(arena: &Arena, mac: [u8; 6]) -> Vec<[u64; 8]> {
     let open = |map| MapData::from_pin(pin_of(&arena.node.root.pins(), map)).expect("pinned");
     let epoch: Array<_, u32> = Map::Array(open("epoch")).try_into().expect("one number");
     let epoch = epoch.get(&0, 0).expect("readable");
     let rows: Array<_, [u64; 8]> = Map::Array(open("flows")).try_into().expect("eight words");
     let rows = rows.iter().map(|row| row.expect("readable"));
     let is_its = |row: &[u64; 8]| row[0].to_le_bytes()[..6] == mac && row[6] >> 32 == u64::from(epoch);
-    rows.filter(is_its).count()
+    rows.filter(is_its).collect()
 }
 
 /// What `send` has held against somebody, as soon as it is counted.
@@ -60,9 +69,10 @@ fn become_known(
         // It waits for the frame with the mark.
         drop(to.until(&mark));
     }
-    // What the master receives is remembered where the kernel tells cookies.
-    let is_sent = make(&marker())[6..12] == mac;
-    let is_told = kernel_tells_cookies() || is_sent;
+    // What the master receives from a sibling is remembered where the kernel tells cookies.
+    let source = &make(&marker())[6..12];
+    let is_siblings = *source != mac && *source != OUTSIDE_MAC;
+    let is_told = kernel_tells_cookies() || !is_siblings;
     assert_eq!(before < remembered(arena, mac), is_told, "whether it is known");
 }
 
@@ -166,5 +176,38 @@ fn row_30_a_known_flow_ends_with_its_zone() {
             let refused = Fate::dropped(Who::A, what, DropReason::ZoneDeny);
             assert_eq!(grown, refused.grown, "{entry}: {what}");
         }
+    }
+}
+
+/// What a router sends on has no socket any more, as what comes by a real wire.
+#[test]
+fn row_30_what_comes_from_outside_ends_with_the_zone_too() {
+    for entry in both_hooks() {
+        let arena = Arena::new(&entry);
+        stay_on_this_cpu();
+        let router = &arena.node.outside;
+        for (key, value) in [("forwarding", "1"), ("send_redirects", "0")] {
+            for interface in ["all", WIRE] {
+                router.set_sysctl(&format!("net/ipv4/conf/{interface}/{key}"), value);
+            }
+        }
+        router.ip(&format!("neigh replace {A} lladdr {} dev {WIRE} nud permanent", text(arena.a.mac)));
+        let (sibling, pod) = (arena.b.socket(), arena.a.socket());
+        let send = |mark: &[u8]| {
+            sibling.send(&udp_frame((arena.b.mac, OUTSIDE_MAC), B, A, PORTS, mark)).expect("it is allowed");
+        };
+        for _ in 0..3 {
+            let mark = marker();
+            send(&mark);
+            drop(pod.until(&mark));
+        }
+        assert_eq!(known(&arena, flow_hook::OUTSIDE, arena.a.mac), 1, "{entry}: it is remembered");
+        let path = arena.node.root.join("network.json");
+        let zone = json!({ "policy": "private", "local": [format!("{A}/32")] });
+        arena.node.write(&path, &conf(&[&format!("{A}/24"), &format!("{A6}/64")], Some(&zone)));
+        arena.node.netpath(&["apply", path.to_str().expect("text")]);
+        let grown = counted(&arena, || send(b"routed"));
+        let refused = Fate::dropped(Who::A, "rx", DropReason::ZoneDeny);
+        assert_eq!(grown, refused.grown, "{entry}: from a sibling, by the router");
     }
 }

@@ -8,6 +8,7 @@
 //! asked once, with the right program, and when nothing else can fail any more.
 
 use std::{
+    ffi::CStr,
     io,
     os::fd::{AsFd as _, BorrowedFd, OwnedFd},
 };
@@ -57,15 +58,25 @@ pub(super) fn update(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Resul
 
 /// A classifier that lets everything pass.
 fn passing() -> io::Result<OwnedFd> {
+    const NEXT: u64 = 0xffff_ffff;
+    // `r0 = NEXT`, `exit`; the name is for who looks at the NIC meanwhile.
+    load_classifier(NAME, &[0xb7 | NEXT << 32, 0x95])
+}
+
+/// Name of that program.
+const NAME: &CStr = c"netpath_wait";
+
+/// Loads instructions (`struct bpf_insn`, as numbers in the machine's order) as a program of TC with this name.
+pub(super) fn load_classifier(name: &CStr, instructions: &[u64]) -> io::Result<OwnedFd> {
     /// The beginning of the anonymous struct of BPF_PROG_LOAD.
     #[repr(C)]
     struct Attr {
         kind: u32,
-        instructions: u32,
-        code: u64,
+        count: u32,
+        instructions: u64,
         license: u64,
         log_level: u32,
-        log_size: u32,
+        log_length: u32,
         log: u64,
         kernel_version: u32,
         flags: u32,
@@ -74,33 +85,26 @@ fn passing() -> io::Result<OwnedFd> {
         attach_type: u32,
     }
     const SCHED_CLS: u32 = 3;
-    const NEXT: i32 = -1;
-    // `r0 = NEXT`, `exit`.
-    let mut code = [0xb7, 0, 0, 0, 0, 0, 0, 0, 0x95, 0, 0, 0, 0, 0, 0, 0];
-    code[4..8].copy_from_slice(&NEXT.to_ne_bytes());
-    // For who looks at the NIC meanwhile.
-    let mut name = [0; 16];
-    name[..NAME.len()].copy_from_slice(NAME);
+    let mut padded = [0; 16];
+    let letters = name.to_bytes();
+    padded.get_mut(..letters.len()).ok_or(io::ErrorKind::InvalidInput)?.copy_from_slice(letters);
     let attr = Attr {
         kind: SCHED_CLS,
-        instructions: 2,
-        code: code.as_ptr() as u64,
+        count: u32::try_from(instructions.len()).map_err(io::Error::other)?,
+        instructions: instructions.as_ptr() as u64,
         license: c"GPL".as_ptr() as u64,
         log_level: 0,
-        log_size: 0,
+        log_length: 0,
         log: 0,
         kernel_version: 0,
         flags: 0,
-        name,
+        name: padded,
         ifindex: 0,
         attach_type: 0,
     };
-    // SAFETY: The layout of that command's struct; `code` has as many instructions as it says, and the license ends with a zero.
+    // SAFETY: The layout of that command's struct; there are as many instructions as it says, and the license ends with a zero.
     unsafe { bpf_open(command::PROG_LOAD, &attr) }
 }
-
-/// Name of that program.
-const NAME: &[u8] = b"netpath_wait";
 
 /// Attaches `program` to a hook of an interface of the calling thread's namespace.
 pub(super) fn create(program: BorrowedFd<'_>, ifindex: u32, hook: Hook) -> io::Result<OwnedFd> {

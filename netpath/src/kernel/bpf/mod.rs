@@ -4,6 +4,7 @@ pub mod attach;
 pub mod bases;
 mod batch;
 pub mod bpffs;
+mod cast;
 pub mod clsact;
 pub mod counters;
 mod endpoints;

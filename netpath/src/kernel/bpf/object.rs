@@ -15,11 +15,11 @@ use aya::{
     sys::{BpfHelper, is_helper_supported},
 };
 use aya_obj::Object;
-use netpath_ebpf::abi::{ABI_VERSION, FLOWS, MAX_MASTERS, ZONE_PORT_SETS, ZONE_RULES};
+use netpath_ebpf::abi::{ABI_VERSION, MAX_MASTERS, ZONE_PORT_SETS, ZONE_RULES, flow_bits};
 use serde::Deserialize;
 
 use super::{
-    BpfError, Hook,
+    BpfError, Hook, cast, links,
     maps::{self, EVENTS, Maps, NAMES, UNOPENED, pin_of},
     pins::{recover_maps, remove_maps, remove_pins},
     skb::{self, Layout},
@@ -166,7 +166,7 @@ fn sizes(settings: &Settings, cpus: u32) -> [(&'static str, u32); 20] {
         ("owners", endpoints),
         ("drops", endpoints),
         ("budgets", endpoints),
-        ("flows", FLOWS * cpus),
+        ("flows", cpus << flow_bits(cpus)),
         ("counters", endpoints * cpus),
         ("master_counters", masters * cpus),
         ("zone_words", zones),
@@ -223,7 +223,8 @@ pub fn load(pins: &Path, settings: &Settings, master: u16, cpus: u32) -> Result<
     let row = maps::master(pins, master)?;
     let mark = row.map_or(0, |row| reject_mark(row.stamp));
     let host_mac = row.map_or(0, |row| u64::from_ne_bytes(row.host_macs[0]));
-    let master = u32::from(master);
+    let (master, flow_bits) = (u32::from(master), flow_bits(cpus));
+    loader.override_global("FLOW_BITS", &flow_bits, true);
     loader.override_global("REJECT_MARK", &mark, true).override_global("HOST_MAC", &host_mac, true);
     loader.override_global("MASTER", &master, true).override_global("CPUS", &cpus, true).override_global(
         "HAVE_COOKIE",
@@ -237,7 +238,9 @@ pub fn load(pins: &Path, settings: &Settings, master: u16, cpus: u32) -> Result<
     for (name, rows) in sizes(settings, cpus) {
         loader.map_max_entries(name, rows);
     }
-    loader.load(bytes()?).map_err(|source| BpfError::Load { source: Box::new(source) })
+    loader
+        .load(&cast::put(bytes()?, layout.cast))
+        .map_err(|source| BpfError::Load { source: Box::new(source) })
 }
 
 /// The mark of answers to denied packets on a master whose row has `stamp`; 0, and so no answers, without one.
@@ -274,9 +277,13 @@ fn skb_layout() -> Result<Layout, BpfError> {
 }
 
 fn readable() -> Result<Layout, BpfError> {
+    let found = skb::layout()?;
+    if found.cast != 0 && links::load_classifier(c"netpath_probe", &cast::all_reads(&found)).is_ok() {
+        return Ok(found);
+    }
     let may_read = is_helper_supported(ProgramType::SchedClassifier, BpfHelper::BPF_FUNC_probe_read_kernel)
         .map_err(|source| BpfError::Probe { source: Box::new(source) })?;
-    if may_read { skb::layout() } else { Ok(Layout::default()) }
+    Ok(if may_read { Layout { cast: 0, ..found } } else { Layout::default() })
 }
 
 /// What people are told where programs do not read the kernel's record of a frame.
@@ -294,7 +301,8 @@ fn describe<'a>(loader: &mut EbpfLoader<'a>, layout: &'a Layout) {
         .override_global("SKB_SUMMED", &layout.summed, true)
         .override_global("SKB_CHECKSUM", &layout.checksum, true)
         .override_global("SKB_HEAD", &layout.head, true)
-        .override_global("SKB_NETWORK", &layout.network, true);
+        .override_global("SKB_NETWORK", &layout.network, true)
+        .override_global("HAVE_SKB_TYPE", if layout.cast == 0 { &0u32 } else { &1u32 }, true);
 }
 
 /// What the kernel's verifier said of a program.
@@ -316,7 +324,9 @@ pub fn verify() -> Result<Vec<Verified>, BpfError> {
     describe(&mut loader, &layout);
     // Any mark: with none the verifier would not look at what answers denied packets.
     loader.override_global("HAVE_COOKIE", &have_cookie, true).override_global("REJECT_MARK", &1u32, true);
-    let mut object = loader.load(bytes()?).map_err(|source| BpfError::Load { source: Box::new(source) })?;
+    let mut object = loader
+        .load(&cast::put(bytes()?, layout.cast))
+        .map_err(|source| BpfError::Load { source: Box::new(source) })?;
     let mut found = Vec::new();
     for hook in Hook::ALL {
         let refused = |source| BpfError::Program { program: hook.name(), source: Box::new(source) };

@@ -22,6 +22,9 @@ pub struct Layout {
     pub head: u32,
     /// `network_header`, in bytes.
     pub network: u32,
+    /// The number of the function that gives the record out (`bpf_cast_to_kern_ctx`, Linux 6.2), among the kernel's types; 0 =
+    /// there is none, and the record is read as memory of any kind.
+    pub cast: u32,
 }
 
 /// That of the kernel that runs.
@@ -40,6 +43,7 @@ pub fn layout() -> Result<Layout, BpfError> {
 mod kind {
     pub(super) const STRUCT: u32 = 4;
     pub(super) const UNION: u32 = 5;
+    pub(super) const FUNCTION: u32 = 12;
 
     /// `count` is how many members, values or parameters it has; `None` for a kind that is not known.
     pub(super) fn rest(kind: u32, count: usize) -> Option<usize> {
@@ -156,7 +160,19 @@ impl<'a> Types<'a> {
             && byte("data")? == head + 8
             && checksum % 4 == 0
             && end <= sums + SKB_SUMS_LEN;
-        is_as_read.then_some(Layout { sums, summed: summed.bits, checksum, head, network })
+        let cast = self.function(b"bpf_cast_to_kern_ctx\0").unwrap_or(0);
+        is_as_read.then_some(Layout { sums, summed: summed.bits, checksum, head, network, cast })
+    }
+
+    /// The number of the function with this name, which ends with a zero.
+    fn function(&self, name: &[u8]) -> Option<u32> {
+        let is_its = |place: usize| {
+            let (at, info) = (word(self.types, place)?, word(self.types, place.checked_add(4)?)?);
+            let is_function = info >> 24 & 0x1f == kind::FUNCTION;
+            (is_function && self.strings.get(at as usize..)?.starts_with(name)).then_some(())
+        };
+        let number = self.places.iter().position(|place| is_its(*place).is_some())?;
+        u32::try_from(number).ok()
     }
 }
 
@@ -182,8 +198,17 @@ mod tests {
         [data, body, strings].concat()
     }
 
-    const NAMES: [&str; 8] =
-        ["sk_buff", "head", "data", "ip_summed", "csum_start", "csum_offset", "int", "network_header"];
+    const NAMES: [&str; 9] = [
+        "sk_buff",
+        "head",
+        "data",
+        "ip_summed",
+        "csum_start",
+        "csum_offset",
+        "int",
+        "network_header",
+        "bpf_cast_to_kern_ctx",
+    ];
 
     fn named(name: &str) -> u32 {
         let before = |index: usize| 1 + NAMES[..index].iter().map(|name| name.len() + 1).sum::<usize>();
@@ -200,11 +225,11 @@ mod tests {
 
     /// A record with a union of a struct within a struct, where `ip_summed` is so wide and `data` there.
     fn record(width: u32, data: u32) -> Vec<u8> {
-        with_sums(width, data, 1088)
+        with_sums(width, data, 1088, "int")
     }
 
-    /// The same with `csum_start` there.
-    fn with_sums(width: u32, data: u32, sums: u32) -> Vec<u8> {
+    /// The same with `csum_start` there, and a function of that name.
+    fn with_sums(width: u32, data: u32, sums: u32, named_as: &str) -> Vec<u8> {
         let checksum = [("csum_start", 1, 0, 0), ("csum_offset", 1, 16, 0), ("network_header", 1, 32, 0)];
         let checksum = members(&checksum);
         let whole =
@@ -215,6 +240,7 @@ mod tests {
             (5, "", members(&[("", 2, 0, 0)]), 1),
             (6, "", vec![0; 8], 1),
             (4, "sk_buff", members(&whole), 4),
+            (12, named_as, Vec::new(), 0),
         ])
     }
 
@@ -222,10 +248,12 @@ mod tests {
     fn members_are_found_in_nameless_structs() {
         let found = |data: &[u8]| Types::parse(data).expect("well described").layout();
         let data = record(2, 1664);
-        let layout = Layout { sums: 128, summed: 1029, checksum: 136, head: 200, network: 140 };
+        let layout = Layout { sums: 128, summed: 1029, checksum: 136, head: 200, network: 140, cast: 0 };
         assert_eq!(found(&data), Some(layout));
+        let data = with_sums(2, 1664, 1088, "bpf_cast_to_kern_ctx");
+        assert_eq!(found(&data), Some(Layout { cast: 6, ..layout }), "the last of six types");
         let types = Types::parse(&data).expect("well described");
-        let last = types.places.last().and_then(|place| types.at(*place)).expect("a struct");
+        let last = types.places.iter().rev().find_map(|place| types.at(*place)).expect("a struct");
         assert_eq!(types.member(last, b"csum_offset", DEPTH), Some(Member { bits: 1104, width: 0 }));
         assert_eq!(types.member(last, b"csum_offset", 1), None, "two structs down");
         assert_eq!(types.member(last, b"int", DEPTH), None);
@@ -236,7 +264,8 @@ mod tests {
         let found = |data: &[u8]| Types::parse(data).and_then(|types| types.layout());
         assert_eq!(found(&record(3, 1664)), None, "another width");
         assert_eq!(found(&record(2, 1728)), None, "`data` elsewhere");
-        let sums = |bits| found(&with_sums(2, 1664, bits)).map(|layout| (layout.sums, layout.checksum));
+        let sums =
+            |bits| found(&with_sums(2, 1664, bits, "int")).map(|layout| (layout.sums, layout.checksum));
         assert_eq!(sums(1120), Some((128, 140)), "in the second half of a word");
         assert_eq!(sums(1104), None, "over the end of a word");
         assert_eq!(sums(1024 + 224), Some((128, 156)), "the last that is read");

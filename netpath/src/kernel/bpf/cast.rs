@@ -1,0 +1,100 @@
+//! The call that makes of a program's context the kernel's own record of a frame, `bpf_cast_to_kern_ctx` (Linux 6.2).
+//!
+//! It is none of the helpers, which have the same number everywhere, but a function among the kernel's types, which has another one in
+//! each kernel. The object has a number in its place that no helper has ([`CAST_TO_KERNEL`]), behind a question that is answered
+//! with no where nothing is put there.
+
+use std::borrow::Cow;
+
+use netpath_ebpf::abi::CAST_TO_KERNEL;
+
+use super::skb::Layout;
+
+/// An instruction (`struct bpf_insn`, `include/uapi/linux/bpf.h`) as the number that its eight bytes are in little endian.
+const fn instruction(code: u8, to: u8, from: u8, offset: i16, value: u32) -> u64 {
+    let [low, high] = offset.to_le_bytes();
+    let [a, b, c, d] = value.to_le_bytes();
+    u64::from_le_bytes([code, from << 4 | to, low, high, a, b, c, d])
+}
+
+/// The code of a call.
+const CALL: u8 = 0x85;
+/// What stands in the place of a register in a call of a function among the kernel's types (`BPF_PSEUDO_KFUNC_CALL`).
+const KERNEL_FUNCTION: u8 = 2;
+
+/// The object with the call of type number `cast`; as it is without one.
+pub(super) fn put(object: &[u8], cast: u32) -> Cow<'_, [u8]> {
+    let (wanted, call) =
+        (instruction(CALL, 0, 0, 0, CAST_TO_KERNEL), instruction(CALL, 0, KERNEL_FUNCTION, 0, cast));
+    if cast == 0 {
+        return Cow::Borrowed(object);
+    }
+    let mut object = object.to_vec();
+    // Instructions lie on a multiple of their length, and nothing else has these bytes. If none had them, the verifier would refuse the
+    // call that it then meets.
+    for place in object.chunks_exact_mut(size_of::<u64>()) {
+        if *place == wanted.to_le_bytes() {
+            place.copy_from_slice(&call.to_le_bytes());
+        }
+    }
+    Cow::Owned(object)
+}
+
+/// A program that reads all that `layout` has by the pointer that the call gives: a kernel may have the function and not let it be
+/// called, or not let everything be read so.
+pub(super) fn all_reads(layout: &Layout) -> Vec<u64> {
+    // Loads of so many bytes, a register set to a number, and the end.
+    const BYTE: u8 = 0x71;
+    const HALF: u8 = 0x69;
+    const WORD: u8 = 0x61;
+    const LONG: u8 = 0x79;
+    const SET: u8 = 0xb7;
+    const EXIT: u8 = 0x95;
+    let reads = [
+        (BYTE, layout.summed / 8),
+        (WORD, layout.checksum),
+        (HALF, layout.network),
+        (LONG, layout.head),
+        (LONG, layout.head + 8),
+    ];
+    let reads = reads.map(|(code, at)| instruction(code, 2, 0, i16::try_from(at).unwrap_or(i16::MAX), 0));
+    let mut all = vec![instruction(CALL, 0, KERNEL_FUNCTION, 0, layout.cast)];
+    all.extend(reads);
+    all.extend([instruction(SET, 0, 0, 0, 0), instruction(EXIT, 0, 0, 0, 0)]);
+    all
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const WANTED: [u8; 8] = [0x85, 0, 0, 0, 0x6e, 0x75, 0x66, 0x6b];
+
+    #[test]
+    fn the_call_is_put_wherever_the_object_has_its_place() {
+        let object = [&[7; 8][..], &WANTED, &[1; 4], &WANTED, &[2; 4], &WANTED, &[3; 3]].concat();
+        let put = put(&object, 0x0102_0304);
+        let call = [0x85, 0x20, 0, 0, 4, 3, 2, 1];
+        let expected = [&[7; 8][..], &call, &[1; 4], &WANTED, &[2; 4], &call, &[3; 3]].concat();
+        assert_eq!(put.as_ref(), expected, "not within instructions");
+        assert!(matches!(super::put(&object, 0), Cow::Borrowed(same) if same == object));
+    }
+
+    #[test]
+    fn a_program_reads_each_part_with_its_width() {
+        let layout = Layout { sums: 128, summed: 1029, checksum: 136, head: 192, network: 180, cast: 0x77 };
+        let bytes: Vec<[u8; 8]> = all_reads(&layout).into_iter().map(u64::to_le_bytes).collect();
+        let load = |code, at| [code, 2, at, 0, 0, 0, 0, 0];
+        let expected = [
+            [0x85, 0x20, 0, 0, 0x77, 0, 0, 0],
+            load(0x71, 128),
+            load(0x61, 136),
+            load(0x69, 180),
+            load(0x79, 192),
+            load(0x79, 200),
+            [0xb7, 0, 0, 0, 0, 0, 0, 0],
+            [0x95, 0, 0, 0, 0, 0, 0, 0],
+        ];
+        assert_eq!(bytes, expected);
+    }
+}
