@@ -166,7 +166,10 @@ fn maps_of_other_sizes_take_over_under_a_flood() {
             for round in 0..times(4).max(2) {
                 provoke(&node, Cause::Sizes, round as usize);
                 let (said, _) = status(&node);
-                assert!(said.contains("settings.json asks for other sizes of endpoints, owners"), "{said}");
+                assert!(
+                    said.contains("settings.json and this build ask for other sizes of endpoints, owners"),
+                    "{said}"
+                );
                 let said = upgrade(&node);
                 assert!(
                     said.contains("the maps have the sizes of settings.json: 3 attachments carried over"),

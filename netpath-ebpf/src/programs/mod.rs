@@ -301,7 +301,9 @@ pub(crate) fn ingress(ctx: TcContext) -> i32 {
         }
     }
     if let Some(party) = receiver {
-        let at = if sender.is_some() { (place_received, RECEIVED) } else { (place_outside, OUTSIDE) };
+        // A sender that is known but no endpoint is outside as well.
+        let is_endpoints = sender.is_some_and(|it| it.row.id != 0);
+        let at = if is_endpoints { (place_received, RECEIVED) } else { (place_outside, OUTSIDE) };
         if !received(party, &ethernet, scratch, size, || !stamped, at) {
             return SHOT;
         }

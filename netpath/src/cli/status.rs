@@ -121,7 +121,7 @@ impl Status {
                 let resized = object::resized(&root.pins(), &settings)?;
                 if !resized.is_empty() {
                     self.notes.push(format!(
-                        "settings.json asks for other sizes of {}: `netpath upgrade` makes them without a gap",
+                        "settings.json and this build ask for other sizes of {}: `netpath upgrade` makes them without a gap",
                         resized.join(", ")
                     ));
                 }

@@ -281,6 +281,18 @@ fn what_stands_for_several_is_not_looked_for() {
     }
 }
 
+/// What another interface of this node sends, which is no endpoint: it is remembered for who is to have it.
+#[test]
+fn what_a_stranger_of_the_node_sends_is_known() {
+    let (mut node, row) = node();
+    node.set(PEER_MAC, &Endpoint { id: 0, cookie: 0, kind: kind::FOREIGN, mode: mode::OFF, ..row });
+    let frame = usual(Hook::Ingress);
+    assert!(node.passes_times(Hook::Ingress, &frame, 4));
+    assert_eq!(node.counters(row.id).rx_packets, 4);
+    hide_zone(&node);
+    assert!(node.passes(Hook::Ingress, &frame), "it was not remembered");
+}
+
 #[test]
 fn rules_count_what_is_known() {
     let (node, _) = node();

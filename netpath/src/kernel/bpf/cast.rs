@@ -29,6 +29,7 @@ pub(super) fn put(object: &[u8], cast: u32) -> Cow<'_, [u8]> {
     if cast == 0 {
         return Cow::Borrowed(object);
     }
+    // As it was it lies on a multiple of eight, and so does whatever the allocator of C gives.
     let mut object = object.to_vec();
     // Instructions lie on a multiple of their length, and nothing else has these bytes. If none had them, the verifier would refuse the
     // call that it then meets.
@@ -43,12 +44,14 @@ pub(super) fn put(object: &[u8], cast: u32) -> Cow<'_, [u8]> {
 /// A program that reads all that `layout` has by the pointer that the call gives: a kernel may have the function and not let it be
 /// called, or not let everything be read so.
 pub(super) fn all_reads(layout: &Layout) -> Vec<u64> {
-    // Loads of so many bytes, a register set to a number, and the end.
+    // Loads of so many bytes, a register set to a number or to another one, one added to it, and the end.
     const BYTE: u8 = 0x71;
     const HALF: u8 = 0x69;
     const WORD: u8 = 0x61;
     const LONG: u8 = 0x79;
     const SET: u8 = 0xb7;
+    const COPY: u8 = 0xbf;
+    const ADD: u8 = 0x0f;
     const EXIT: u8 = 0x95;
     let reads = [
         (BYTE, layout.summed / 8),
@@ -57,9 +60,13 @@ pub(super) fn all_reads(layout: &Layout) -> Vec<u64> {
         (LONG, layout.head),
         (LONG, layout.head + 8),
     ];
-    let reads = reads.map(|(code, at)| instruction(code, 2, 0, i16::try_from(at).unwrap_or(i16::MAX), 0));
     let mut all = vec![instruction(CALL, 0, KERNEL_FUNCTION, 0, layout.cast)];
-    all.extend(reads);
+    // As the programs do.
+    all.extend(reads.into_iter().flat_map(|(load, at)| {
+        let place =
+            [instruction(SET, 1, 0, 0, at), instruction(COPY, 2, 0, 0, 0), instruction(ADD, 2, 1, 0, 0)];
+        place.into_iter().chain([instruction(load, 1, 2, 0, 0)])
+    }));
     all.extend([instruction(SET, 0, 0, 0, 0), instruction(EXIT, 0, 0, 0, 0)]);
     all
 }
@@ -84,17 +91,15 @@ mod tests {
     fn a_program_reads_each_part_with_its_width() {
         let layout = Layout { sums: 128, summed: 1029, checksum: 136, head: 192, network: 180, cast: 0x77 };
         let bytes: Vec<[u8; 8]> = all_reads(&layout).into_iter().map(u64::to_le_bytes).collect();
-        let load = |code, at| [code, 2, at, 0, 0, 0, 0, 0];
-        let expected = [
-            [0x85, 0x20, 0, 0, 0x77, 0, 0, 0],
-            load(0x71, 128),
-            load(0x61, 136),
-            load(0x69, 180),
-            load(0x79, 192),
-            load(0x79, 200),
-            [0xb7, 0, 0, 0, 0, 0, 0, 0],
-            [0x95, 0, 0, 0, 0, 0, 0, 0],
-        ];
+        let load = |code, at| {
+            [[0xb7, 1, 0, 0, at, 0, 0, 0], [0xbf, 2, 0, 0, 0, 0, 0, 0], [0x0f, 0x12, 0, 0, 0, 0, 0, 0]]
+                .into_iter()
+                .chain([[code, 0x21, 0, 0, 0, 0, 0, 0]])
+        };
+        let reads = [(0x71, 128), (0x61, 136), (0x69, 180), (0x79, 192), (0x79, 200)];
+        let mut expected = vec![[0x85, 0x20, 0, 0, 0x77, 0, 0, 0]];
+        expected.extend(reads.into_iter().flat_map(|(code, at)| load(code, at)));
+        expected.extend([[0xb7, 0, 0, 0, 0, 0, 0, 0], [0x95, 0, 0, 0, 0, 0, 0, 0]]);
         assert_eq!(bytes, expected);
     }
 }

@@ -2,6 +2,7 @@
 
 use std::{
     hash::{DefaultHasher, Hasher},
+    io::ErrorKind,
     os::fd::AsFd,
     panic::resume_unwind,
     path::Path,
@@ -223,7 +224,7 @@ pub fn load(pins: &Path, settings: &Settings, master: u16, cpus: u32) -> Result<
     let row = maps::master(pins, master)?;
     let mark = row.map_or(0, |row| reject_mark(row.stamp));
     let host_mac = row.map_or(0, |row| u64::from_ne_bytes(row.host_macs[0]));
-    let (master, flow_bits) = (u32::from(master), flow_bits(cpus));
+    let (master, flow_bits) = (u32::from(master), flow_rows(pins, cpus)?);
     loader.override_global("FLOW_BITS", &flow_bits, true);
     loader.override_global("REJECT_MARK", &mark, true).override_global("HOST_MAC", &host_mac, true);
     loader.override_global("MASTER", &master, true).override_global("CPUS", &cpus, true).override_global(
@@ -241,6 +242,17 @@ pub fn load(pins: &Path, settings: &Settings, master: u16, cpus: u32) -> Result<
     loader
         .load(&cast::put(bytes()?, layout.cast))
         .map_err(|source| BpfError::Load { source: Box::new(source) })
+}
+
+/// How many rows each CPU has of the pinned `flows`, as a power of two: an older build may have made it.
+fn flow_rows(pins: &Path, cpus: u32) -> Result<u32, BpfError> {
+    let path = pin_of(pins, "flows");
+    let info = MapInfo::from_pin(&path).map_err(|source| BpfError::Pin {
+        op: "read",
+        path,
+        source: source.into(),
+    })?;
+    Ok((info.max_entries() / cpus.max(1)).max(2).ilog2())
 }
 
 /// The mark of answers to denied packets on a master whose row has `stamp`; 0, and so no answers, without one.
@@ -266,8 +278,8 @@ pub fn has_netns_cookie() -> Result<bool, BpfError> {
         .map_err(|source| BpfError::Probe { source: Box::new(source) })
 }
 
-/// What TC programs are told of the kernel's record of a frame: nothing where they may not read the kernel's memory, as
-/// below lockdown's `confidentiality`.
+/// What TC programs are told of the kernel's record of a frame: nothing where they may read it neither by its type nor as the kernel's
+/// memory, as before Linux 6.2 below lockdown's `confidentiality`.
 fn skb_layout() -> Result<Layout, BpfError> {
     let found = readable()?;
     if found == Layout::default() {
@@ -276,9 +288,19 @@ fn skb_layout() -> Result<Layout, BpfError> {
     Ok(found)
 }
 
+/// Whether the kernel takes a program of TC.
+fn is_taken(instructions: &[u64]) -> bool {
+    // The verifier stops for a signal.
+    const TRIES: usize = 5;
+    let tries = (0..TRIES).map(|_| links::load_classifier(c"netpath_probe", instructions));
+    let done =
+        tries.skip_while(|made| made.as_ref().is_err_and(|error| error.kind() == ErrorKind::WouldBlock));
+    done.map(|made| made.is_ok()).next().unwrap_or(false)
+}
+
 fn readable() -> Result<Layout, BpfError> {
     let found = skb::layout()?;
-    if found.cast != 0 && links::load_classifier(c"netpath_probe", &cast::all_reads(&found)).is_ok() {
+    if found.cast != 0 && is_taken(&cast::all_reads(&found)) {
         return Ok(found);
     }
     let may_read = is_helper_supported(ProgramType::SchedClassifier, BpfHelper::BPF_FUNC_probe_read_kernel)

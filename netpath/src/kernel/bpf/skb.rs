@@ -9,7 +9,7 @@ use netpath_ebpf::abi::SKB_SUMS_LEN;
 use super::{BpfError, sys};
 
 /// Where the record has what programs read of it. All 0, where a kernel does not describe its types, and of one that does
-/// not let programs read its memory: then they read nothing of it.
+/// not let programs read it: then they read nothing of it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Layout {
     /// The part that has `ip_summed`, `csum_start` and `csum_offset`, [`SKB_SUMS_LEN`] bytes long, in bytes.
