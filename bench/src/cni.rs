@@ -14,10 +14,7 @@ mod raw;
 mod server;
 mod single;
 
-use std::{
-    hash::{BuildHasher as _, BuildHasherDefault, DefaultHasher},
-    path::Path,
-};
+use std::path::Path;
 
 use anyhow::{Result, ensure};
 
@@ -51,38 +48,10 @@ pub(crate) fn run(effort: Effort, figures: &mut Figures) -> Result<()> {
     })?
 }
 
-/// In which order a round goes through `count` cases: another one each time, and the same in every run.
-///
-/// What a DEL leaves to be done behind it costs whoever comes next a fifth of a millisecond: that must not always be the same one.
-fn order(round: usize, count: usize) -> Vec<usize> {
-    let mut order: Vec<usize> = (0..count).collect();
-    order.sort_by_cached_key(|at| BuildHasherDefault::<DefaultHasher>::default().hash_one((round, at)));
-    order
-}
-
 /// Median of the rounds' ratios, as it is written in tables; nothing where they are not of the same rounds.
 fn ratio(a: &Samples, b: &Samples) -> String {
     a.paired(b, |a, b| a / b).map_or_else(String::new, |ratio| {
         let median = ratio.median();
         format!("{median:.*}", decimals(median))
     })
-}
-
-#[cfg(test)]
-mod tests {
-    use std::collections::BTreeSet;
-
-    use super::*;
-
-    #[test]
-    fn every_case_follows_every_other_one() {
-        let count = 10;
-        let mut followed = BTreeSet::new();
-        for round in 0..200 {
-            let order = order(round, count);
-            assert_eq!(order.iter().collect::<BTreeSet<_>>().len(), count, "{order:?}");
-            followed.extend(order.windows(2).map(|pair| (pair[0], pair[1])));
-        }
-        assert_eq!(followed.len(), count * (count - 1));
-    }
 }

@@ -4,7 +4,7 @@ use std::{fs, process::Command};
 
 use anyhow::{Context as _, Result};
 use nix::{
-    sched::{CpuSet, sched_setaffinity},
+    sched::{CpuSet, sched_getaffinity, sched_setaffinity},
     unistd::Pid,
 };
 use serde_json::{Value, json};
@@ -67,6 +67,12 @@ impl Machine {
         json!({ "cpu": cpu, "cpus": cpus, "virtual": is_virtual, "kernel": kernel, "jit": jit, "hardening": hardening,
             "mitigations": mitigations, "load": load, "object": object, "commit": commit })
     }
+}
+
+/// The CPUs that this thread may run on.
+pub(crate) fn allowed_cpus() -> Result<Vec<usize>> {
+    let allowed = sched_getaffinity(Pid::from_raw(0))?;
+    Ok((0..CpuSet::count()).filter(|cpu| allowed.is_set(*cpu).unwrap_or(false)).collect())
 }
 
 /// Keeps this thread on one CPU.

@@ -18,6 +18,7 @@ mod machine;
 mod micro;
 mod netns;
 mod node;
+mod order;
 mod plot;
 mod report;
 mod root;
@@ -127,6 +128,8 @@ fn run() -> Result<ExitCode> {
     for line in machine.lines() {
         say(line);
     }
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    say(format_args!("\nAgain: `{}`", ["cargo xtask bench", &words.join(" ")].join(" ").trim_end()));
     let mut figures = Figures::default();
     for suite in suites {
         match suite {
@@ -139,7 +142,7 @@ fn run() -> Result<ExitCode> {
     }
     // What is taken in a moment says nothing of a goal.
     if effort != Effort::Quick {
-        report::table(&goals, &figures, cli.slack).lines().for_each(say);
+        report::table(&goals, &figures).lines().for_each(say);
     }
     if let Some(mut file) = history {
         history::append(&mut file, &machine, effort, &figures)?;

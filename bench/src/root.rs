@@ -7,11 +7,17 @@ use std::{
     sync::atomic::{AtomicU32, Ordering},
 };
 
-use anyhow::{Context as _, Result};
-use netpath::root::Root;
+use anyhow::{Context as _, Result, ensure};
+use netpath::{
+    kernel::bpf::{Hook, attach},
+    root::Root,
+};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
-use crate::guard;
+use crate::{guard, netns::Namespace};
+
+/// Dense id of the one master of a root.
+pub(crate) const MASTER: u16 = 1;
 
 /// A directory with everything that netpath keeps; unmounted and removed with us.
 pub(crate) struct Directory(Root);
@@ -34,6 +40,19 @@ impl Directory {
         mount(Some("npbench"), &run, Some("tmpfs"), MsFlags::empty(), Some("mode=755"))
             .with_context(|| format!("cannot mount a tmpfs at {}", run.display()))?;
         Ok(directory)
+    }
+
+    /// Fails unless the one master, in `netns`, has all three programs.
+    pub(crate) fn must_be_attached(&self, netns: &Namespace, master: &str) -> Result<()> {
+        let states = netns.within(|| -> Result<_> {
+            let ifindex = nix::net::if_::if_nametoindex(master)?;
+            Ok(attach::inspect(&self.0.pins(), MASTER, ifindex)?)
+        })??;
+        for hook in Hook::ALL {
+            let live = states.iter().any(|state| state.hook == hook && state.live);
+            ensure!(live, "{} is not attached to the master: {states:?}", hook.name());
+        }
+        Ok(())
     }
 
     /// As the library has it.

@@ -7,12 +7,13 @@ use anyhow::{Context as _, Result, anyhow};
 use super::{
     call::Call,
     lab::{Lab, Pod, Who},
-    order, ratio,
+    ratio,
     raw::Raw,
 };
 use crate::{
     Effort,
     figures::{Figures, Unit},
+    order::order,
     samples::Samples,
     say,
 };

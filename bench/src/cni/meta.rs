@@ -15,13 +15,14 @@ use super::{
     PLUGIN, STANDARD,
     call::{Call, timed},
     lab::nad,
-    order, server,
+    server,
 };
 use crate::{
     Effort,
     figures::{Figures, Unit},
     http,
     netns::Namespace,
+    order::order,
     root::Directory,
     samples::Samples,
     say,

@@ -7,12 +7,13 @@ use anyhow::{Context as _, Result};
 use super::{
     call::{Call, timed},
     lab::{BEYOND, GATEWAY, IFNAME, Lab, MASTER, Pod, Who},
-    order, ratio,
+    ratio,
     raw::Raw,
 };
 use crate::{
     Effort,
     figures::{Figures, Unit},
+    order::order,
     samples::Samples,
     say,
 };

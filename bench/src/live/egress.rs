@@ -25,6 +25,7 @@ use super::{
 use crate::{
     Effort,
     figures::{Figures, Unit},
+    order::order,
     samples::Samples,
     say,
 };
@@ -114,10 +115,8 @@ pub(super) fn run(effort: Effort, scene: &Scene, clock: Clock, figures: &mut Fig
         })
         .collect();
     for round in 0..rounds {
-        // To and fro, so that nobody always comes after the same one.
-        let turn: Vec<&mut Case> =
-            if round % 2 == 0 { cases.iter_mut().collect() } else { cases.iter_mut().rev().collect() };
-        for case in turn {
+        for at in order(round, cases.len()) {
+            let case = &mut cases[at];
             let failed = format!("{} cannot be taken", figure(case.peer, case.verdict));
             case.measure(scene, clock).context(failed)?;
         }

@@ -30,42 +30,47 @@ pub(super) const NODE: Peer = Peer { kind: Kind::Netpath, size: 1 };
 struct Flood {
     /// Percent of one CPU.
     agent: f64,
+    packets: f64,
     seconds: f64,
     uncounted: f64,
 }
 
 /// Floods from the pod's socket and from the wire, and prints what came of it. In the namespace of the far ends.
 pub(super) fn run(effort: Effort, binary: &Path, scene: &mut Scene, figures: &mut Figures) -> Result<()> {
-    let (rounds, packets) = match effort {
-        Effort::Quick => (1, 20_000),
-        Effort::Usual => (3, 1_000_000),
-        Effort::Full => (5, 1_000_000),
+    // The agent looks at the node every five seconds, and grants events twice in a second: as long as it takes to do so twice.
+    let twice = Duration::from_secs(11);
+    let (rounds, packets, span) = match effort {
+        Effort::Quick => (1, 20_000, Duration::ZERO),
+        Effort::Usual => (1, 1_000_000, twice),
+        Effort::Full => (3, 1_000_000, twice),
     };
     let place = scene.place(NODE, Verdict::Denied).context("there is no such site")?;
     let wire = place.site.wire_index;
     let policed = place.policed.as_ref().context("netpath polices it")?;
     let agent = Agent::start(binary, policed.root(), Some(&policed.netns), None)?;
     let idle = over(&agent, || {
-        std::thread::park_timeout(Duration::from_secs(if effort == Effort::Quick { 1 } else { 5 }));
+        std::thread::park_timeout(span.max(Duration::from_secs(1)));
         Ok(())
     })?;
     let (mut pod, mut far, mut uncounted) = (Vec::new(), Vec::new(), Samples::default());
     let frame = frame_to_pod(Verdict::Denied.other_end(), 53)?;
     for _ in 0..rounds {
-        pod.push(flood(scene, &agent, packets, |scene| {
+        pod.push(flood(scene, &agent, (packets, span), |scene| {
             let place = scene.place(NODE, Verdict::Denied).context("there is no such site")?;
             egress::send(place, Verdict::Denied.other_end(), packets).map(drop)
         })?);
         if scene.no_generator.is_some() {
             continue;
         }
-        far.push(flood(scene, &agent, packets, |scene| {
+        far.push(flood(scene, &agent, (packets, span), |scene| {
             scene.programs.send(wire, &frame, packets).map(drop)
         })?);
     }
     say(format_args!(
-        "\n### A flood\n\n{rounds} times {packets} packets that are denied. While nothing is sent the agent takes {:.2} % of a \
-         CPU.\n\n| | packets a second | the agent, % of a CPU | not counted |\n|---|---:|---|---:|",
+        "\n### A flood\n\nPackets that are denied, {packets} at a time, for {} s{}. While nothing is sent the agent takes {:.2} % of a \
+         CPU.\n\n| | packets | a second | the agent, % of a CPU | not counted |\n|---|---:|---:|---|---:|",
+        span.as_secs(),
+        if rounds == 1 { String::new() } else { format!(", {rounds} times") },
         idle.percent
     ));
     for (what, floods) in [("from the pod", &pod), ("from the wire", &far)] {
@@ -74,8 +79,9 @@ pub(super) fn run(effort: Effort, binary: &Path, scene: &mut Scene, figures: &mu
         }
         let of = |f: fn(&Flood) -> f64| floods.iter().map(f).collect::<Samples>();
         say(format_args!(
-            "| {what} | {:.0} | {} | {:.0} |",
-            f64::from(packets) / of(|flood| flood.seconds).median(),
+            "| {what} | {:.0} | {:.0} | {} | {:.0} |",
+            of(|flood| flood.packets).median(),
+            of(|flood| flood.packets / flood.seconds).median(),
             of(|flood| flood.agent),
             floods.iter().map(|flood| flood.uncounted).sum::<f64>()
         ));
@@ -97,12 +103,12 @@ pub(super) fn run(effort: Effort, binary: &Path, scene: &mut Scene, figures: &mu
     Ok(())
 }
 
-/// One flood of `packets` by `send`.
+/// One flood: `packets` at a time by `send`, once and until so much time is over.
 fn flood(
     scene: &mut Scene,
     agent: &Agent,
-    packets: u32,
-    send: impl FnOnce(&mut Scene) -> Result<()>,
+    (packets, span): (u32, Duration),
+    mut send: impl FnMut(&mut Scene) -> Result<()>,
 ) -> Result<Flood> {
     let dropped = |scene: &Scene| -> Result<u64> {
         let place = scene.place(NODE, Verdict::Denied).context("there is no such site")?;
@@ -110,13 +116,21 @@ fn flood(
         Ok(counted.tx_dropped + counted.rx_dropped)
     };
     let (before, sunk) = (dropped(scene)?, scene.programs.sunk()?);
-    let Took { percent, seconds } = over(agent, || send(scene))?;
-    let counted = || -> Result<u64> { Ok(dropped(scene)? - before) };
-    eventually(|| Ok(counted()? == u64::from(packets)))?;
+    let mut sent = 0;
+    let Took { percent, seconds } = over(agent, || {
+        let begun = Instant::now();
+        loop {
+            send(scene)?;
+            sent += u64::from(packets);
+            if span <= begun.elapsed() {
+                return eventually(|| Ok(dropped(scene)? - before == sent)).map(drop);
+            }
+        }
+    })?;
     ensure!(scene.programs.sunk()? == sunk, "packets of the flood have left the node");
-    let uncounted = i64::from(packets) - i64::try_from(counted()?)?;
     // What is more than was sent is as wrong as what is less.
-    Ok(Flood { agent: percent, seconds, uncounted: uncounted.abs() as f64 })
+    let uncounted = sent.abs_diff(dropped(scene)? - before) as f64;
+    Ok(Flood { agent: percent, packets: sent as f64, seconds, uncounted })
 }
 
 /// What the agent took meanwhile.

@@ -18,6 +18,7 @@ use super::{
 use crate::{
     Effort,
     figures::{Figures, Unit},
+    order::order,
     samples::Samples,
     say,
 };
@@ -109,10 +110,8 @@ pub(super) fn run(effort: Effort, scene: &mut Scene, clock: Clock, figures: &mut
     let frame = frame_to_pod(Verdict::Denied.other_end(), SOURCE)?;
     for round in 0..rounds {
         generator.push(clock.live(packets, || scene.programs.send_nowhere(&frame, packets))?);
-        // To and fro, so that nobody always comes after the same one.
-        let turn: Vec<&mut Case> =
-            if round % 2 == 0 { cases.iter_mut().collect() } else { cases.iter_mut().rev().collect() };
-        for case in turn {
+        for at in order(round, cases.len()) {
+            let case = &mut cases[at];
             let failed = format!("{} cannot be taken", figure(case.verdict, case.peer));
             case.measure(scene, clock).context(failed)?;
         }

@@ -3,11 +3,7 @@
 use std::{path::Path, process::Command};
 
 use anyhow::{Context as _, Result, ensure};
-use netpath::{
-    kernel::bpf::{Hook, attach, maps::Maps},
-    police,
-    root::Root,
-};
+use netpath::{kernel::bpf::maps::Maps, police, root::Root};
 use netpath_ebpf::abi::{Counters, EndpointKey};
 use serde_json::json;
 
@@ -15,11 +11,9 @@ use super::lab::{GATEWAY, INTERFACE, POD, Site, ZONE, mac, text};
 use crate::{
     frames::pod_mac,
     netns::Namespace,
-    root::{Directory, write},
+    root::{Directory, MASTER, write},
 };
 
-/// Dense id of the one master.
-const MASTER: u16 = 1;
 /// Endpoints that a node's maps have room for at least, so that small nodes differ only in what is in the maps.
 const ROOM: u32 = 4096;
 
@@ -56,7 +50,7 @@ impl Policed {
             .env("CNI_IFNAME", INTERFACE)
             .env("CNI_PATH", root.join("bin"));
         netns.run(&mut add, &conf.to_string()).context("ADD")?;
-        Self::must_be_attached(&netns, root, &site.master)?;
+        directory.must_be_attached(&netns, &site.master)?;
         let mut maps = police::maps(root)?.context("ADD left no maps")?;
         let row = maps.endpoint(EndpointKey::new(MASTER, mac()))?.context("ADD left no row")?;
         for number in 1..pods {
@@ -65,19 +59,6 @@ impl Policed {
         let rows = maps.endpoints()?.len();
         ensure!(rows == pods as usize, "{rows} rows for {pods} pods");
         Ok(Self { maps, id: row.id, directory, netns })
-    }
-
-    /// All three programs.
-    fn must_be_attached(netns: &Namespace, root: &Root, master: &str) -> Result<()> {
-        let states = netns.within(|| -> Result<_> {
-            let ifindex = nix::net::if_::if_nametoindex(master)?;
-            Ok(attach::inspect(&root.pins(), MASTER, ifindex)?)
-        })??;
-        for hook in Hook::ALL {
-            let live = states.iter().any(|state| state.hook == hook && state.live);
-            ensure!(live, "{} is not attached to the master: {states:?}", hook.name());
-        }
-        Ok(())
     }
 
     /// What was counted of the pod so far.

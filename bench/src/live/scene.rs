@@ -109,9 +109,10 @@ impl Scene {
             kind => {
                 let site = self.plain()?;
                 if let Err(error) = self.load(peer, &site) {
-                    // What it has not got for the smallest size, it has not got. What comes later is a mistake of ours.
+                    // What it has not got for the smallest size, it has not got. What comes later is a mistake of ours, and what the
+                    // tool itself does not understand.
                     let sizes = self.places.keys().filter(|(peer, _)| peer.kind == kind).count();
-                    ensure!(sizes == 0, error);
+                    ensure!(sizes == 0 && !is_mistake(&format!("{error:#}")), error);
                     self.missing.insert(kind, lacks(&error));
                     return Ok(());
                 }
@@ -166,6 +167,21 @@ impl Scene {
     }
 }
 
+/// Whether that is how nft, iptables or tc name a rule that they cannot read.
+fn is_mistake(said: &str) -> bool {
+    const WORDS: [&str; 8] = [
+        "syntax error",
+        "Bad argument",
+        "unknown option",
+        "unknown arguments",
+        "host/network",
+        "What is \"",
+        "Illegal \"",
+        "Command line is not complete",
+    ];
+    WORDS.iter().any(|words| said.contains(words))
+}
+
 /// What a tool's failure says of this machine.
 pub(super) fn lacks(error: &anyhow::Error) -> String {
     match error.root_cause().downcast_ref::<io::Error>().map(io::Error::kind) {
@@ -178,4 +194,27 @@ pub(super) fn lacks(error: &anyhow::Error) -> String {
 pub(super) fn load(namespace: &Namespace, rules: &Rules) -> Result<()> {
     let Rules { program, arguments, text } = rules;
     namespace.run(Command::new(program).args(*arguments), text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_rule_that_cannot_be_read_is_not_what_a_kernel_lacks() {
+        for said in [
+            "nft: Error: syntax error, unexpected drop",
+            "Bad argument `--dport'\nError occurred at line: 3",
+            "What is \"dorp\"?\nTry \"filter help\"",
+        ] {
+            assert!(is_mistake(said), "{said}");
+        }
+        for said in [
+            "Error: Could not process rule: No such file or directory",
+            "iptables-restore: line 4 failed",
+            "Error: Operation not supported",
+        ] {
+            assert!(!is_mistake(said), "{said}");
+        }
+    }
 }

@@ -15,7 +15,12 @@ use netpath::{police, state::Records};
 use serde_json::{Value, json};
 
 use super::api::Api;
-use crate::{agent::Agent, http, netns::Namespace, root::Directory};
+use crate::{
+    agent::Agent,
+    http,
+    netns::Namespace,
+    root::{self, Directory},
+};
 
 /// Where the network and the pods are.
 pub(super) const NAMESPACE: &str = "web";
@@ -72,6 +77,8 @@ impl Fleet {
             format!("link set {MASTER} up"),
         ])?;
         fleet.pods.ip(&["link set wire up".to_owned()])?;
+        let masters = fleet.directory.root().masters();
+        root::write(&masters, &json!({ MASTER: { "xdp": "native" } }).to_string())?;
         Ok(fleet)
     }
 
@@ -154,6 +161,7 @@ impl Fleet {
         let begun = Instant::now();
         self.node.run(self.netpath().args(["attach", MASTER]), "")?;
         let took = begun.elapsed().as_secs_f64() * 1e3;
+        self.directory.must_be_attached(&self.node, MASTER)?;
         self.node.run(self.netpath().args(["uninstall", "--yes"]), "")?;
         Ok(took)
     }
