@@ -25,6 +25,8 @@ const NODES: [&str; 2] = ["worker01", "worker02"];
 const SERVER: (&str, &str) = ("10.0.2.10", "6443");
 
 const AGENTS: &str = "app.kubernetes.io/component=agent";
+/// And those of the DaemonSet that takes all of it off the nodes.
+const UNINSTALLERS: &str = "app.kubernetes.io/component=uninstall";
 
 /// A manifest of deploy/.
 fn manifest(path: &str) -> String {
@@ -193,14 +195,7 @@ fn from_nothing_to_nothing() {
     let before: Vec<_> = NODES.iter().map(|node| cluster.agent_of(node)).collect();
     cluster.netpath(&["apply", "--filename", "-"], &uninstall());
     cluster.rolled_out("netpath-uninstall");
-    let words = [
-        "logs",
-        "--selector",
-        "app.kubernetes.io/component=uninstall",
-        "--container",
-        "uninstall",
-        "--tail=-1",
-    ];
+    let words = ["logs", "--selector", UNINSTALLERS, "--container", "uninstall", "--tail=-1"];
     let said = cluster.netpath(&words, "");
     assert!(said.contains("installed/p (net1) loses its zone and keeps running"), "{said}");
     assert!(reaches("8.8.8.8"), "nobody holds it any more");
@@ -218,6 +213,9 @@ fn from_nothing_to_nothing() {
 
     // Also when the uninstaller ends before the agents do.
     cluster.netpath(&["delete", "--filename", "-"], &uninstall());
+    // Its pods end after it is deleted, and whoever ends last takes the mark along.
+    let ended = ["wait", "--for=delete", "pod", "--selector", UNINSTALLERS, "--timeout=60s"];
+    cluster.netpath(&ended, "");
     for (name, node) in NODES.iter().zip(&nodes) {
         assert!(cluster.readiness(name).contains("/run/netpath/uninstalled says so"), "{name}");
         assert_eq!(node.sh("ls -d /sys/fs/bpf/netpath 2>/dev/null || :"), "");
@@ -243,7 +241,7 @@ fn from_nothing_to_nothing() {
     cluster.netpath(&["delete", "--filename", "-"], &agent());
     cluster.netpath(&["wait", "--for=delete", "pod", "--selector", AGENTS, "--timeout=60s"], "");
     cluster.netpath(&["delete", "--filename", "-"], &uninstall());
-    let words = ["wait", "--for=delete", "pod", "--selector", "app.kubernetes.io/component=uninstall"];
+    let words = ["wait", "--for=delete", "pod", "--selector", UNINSTALLERS];
     cluster.netpath(&[&words[..], &["--timeout=60s"]].concat(), "");
     cluster.netpath(&["delete", "configmap", "masters"], "");
     for node in &nodes {
