@@ -103,8 +103,8 @@ impl Place {
         Self { row: self.row.wrapping_add(nothing as u32), epoch: self.epoch.wrapping_add(nothing as u32) }
     }
 
-    /// Remembers of what was [`SENT`], or is to be [`RECEIVED`], that it is endpoint `id`'s, and what becomes of it
-    /// ([`flow_outcome`]).
+    /// Remembers of what was [`SENT`], or is to be [`RECEIVED`], also from [`OUTSIDE`], that it is endpoint `id`'s, and what becomes of
+    /// it ([`flow_outcome`]).
     #[inline(always)]
     pub(crate) fn remember(self, scratch: *mut Scratch, way: usize, id: u32, outcome: u32) {
         // Also nowhere, which is a row that is not there: to ask would be two ways to walk.
@@ -184,7 +184,7 @@ impl Seen {
         let key = self.plain.key(mac, globals::master(), hook, evidence);
         // SAFETY: A helper without arguments.
         let cpu = unsafe { bpf_get_smp_processor_id() };
-        let bits = globals::flow_rows();
+        let bits = globals::flow_bits();
         let index = cpu << bits | row(&key, bits);
         let Some(flow) = FLOW_ROWS.get(index) else { return Err(nowhere) };
         let mut differs = (flow.who ^ key.who)

@@ -1,6 +1,6 @@
 //! Constants the loader writes before the programs are loaded, one set a master.
 
-use netpath_ebpf::abi::flow_bits;
+use netpath_ebpf::abi;
 
 #[unsafe(no_mangle)]
 static MASTER: u32 = 0;
@@ -9,7 +9,7 @@ static HOST_MAC: u64 = 0;
 #[unsafe(no_mangle)]
 static CPUS: u32 = 1;
 #[unsafe(no_mangle)]
-static FLOW_BITS: u32 = flow_bits(1);
+static FLOW_BITS: u32 = abi::flow_bits(1);
 #[unsafe(no_mangle)]
 static HAVE_COOKIE: u32 = 0;
 #[unsafe(no_mangle)]
@@ -66,12 +66,12 @@ pub(crate) fn cpus() -> u32 {
 
 /// Rows of `flows` that each CPU has, as a power of two.
 #[inline(always)]
-pub(crate) fn flow_rows() -> u32 {
+pub(crate) fn flow_bits() -> u32 {
     // SAFETY: As above.
     unsafe { core::ptr::read_volatile(&raw const FLOW_BITS) }
 }
 
-/// Whether the loader put the kernel's function in the place of [`netpath_ebpf::abi::CAST_TO_KERNEL`]. Where it did not, the verifier
+/// Whether the loader put the kernel's function in the place of [`abi::CAST_TO_KERNEL`]. Where it did not, the verifier
 /// removes the call as dead code.
 #[inline(always)]
 pub(crate) fn have_skb_type() -> bool {

@@ -224,7 +224,7 @@ pub fn load(pins: &Path, settings: &Settings, master: u16, cpus: u32) -> Result<
     let row = maps::master(pins, master)?;
     let mark = row.map_or(0, |row| reject_mark(row.stamp));
     let host_mac = row.map_or(0, |row| u64::from_ne_bytes(row.host_macs[0]));
-    let (master, flow_bits) = (u32::from(master), flow_rows(pins, cpus)?);
+    let (master, flow_bits) = (u32::from(master), pinned_flow_bits(pins, cpus)?);
     loader.override_global("FLOW_BITS", &flow_bits, true);
     loader.override_global("REJECT_MARK", &mark, true).override_global("HOST_MAC", &host_mac, true);
     loader.override_global("MASTER", &master, true).override_global("CPUS", &cpus, true).override_global(
@@ -245,7 +245,7 @@ pub fn load(pins: &Path, settings: &Settings, master: u16, cpus: u32) -> Result<
 }
 
 /// How many rows each CPU has of the pinned `flows`, as a power of two: an older build may have made it.
-fn flow_rows(pins: &Path, cpus: u32) -> Result<u32, BpfError> {
+fn pinned_flow_bits(pins: &Path, cpus: u32) -> Result<u32, BpfError> {
     let path = pin_of(pins, "flows");
     let info = MapInfo::from_pin(&path).map_err(|source| BpfError::Pin {
         op: "read",
