@@ -35,6 +35,15 @@ pub const SKB_SUMS_LEN: u32 = 32;
 /// What the object calls where `bpf_cast_to_kern_ctx` is meant (Linux 6.2), which makes of a program's context the kernel's own record
 /// of the frame. No helper has this number: the loader puts the kernel's function there, whose number each kernel has another.
 pub const CAST_TO_KERNEL: u32 = 0x6b66_756e;
+/// How programs of TC learn the cookie of a frame's network namespace.
+pub mod cookie_by {
+    /// Not at all.
+    pub const NOTHING: u32 = 0;
+    /// By the helper `bpf_get_netns_cookie` (for TC since Linux 6.13).
+    pub const HELPER: u32 = 1;
+    /// By the types of the kernel's own records (Linux 6.2).
+    pub const TYPES: u32 = 2;
+}
 /// Largest frame head any program reads: Ethernet, IPv6, ICMPv6 error, quoted IPv6 header.
 pub const HEAD_LEN: usize = 128;
 

@@ -459,7 +459,7 @@ fn nobody_on_the_wire_has_a_pod_told_that_it_was_refused() {
         far.send(&udp_frame((OUTSIDE_MAC, pod.mac), GATEWAY, A, (9, 9), &end)).expect("sent");
         let heard = own.until(&end);
         // Who sent it older kernels cannot tell.
-        let is_told = kernel_release() < (6, 13);
+        let is_told = kernel_release() < (6, 2);
         assert_eq!(heard.iter().any(|frame| carries(frame, &B.octets())), is_told, "{entry}: {heard:02x?}");
         assert_eq!(rejects(&node, &pod).sent != before.sent, is_told, "{entry}");
     }

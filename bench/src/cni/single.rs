@@ -236,7 +236,8 @@ fn file_system(directory: &Path) -> Result<String> {
     command.args(["--noheadings", "--output", "FSTYPE,SOURCE", "--target"]).arg(directory);
     let output = command.output().context("cannot start findmnt")?;
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    let (kind, source) = text.trim().split_once(' ').context("findmnt knows no mount of the bench's directory")?;
+    let (kind, source) =
+        text.trim().split_once(' ').context("findmnt knows no mount of the bench's directory")?;
     let device = source.trim().rsplit('/').next().unwrap_or_default();
     let journals = fs::read_dir("/proc/fs/jbd2").into_iter().flatten().flatten();
     let journaled = journals.into_iter().any(|it| it.file_name().to_string_lossy().starts_with(device));

@@ -12,7 +12,7 @@ use aya_ebpf::{
     helpers::bpf_get_smp_processor_id,
 };
 use netpath_ebpf::{
-    abi::{Flow, FlowKey, direction, flow_hook, flow_outcome},
+    abi::{Flow, FlowKey, cookie_by, direction, flow_hook, flow_outcome},
     bits::opaque,
     checksum,
     drop_reason::DropReason,
@@ -26,7 +26,7 @@ use super::{
     frame::{Buff, Bytes, Context, Skb},
     globals,
     maps::{BUDGETS, DROPS, EPOCH, FLOW_ROWS, Scratch},
-    packet, scratch, sender, settle,
+    packet, record, scratch, settle,
 };
 
 /// Which of the keys in the scratch is that of what was sent, of what is to be received, and of what is to be received from nobody of
@@ -238,7 +238,7 @@ pub(crate) fn egress(skb: *mut __sk_buff, epoch: Epoch) -> Result<i32, Place> {
     // SAFETY: The context is valid.
     let (length, wire_length) = unsafe { ((*skb).len, (*skb).wire_len) };
     let size = Size { packets: 1, bytes: u64::from(wire_length) };
-    let cookie = sender::cookie(skb).unwrap_or(0);
+    let cookie = record::cookie(skb).unwrap_or(0);
     let (known, transport) = match ethernet.ethertype {
         ETH_IPV4 => {
             let seen = Seen::v4(&head, length, epoch).ok_or(nowhere)?;
@@ -276,7 +276,7 @@ pub(crate) fn ingress(skb: *mut __sk_buff, epoch: Epoch) -> Result<i32, [Place; 
     // SAFETY: The context is valid.
     let length = unsafe { (*skb).len };
     let size = Size { packets: 1, bytes: u64::from(length) };
-    let cookie = sender::cookie(skb).unwrap_or(0);
+    let cookie = record::cookie(skb).unwrap_or(0);
     let (sent, received) = match ethernet.ethertype {
         ETH_IPV4 => {
             let seen = Seen::v4(&head, length, epoch).ok_or(none)?;
@@ -316,8 +316,8 @@ fn both<const V6: bool>(
             Ok(received) => return Ok((None, received)),
             Err(at) => outside = at,
         }
-        // What tells cookies (Linux 6.13) is new enough for more: the verifier of 6.1 would walk 300,000 instructions, and not 105,000.
-        if !globals::have_cookie() {
+        // What tells cookies (Linux 6.2) is new enough for more: the verifier of 6.1 would walk 300,000 instructions, and not 105,000.
+        if globals::cookie_by() == cookie_by::NOTHING {
             return Err([nowhere, nowhere, outside]);
         }
     }

@@ -11,7 +11,7 @@ static CPUS: u32 = 1;
 #[unsafe(no_mangle)]
 static FLOW_BITS: u32 = abi::flow_bits(1);
 #[unsafe(no_mangle)]
-static HAVE_COOKIE: u32 = 0;
+static COOKIE_BY: u32 = abi::cookie_by::NOTHING;
 #[unsafe(no_mangle)]
 static REJECT_MARK: u32 = 0;
 #[unsafe(no_mangle)]
@@ -26,6 +26,12 @@ static SKB_HEAD: u32 = 0;
 static SKB_NETWORK: u32 = 0;
 #[unsafe(no_mangle)]
 static HAVE_SKB_TYPE: u32 = 0;
+#[unsafe(no_mangle)]
+static SKB_SOCKET: u32 = 0;
+#[unsafe(no_mangle)]
+static SOCKET_NETNS: u32 = 0;
+#[unsafe(no_mangle)]
+static NETNS_COOKIE: u32 = 0;
 
 /// Dense id of the master these programs sit on.
 #[inline(always)]
@@ -42,12 +48,12 @@ pub(crate) fn host_mac() -> u64 {
     unsafe { core::ptr::read_volatile(&raw const HOST_MAC) }
 }
 
-/// Whether TC programs may ask for the cookie of a frame's network namespace (Linux 6.13). Where they may
-/// not, the verifier removes the call as dead code.
+/// How TC programs learn the cookie of a frame's network namespace, one of [`abi::cookie_by`]. What they do not use the verifier removes
+/// as dead code.
 #[inline(always)]
-pub(crate) fn have_cookie() -> bool {
+pub(crate) fn cookie_by() -> u32 {
     // SAFETY: As above.
-    unsafe { core::ptr::read_volatile(&raw const HAVE_COOKIE) != 0 }
+    unsafe { core::ptr::read_volatile(&raw const COOKIE_BY) }
 }
 
 /// What our answers to denied frames are marked with on their way back; 0 = nothing is answered.
@@ -113,4 +119,25 @@ pub(crate) fn skb_head() -> u32 {
 pub(crate) fn skb_network() -> u32 {
     // SAFETY: As above.
     unsafe { core::ptr::read_volatile(&raw const SKB_NETWORK) }
+}
+
+/// Where that record has `sk`, in bytes.
+#[inline(always)]
+pub(crate) fn skb_socket() -> u32 {
+    // SAFETY: As above.
+    unsafe { core::ptr::read_volatile(&raw const SKB_SOCKET) }
+}
+
+/// Where a socket (`struct sock`) has its network namespace, in bytes.
+#[inline(always)]
+pub(crate) fn socket_netns() -> u32 {
+    // SAFETY: As above.
+    unsafe { core::ptr::read_volatile(&raw const SOCKET_NETNS) }
+}
+
+/// Where a network namespace (`struct net`) has its cookie, in bytes.
+#[inline(always)]
+pub(crate) fn netns_cookie() -> u32 {
+    // SAFETY: As above.
+    unsafe { core::ptr::read_volatile(&raw const NETNS_COOKIE) }
 }

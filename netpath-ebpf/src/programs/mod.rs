@@ -7,6 +7,7 @@ mod globals;
 mod judge;
 mod maps;
 mod read;
+mod record;
 mod reject;
 mod rules;
 mod sender;

@@ -6,15 +6,11 @@
 
 use core::mem::MaybeUninit;
 
-use aya_ebpf::{
-    bindings::__sk_buff,
-    btf_maps::lpm_trie::Key,
-    helpers::{bpf_get_netns_cookie, bpf_skb_load_bytes},
-};
+use aya_ebpf::{bindings::__sk_buff, btf_maps::lpm_trie::Key, helpers::bpf_skb_load_bytes};
 use netpath_ebpf::{
     abi::{
-        CookieKey, CookieOwner, Endpoint, Master, TrieKey4, TrieKey6, VlanKey, claim, kind, master_flags,
-        mode, unknown_source,
+        CookieKey, CookieOwner, Endpoint, Master, TrieKey4, TrieKey6, VlanKey, claim, cookie_by, kind,
+        master_flags, mode, unknown_source,
     },
     drop_reason::DropReason,
     packet::{ETH_ARP, ETH_IPV4, ETH_IPV6, ETH_VLAN, TAG_LEN},
@@ -24,6 +20,7 @@ use netpath_ebpf::{
 use super::{
     Ethernet, endpoint, globals,
     maps::{CLAIMS_V4, CLAIMS_V6, COOKIES, VLAN_MASTERS},
+    record::cookie,
     settle,
 };
 
@@ -87,20 +84,6 @@ pub(crate) enum Stacked {
     No,
 }
 
-/// The cookie of the frame's socket; `None` where there is no socket or no helper.
-#[inline(always)]
-pub(crate) fn cookie(skb: *mut __sk_buff) -> Option<u64> {
-    if !globals::have_cookie() {
-        return None;
-    }
-    // SAFETY: The context is valid; the pointer is only compared with null.
-    if unsafe { (*skb).__bindgen_anon_2.sk }.is_null() {
-        return None;
-    }
-    // SAFETY: As above.
-    Some(unsafe { bpf_get_netns_cookie(skb.cast()) })
-}
-
 /// Whether a frame that the master receives was sent by a socket of the pod of `row`. An older kernel cannot tell, and then
 /// it is taken for granted.
 ///
@@ -108,7 +91,7 @@ pub(crate) fn cookie(skb: *mut __sk_buff) -> Option<u64> {
 /// one that of the other end.
 #[inline(always)]
 pub(crate) fn is_its_own(skb: *mut __sk_buff, row: &Endpoint) -> bool {
-    !globals::have_cookie() || cookie(skb) == Some(row.cookie)
+    globals::cookie_by() == cookie_by::NOTHING || cookie(skb) == Some(row.cookie)
 }
 
 /// The endpoint of this master that `cookie` belongs to.

@@ -5,19 +5,16 @@
 //! every program, where the sender says. What is larger than a frame may be is cut into frames behind every program as
 //! well, with lengths, numbers and checksums written into the headers of each, where the sender said that they are.
 
-use core::arch::asm;
-
-use aya_ebpf::{
-    bindings::__sk_buff,
-    helpers::{bpf_probe_read_kernel, bpf_skb_pull_data},
-};
+use aya_ebpf::{bindings::__sk_buff, helpers::bpf_skb_pull_data};
 use netpath_ebpf::{
-    abi::{CAST_TO_KERNEL, SKB_SUMS_LEN},
     checksum,
     packet::{ETH_ARP, ETH_IPV4, ETH_IPV6, ETH_VLAN, IPV4_HEAD, IPV6_HEAD, TAG_LEN},
 };
 
-use super::globals;
+use super::{
+    globals,
+    record::{headroom, network, sums},
+};
 
 /// Bytes that are read of a frame of this ethertype, whatever it is, besides what few frames need.
 #[inline(always)]
@@ -43,84 +40,6 @@ pub(crate) fn settle(skb: *mut __sk_buff, need: u32) -> bool {
     // moving bytes of such a frame can stop the kernel.
     // SAFETY: As above.
     unsafe { (*skb).gso_size == 0 && bpf_skb_pull_data(skb, want) == 0 }
-}
-
-/// The kernel's own record of a frame as a pointer whose type the verifier knows: what is behind it is read without a call.
-#[derive(Clone, Copy)]
-struct Typed(u64);
-
-/// Reads `$width` at an offset that the loader knows; as the verifier does, which allows only what has that width there.
-macro_rules! read {
-    ($typed:expr, $offset:expr, $width:literal) => {{
-        let value: u64;
-        // SAFETY: The verifier has looked where it reads.
-        unsafe {
-            asm!(concat!("{1} += {2}\n{0} = *(", $width, " *)({1} + 0)"), out(reg) value,
-                inout(reg) $typed.0 => _, in(reg) u64::from($offset), options(readonly, nostack, preserves_flags));
-        }
-        value
-    }};
-}
-
-impl Typed {
-    /// `None` where the kernel does not give it out.
-    #[inline(always)]
-    fn of(skb: *mut __sk_buff) -> Option<Self> {
-        if !globals::have_skb_type() {
-            return None;
-        }
-        let record: u64;
-        // SAFETY: A call like that of a helper, which reads and writes nothing.
-        unsafe {
-            asm!("call {cast}", cast = const CAST_TO_KERNEL, inout("r1") skb => _, lateout("r0") record,
-                lateout("r2") _, lateout("r3") _, lateout("r4") _, lateout("r5") _, options(nomem, nostack));
-        }
-        Some(Self(record))
-    }
-}
-
-/// Reads what the kernel has `offset` bytes into its own record of a frame.
-#[inline(always)]
-fn recorded<T>(skb: *mut __sk_buff, offset: u32) -> Option<T> {
-    // SAFETY: The helper reads what can be read and fails for the rest; what is read is plain numbers.
-    unsafe { bpf_probe_read_kernel(skb.cast::<u8>().wrapping_add(offset as usize).cast::<T>()) }.ok()
-}
-
-/// Bytes from the beginning of the memory that a frame is in to the beginning of the frame.
-#[inline(always)]
-fn headroom(skb: *mut __sk_buff) -> Option<i64> {
-    let at = globals::skb_head();
-    let [head, data] = match Typed::of(skb) {
-        Some(typed) => [read!(typed, at, "u64"), read!(typed, at + 8, "u64")],
-        None => recorded(skb, at)?,
-    };
-    Some(data.wrapping_sub(head) as i64)
-}
-
-/// Where the kernel's record says that the network header begins, in bytes behind the beginning of that memory.
-#[inline(always)]
-fn network(skb: *mut __sk_buff) -> Option<u16> {
-    let at = globals::skb_network();
-    match Typed::of(skb) {
-        Some(typed) => Some(read!(typed, at, "u16") as u16),
-        None => recorded(skb, at),
-    }
-}
-
-/// `ip_summed`, and behind it `csum_start` and `csum_offset`.
-#[inline(always)]
-fn sums(skb: *mut __sk_buff) -> Option<(u64, u32)> {
-    let (summed, place) = (globals::skb_summed(), globals::skb_checksum());
-    if let Some(typed) = Typed::of(skb) {
-        let sums = read!(typed, summed / 8, "u8") >> (summed % 8);
-        return Some((sums, read!(typed, place, "u32") as u32));
-    }
-    // At once: each read is a call.
-    let words = recorded::<[u64; SKB_SUMS_LEN as usize / 8]>(skb, globals::skb_sums())?;
-    // `offset` is in bits, and what is looked for lies within one word: the loader has looked.
-    let bits = |offset: u32| words[(offset / 64) as usize % words.len()] >> (offset % 64);
-    let from = globals::skb_sums() * 8;
-    Some((bits(summed - from), bits(place * 8 - from) as u32))
 }
 
 /// Where a checksum will be written that the kernel leaves to be filled in behind the programs, in bytes behind the beginning of the

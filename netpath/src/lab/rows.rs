@@ -67,7 +67,7 @@ const ALWAYS: [Outcome; 2] = [Outcome::Reached; 2];
 const UNTIL_ZONED: [Outcome; 2] = [Outcome::Reached, Outcome::Dropped(DropReason::ZoneDeny)];
 
 /// Every question, in the order they are asked. `told`: the kernel tells programs whose socket a frame is from
-/// (Linux 6.13); one that does not knows the foreign MAC's frame as nobody's.
+/// (Linux 6.2); one that does not knows the foreign MAC's frame as nobody's.
 pub(super) fn rows(told: bool) -> Vec<Row> {
     let mut rows = ROWS.to_vec();
     for row in rows.iter_mut().filter(|row| !told && row.probe == Probe::Foreign) {

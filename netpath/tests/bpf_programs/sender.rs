@@ -64,7 +64,7 @@ impl Scene {
         self.node.maps.set_master(MASTER, &row).expect("master row");
     }
 
-    /// The frame is dropped as the pod's, with a borrowed MAC; without the helper it is `otherwise`.
+    /// The frame is dropped as the pod's, with a borrowed MAC; where cookies are not told it is `otherwise`.
     #[track_caller]
     fn is_the_pods(&self, frame: &[u8], otherwise: bool) {
         let before = self.node.drops(self.pod.id);

@@ -276,9 +276,10 @@ pub(crate) fn runt(what: &'static str, expected: DropReason, frame: Vec<u8>) -> 
 /// The honest twin.
 pub(crate) const HONEST: Option<DropReason> = None;
 
-/// Whether this kernel tells programs which namespace a frame was sent from (`bpf_get_netns_cookie` for TC: 6.13).
+/// Whether this kernel tells programs which namespace a frame was sent from (by the types of its own records: 6.2;
+/// by `bpf_get_netns_cookie` for TC: 6.13).
 pub(crate) fn kernel_tells_cookies() -> bool {
-    kernel() >= (6, 13)
+    kernel() >= (6, 2)
 }
 
 /// Version of the running kernel.

@@ -8,7 +8,7 @@ use std::borrow::Cow;
 
 use netpath_ebpf::abi::CAST_TO_KERNEL;
 
-use super::skb::Layout;
+use super::skb::{Layout, Origin};
 
 /// An instruction (`struct bpf_insn`, `include/uapi/linux/bpf.h`) as the number that its eight bytes are in little endian.
 const fn instruction(code: u8, to: u8, from: u8, offset: i16, value: u32) -> u64 {
@@ -41,18 +41,21 @@ pub(super) fn put(object: &[u8], cast: u32) -> Cow<'_, [u8]> {
     Cow::Owned(object)
 }
 
-/// A program that reads all that `layout` has by the pointer that the call gives: a kernel may have the function and not let it be
-/// called, or not let everything be read so.
+// Loads of so many bytes, a register set to a number or to another one, one added to it, and the end.
+const BYTE: u8 = 0x71;
+const HALF: u8 = 0x69;
+const WORD: u8 = 0x61;
+const LONG: u8 = 0x79;
+const SET: u8 = 0xb7;
+const COPY: u8 = 0xbf;
+const ADD: u8 = 0x0f;
+/// A jump over so many instructions if a register is a number.
+const JUMP_IF: u8 = 0x15;
+const EXIT: u8 = 0x95;
+
+/// A program that reads all that `layout` has of the record by the pointer that the call gives: a kernel may have the function and
+/// not let it be called, or not let everything be read so.
 pub(super) fn all_reads(layout: &Layout) -> Vec<u64> {
-    // Loads of so many bytes, a register set to a number or to another one, one added to it, and the end.
-    const BYTE: u8 = 0x71;
-    const HALF: u8 = 0x69;
-    const WORD: u8 = 0x61;
-    const LONG: u8 = 0x79;
-    const SET: u8 = 0xb7;
-    const COPY: u8 = 0xbf;
-    const ADD: u8 = 0x0f;
-    const EXIT: u8 = 0x95;
     let reads = [
         (BYTE, layout.summed / 8),
         (WORD, layout.checksum),
@@ -60,13 +63,30 @@ pub(super) fn all_reads(layout: &Layout) -> Vec<u64> {
         (LONG, layout.head),
         (LONG, layout.head + 8),
     ];
-    let mut all = vec![instruction(CALL, 0, KERNEL_FUNCTION, 0, layout.cast)];
-    // As the programs do.
-    all.extend(reads.into_iter().flat_map(|(load, at)| {
-        let place =
-            [instruction(SET, 1, 0, 0, at), instruction(COPY, 2, 0, 0, 0), instruction(ADD, 2, 1, 0, 0)];
-        place.into_iter().chain([instruction(load, 1, 2, 0, 0)])
-    }));
+    program(layout.cast, reads.map(|(load, at)| as_programs_do(load, at, 0)).as_flattened())
+}
+
+/// A program that goes from the record to the cookie of the frame's network namespace.
+pub(super) fn walk_to_cookie(layout: &Layout) -> Vec<u64> {
+    let Origin { socket, netns, cookie } = layout.origin;
+    // Each load is behind what the one before it found. A frame may have no socket, which the verifier knows.
+    let behind = [as_programs_do(LONG, netns, 1), as_programs_do(LONG, cookie, 1)];
+    let behind = behind.as_flattened();
+    let over = i16::try_from(behind.len()).unwrap_or(i16::MAX);
+    let unless_none = [instruction(JUMP_IF, 1, 0, over, 0)];
+    program(layout.cast, &[&as_programs_do(LONG, socket, 0)[..], &unless_none, behind].concat())
+}
+
+/// A load of what is `at` bytes behind what register `from` points to, into register 1, by way of registers 2 and 3.
+fn as_programs_do(load: u8, at: u32, from: u8) -> [u64; 4] {
+    let to = instruction(COPY, 2, from, 0, 0);
+    [to, instruction(SET, 3, 0, 0, at), instruction(ADD, 2, 3, 0, 0), instruction(load, 1, 2, 0, 0)]
+}
+
+/// The call, and so many instructions behind it.
+fn program(cast: u32, instructions: &[u64]) -> Vec<u64> {
+    let mut all = vec![instruction(CALL, 0, KERNEL_FUNCTION, 0, cast)];
+    all.extend(instructions);
     all.extend([instruction(SET, 0, 0, 0, 0), instruction(EXIT, 0, 0, 0, 0)]);
     all
 }
@@ -87,19 +107,45 @@ mod tests {
         assert!(matches!(super::put(&object, 0), Cow::Borrowed(same) if same == object));
     }
 
+    /// Behind the call and before the end.
+    fn between(program: Vec<u64>) -> Vec<[u8; 8]> {
+        let mut bytes: Vec<[u8; 8]> = program.into_iter().map(u64::to_le_bytes).collect();
+        let end = bytes.split_off(bytes.len() - 2);
+        assert_eq!(bytes.remove(0), [0x85, 0x20, 0, 0, 0x77, 0, 0, 0]);
+        assert_eq!(end, [[0xb7, 0, 0, 0, 0, 0, 0, 0], [0x95, 0, 0, 0, 0, 0, 0, 0]]);
+        bytes
+    }
+
+    fn load(code: u8, at: u8, from: u8) -> [[u8; 8]; 4] {
+        [
+            [0xbf, from << 4 | 2, 0, 0, 0, 0, 0, 0],
+            [0xb7, 3, 0, 0, at, 0, 0, 0],
+            [0x0f, 0x32, 0, 0, 0, 0, 0, 0],
+            [code, 0x21, 0, 0, 0, 0, 0, 0],
+        ]
+    }
+
+    const LAYOUT: Layout = Layout {
+        sums: 128,
+        summed: 1029,
+        checksum: 136,
+        head: 192,
+        network: 180,
+        cast: 0x77,
+        origin: Origin { socket: 24, netns: 48, cookie: 96 },
+    };
+
     #[test]
     fn a_program_reads_each_part_with_its_width() {
-        let layout = Layout { sums: 128, summed: 1029, checksum: 136, head: 192, network: 180, cast: 0x77 };
-        let bytes: Vec<[u8; 8]> = all_reads(&layout).into_iter().map(u64::to_le_bytes).collect();
-        let load = |code, at| {
-            [[0xb7, 1, 0, 0, at, 0, 0, 0], [0xbf, 2, 0, 0, 0, 0, 0, 0], [0x0f, 0x12, 0, 0, 0, 0, 0, 0]]
-                .into_iter()
-                .chain([[code, 0x21, 0, 0, 0, 0, 0, 0]])
-        };
         let reads = [(0x71, 128), (0x61, 136), (0x69, 180), (0x79, 192), (0x79, 200)];
-        let mut expected = vec![[0x85, 0x20, 0, 0, 0x77, 0, 0, 0]];
-        expected.extend(reads.into_iter().flat_map(|(code, at)| load(code, at)));
-        expected.extend([[0xb7, 0, 0, 0, 0, 0, 0, 0], [0x95, 0, 0, 0, 0, 0, 0, 0]]);
-        assert_eq!(bytes, expected);
+        let expected: Vec<_> = reads.into_iter().flat_map(|(code, at)| load(code, at, 0)).collect();
+        assert_eq!(between(all_reads(&LAYOUT)), expected);
+    }
+
+    #[test]
+    fn a_program_goes_from_each_record_to_the_next() {
+        let behind = [load(0x79, 48, 1), load(0x79, 96, 1)];
+        let expected = [&load(0x79, 24, 0)[..], &[[0x15, 1, 8, 0, 0, 0, 0, 0]], behind.as_flattened()];
+        assert_eq!(between(walk_to_cookie(&LAYOUT)), expected.concat());
     }
 }

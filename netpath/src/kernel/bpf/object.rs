@@ -16,14 +16,14 @@ use aya::{
     sys::{BpfHelper, is_helper_supported},
 };
 use aya_obj::Object;
-use netpath_ebpf::abi::{ABI_VERSION, MAX_MASTERS, ZONE_PORT_SETS, ZONE_RULES, flow_bits};
+use netpath_ebpf::abi::{ABI_VERSION, MAX_MASTERS, ZONE_PORT_SETS, ZONE_RULES, cookie_by, flow_bits};
 use serde::Deserialize;
 
 use super::{
     BpfError, Hook, cast, links,
     maps::{self, EVENTS, Maps, NAMES, UNOPENED, pin_of},
     pins::{recover_maps, remove_maps, remove_pins},
-    skb::{self, Layout},
+    skb::{self, Layout, Origin},
     support, sys, tree,
     trees::{self, Trees},
 };
@@ -213,26 +213,21 @@ fn page() -> u32 {
 ///
 /// The programs are parsed, not yet in the kernel.
 pub fn load(pins: &Path, settings: &Settings, master: u16, cpus: u32) -> Result<Ebpf, BpfError> {
-    let have_cookie = u32::from(has_netns_cookie()?);
     // Both read all types of the kernel, each for itself.
-    let (layout, mut loader) = thread::scope(|scope| {
-        let layout = scope.spawn(skb_layout);
+    let (told, mut loader) = thread::scope(|scope| {
+        let told = scope.spawn(Told::find);
         let loader = EbpfLoader::new();
-        (layout.join().unwrap_or_else(|panic| resume_unwind(panic)), loader)
+        (told.join().unwrap_or_else(|panic| resume_unwind(panic)), loader)
     });
-    let layout = layout?;
+    let told = told?;
     let row = maps::master(pins, master)?;
     let mark = row.map_or(0, |row| reject_mark(row.stamp));
     let host_mac = row.map_or(0, |row| u64::from_ne_bytes(row.host_macs[0]));
     let (master, flow_bits) = (u32::from(master), pinned_flow_bits(pins, cpus)?);
     loader.override_global("FLOW_BITS", &flow_bits, true);
     loader.override_global("REJECT_MARK", &mark, true).override_global("HOST_MAC", &host_mac, true);
-    loader.override_global("MASTER", &master, true).override_global("CPUS", &cpus, true).override_global(
-        "HAVE_COOKIE",
-        &have_cookie,
-        true,
-    );
-    describe(&mut loader, &layout);
+    loader.override_global("MASTER", &master, true).override_global("CPUS", &cpus, true);
+    told.to(&mut loader);
     for name in NAMES {
         loader.map_pin_path(name, pin_of(pins, name));
     }
@@ -240,7 +235,7 @@ pub fn load(pins: &Path, settings: &Settings, master: u16, cpus: u32) -> Result<
         loader.map_max_entries(name, rows);
     }
     loader
-        .load(&cast::put(bytes()?, layout.cast))
+        .load(&cast::put(bytes()?, told.layout.cast))
         .map_err(|source| BpfError::Load { source: Box::new(source) })
 }
 
@@ -271,21 +266,56 @@ pub fn reject_mark(stamp: u64) -> u32 {
     u32::from_be_bytes([a, b, c, d]).max(1)
 }
 
-/// Whether TC programs may ask whose socket a frame comes from: Linux 6.13 and newer. Found out by loading one
-/// that does.
+/// Whether TC programs learn from which network namespace a frame was sent.
 pub fn has_netns_cookie() -> Result<bool, BpfError> {
-    is_helper_supported(ProgramType::SchedClassifier, BpfHelper::BPF_FUNC_get_netns_cookie)
-        .map_err(|source| BpfError::Probe { source: Box::new(source) })
+    Ok(cookie_by(&readable()?)? != cookie_by::NOTHING)
 }
 
-/// What TC programs are told of the kernel's record of a frame: nothing where they may read it neither by its type nor as the kernel's
-/// memory, as before Linux 6.2 below lockdown's `confidentiality`.
-fn skb_layout() -> Result<Layout, BpfError> {
-    let found = readable()?;
-    if found == Layout::default() {
-        tracing::warn!("{UNREAD}");
+/// What programs are told of the kernel that runs.
+struct Told {
+    /// What they read of its record of a frame: nothing where they may read it neither by its type nor as the kernel's memory, as before
+    /// Linux 6.2 below lockdown's `confidentiality`.
+    layout: Layout,
+    /// One of [`cookie_by`].
+    cookie_by: u32,
+}
+
+impl Told {
+    fn find() -> Result<Self, BpfError> {
+        let layout = readable()?;
+        if layout == Layout::default() {
+            tracing::warn!("{UNREAD}");
+        }
+        Ok(Self { layout, cookie_by: cookie_by(&layout)? })
     }
-    Ok(found)
+
+    fn to<'a>(&'a self, loader: &mut EbpfLoader<'a>) {
+        let Layout { sums, summed, checksum, head, network, cast, origin } = &self.layout;
+        loader
+            .override_global("SKB_SUMS", sums, true)
+            .override_global("SKB_SUMMED", summed, true)
+            .override_global("SKB_CHECKSUM", checksum, true)
+            .override_global("SKB_HEAD", head, true)
+            .override_global("SKB_NETWORK", network, true)
+            .override_global("HAVE_SKB_TYPE", if *cast == 0 { &0u32 } else { &1u32 }, true)
+            .override_global("COOKIE_BY", &self.cookie_by, true)
+            .override_global("SKB_SOCKET", &origin.socket, true)
+            .override_global("SOCKET_NETNS", &origin.netns, true)
+            .override_global("NETNS_COOKIE", &origin.cookie, true);
+    }
+}
+
+/// How TC programs learn the cookie of a frame's network namespace. Both take as long; the helper is a promise of the kernel's, and its
+/// types are there seven releases longer.
+fn cookie_by(layout: &Layout) -> Result<u32, BpfError> {
+    let has_helper = is_helper_supported(ProgramType::SchedClassifier, BpfHelper::BPF_FUNC_get_netns_cookie)
+        .map_err(|source| BpfError::Probe { source: Box::new(source) })?;
+    let is_told = layout.cast != 0 && layout.origin != Origin::default();
+    Ok(match () {
+        () if has_helper => cookie_by::HELPER,
+        () if is_told && is_taken(&cast::walk_to_cookie(layout)) => cookie_by::TYPES,
+        () => cookie_by::NOTHING,
+    })
 }
 
 /// Whether the kernel takes a program of TC.
@@ -317,16 +347,6 @@ pub fn reads_frames() -> Result<bool, BpfError> {
     Ok(readable()? != Layout::default())
 }
 
-fn describe<'a>(loader: &mut EbpfLoader<'a>, layout: &'a Layout) {
-    loader
-        .override_global("SKB_SUMS", &layout.sums, true)
-        .override_global("SKB_SUMMED", &layout.summed, true)
-        .override_global("SKB_CHECKSUM", &layout.checksum, true)
-        .override_global("SKB_HEAD", &layout.head, true)
-        .override_global("SKB_NETWORK", &layout.network, true)
-        .override_global("HAVE_SKB_TYPE", if layout.cast == 0 { &0u32 } else { &1u32 }, true);
-}
-
 /// What the kernel's verifier said of a program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Verified {
@@ -341,13 +361,13 @@ pub struct Verified {
 /// Loads every program into maps of this process alone and says what the verifier made of it.
 pub fn verify() -> Result<Vec<Verified>, BpfError> {
     support::check()?;
-    let (have_cookie, layout) = (u32::from(has_netns_cookie()?), skb_layout()?);
+    let told = Told::find()?;
     let mut loader = EbpfLoader::new();
-    describe(&mut loader, &layout);
+    told.to(&mut loader);
     // Any mark: with none the verifier would not look at what answers denied packets.
-    loader.override_global("HAVE_COOKIE", &have_cookie, true).override_global("REJECT_MARK", &1u32, true);
+    loader.override_global("REJECT_MARK", &1u32, true);
     let mut object = loader
-        .load(&cast::put(bytes()?, layout.cast))
+        .load(&cast::put(bytes()?, told.layout.cast))
         .map_err(|source| BpfError::Load { source: Box::new(source) })?;
     let mut found = Vec::new();
     for hook in Hook::ALL {

@@ -25,6 +25,19 @@ pub struct Layout {
     /// The number of the function that gives the record out (`bpf_cast_to_kern_ctx`, Linux 6.2), among the kernel's types; 0 =
     /// there is none, and the record is read as memory of any kind.
     pub cast: u32,
+    /// What leads from there to the cookie of the frame's network namespace.
+    pub origin: Origin,
+}
+
+/// Where the cookie of a frame's network namespace is found, in bytes. All 0 where the kernel's types do not say.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Origin {
+    /// `sk` of the record of a frame: a pointer to `struct sock`.
+    pub socket: u32,
+    /// `skc_net` of a socket: a pointer to `struct net`.
+    pub netns: u32,
+    /// `net_cookie` of a network namespace.
+    pub cookie: u32,
 }
 
 /// That of the kernel that runs.
@@ -142,14 +155,34 @@ impl<'a> Types<'a> {
         })
     }
 
+    /// The struct with this name.
+    fn named(&self, name: &[u8]) -> Option<Struct<'a>> {
+        self.places.iter().find_map(|place| {
+            let found = self.at(*place)?;
+            (self.name(word(self.types, *place)?)? == name).then_some(found)
+        })
+    }
+
+    /// A member of a struct that begins with a byte, in bytes.
+    fn byte(&self, of: Struct<'a>, name: &[u8]) -> Option<u32> {
+        self.member(of, name, DEPTH).filter(|found| found.bits % 8 == 0).map(|found| found.bits / 8)
+    }
+
+    fn origin(&self, record: Struct<'a>) -> Option<Origin> {
+        let socket = self.named(b"sock")?;
+        let (within, common) = (self.byte(socket, b"__sk_common")?, self.named(b"sock_common")?);
+        Some(Origin {
+            socket: self.byte(record, b"sk")?,
+            netns: within.checked_add(self.byte(common, b"skc_net")?)?,
+            cookie: self.byte(self.named(b"net")?, b"net_cookie")?,
+        })
+    }
+
     /// `None` of what is not as the programs take it.
     fn layout(&self) -> Option<Layout> {
-        let record = self.places.iter().find_map(|place| {
-            let found = self.at(*place)?;
-            (self.name(word(self.types, *place)?)? == b"sk_buff").then_some(found)
-        })?;
+        let record = self.named(b"sk_buff")?;
         let find = |name: &str| self.member(record, name.as_bytes(), DEPTH);
-        let byte = |name: &str| find(name).filter(|found| found.bits % 8 == 0).map(|found| found.bits / 8);
+        let byte = |name: &str| self.byte(record, name.as_bytes());
         let summed = find("ip_summed")?;
         let (checksum, head, network) = (byte("csum_start")?, byte("head")?, byte("network_header")?);
         let sums = (summed.bits / 8).min(checksum) & !7;
@@ -161,7 +194,8 @@ impl<'a> Types<'a> {
             && checksum % 4 == 0
             && end <= sums + SKB_SUMS_LEN;
         let cast = self.function(b"bpf_cast_to_kern_ctx\0").unwrap_or(0);
-        is_as_read.then_some(Layout { sums, summed: summed.bits, checksum, head, network, cast })
+        let origin = self.origin(record).unwrap_or_default();
+        is_as_read.then_some(Layout { sums, summed: summed.bits, checksum, head, network, cast, origin })
     }
 
     /// The number of the function with this name, which ends with a zero.
@@ -198,7 +232,7 @@ mod tests {
         [data, body, strings].concat()
     }
 
-    const NAMES: [&str; 9] = [
+    const NAMES: [&str; 16] = [
         "sk_buff",
         "head",
         "data",
@@ -208,6 +242,13 @@ mod tests {
         "int",
         "network_header",
         "bpf_cast_to_kern_ctx",
+        "sk",
+        "sock",
+        "__sk_common",
+        "sock_common",
+        "skc_net",
+        "net",
+        "net_cookie",
     ];
 
     fn named(name: &str) -> u32 {
@@ -248,7 +289,9 @@ mod tests {
     fn members_are_found_in_nameless_structs() {
         let found = |data: &[u8]| Types::parse(data).expect("well described").layout();
         let data = record(2, 1664);
-        let layout = Layout { sums: 128, summed: 1029, checksum: 136, head: 200, network: 140, cast: 0 };
+        let origin = Origin::default();
+        let layout =
+            Layout { sums: 128, summed: 1029, checksum: 136, head: 200, network: 140, cast: 0, origin };
         assert_eq!(found(&data), Some(layout));
         let data = with_sums(2, 1664, 1088, "bpf_cast_to_kern_ctx");
         assert_eq!(found(&data), Some(Layout { cast: 6, ..layout }), "the last of six types");
@@ -257,6 +300,38 @@ mod tests {
         assert_eq!(types.member(last, b"csum_offset", DEPTH), Some(Member { bits: 1104, width: 0 }));
         assert_eq!(types.member(last, b"csum_offset", 1), None, "two structs down");
         assert_eq!(types.member(last, b"int", DEPTH), None);
+    }
+
+    /// The same with what leads to a cookie, but for the struct that is called `without`.
+    fn with_origin(without: &str) -> Option<Origin> {
+        let whole = [
+            ("ip_summed", 1, 1024, 2),
+            ("csum_start", 1, 1088, 0),
+            ("csum_offset", 1, 1104, 0),
+            ("network_header", 1, 1120, 0),
+            ("head", 1, 1600, 0),
+            ("data", 1, 1664, 0),
+            ("sk", 1, 192, 0),
+        ];
+        let structs = [
+            ("sk_buff", members(&whole), 7),
+            ("sock_common", members(&[("skc_net", 1, 384, 0)]), 1),
+            ("sock", members(&[("__sk_common", 1, 64, 0)]), 1),
+            ("net", members(&[("net_cookie", 1, 768, 0)]), 1),
+        ];
+        let structs = structs.into_iter().filter(|(name, ..)| *name != without);
+        let types: Vec<_> = structs.map(|(name, members, count)| (4, name, members, count)).collect();
+        Types::parse(&describe(&types)).and_then(|types| types.layout()).map(|layout| layout.origin)
+    }
+
+    #[test]
+    fn the_way_to_a_cookie_is_known_whole_or_not_at_all() {
+        let origin = Origin { socket: 24, netns: 8 + 48, cookie: 96 };
+        assert_eq!(with_origin(""), Some(origin));
+        for without in ["sock", "sock_common", "net"] {
+            assert_eq!(with_origin(without), Some(Origin::default()), "{without}");
+        }
+        assert_eq!(with_origin("sk_buff"), None);
     }
 
     #[test]
