@@ -15,7 +15,7 @@ use std::{
 use aya::{
     Ebpf,
     programs::{
-        Program, ProgramError, ProgramFd, ProgramInfo, SchedClassifier, TcAttachType, Xdp,
+        Program, ProgramError, ProgramInfo, SchedClassifier, TcAttachType, Xdp,
         links::{FdLink, PinnedLink},
         tc::{NlOptions, SchedClassifierLink, TcAttachOptions, TcError, TcHandle, qdisc_add_clsact},
     },
@@ -174,8 +174,8 @@ pub fn programs_before(name: &str, ifindex: u32, state: &HookState) -> Vec<Strin
 /// `replace` also the programs of hooks that are in place.
 ///
 /// Programs are loaded and tried on the host's frames before the first of them is attached; only links of TCX, which let
-/// everything pass, are there by then, and XDP's where nothing but the verifier can still say no (see [`links`]). XDP that is
-/// not wanted any more goes last: until then it may be all that judges what arrives.
+/// everything pass, are there by then. XDP that is not wanted any more goes last: until then it may be all that judges what
+/// arrives.
 pub fn ensure(target: &Target<'_>, states: &[HookState], replace: bool) -> Result<Vec<Change>, BpfError> {
     let mut changes = put_wanted(target, states, replace)?;
     for state in states {
@@ -198,9 +198,14 @@ fn put_wanted(target: &Target<'_>, states: &[HookState], replace: bool) -> Resul
     if todo.is_empty() {
         return Ok(changes);
     }
-    let new = |hook: &Hook| live(*hook).is_none() && target.tc != TcHook::Clsact;
-    let new: Vec<Hook> = todo.iter().copied().filter(new).collect();
-    let mut programs = Programs::load_with_links(target, &todo, &new)?;
+    let by_tcx = |hook: &Hook| *hook != Hook::Xdp && live(*hook).is_none() && target.tc != TcHook::Clsact;
+    let new: Vec<Hook> = todo.iter().copied().filter(by_tcx).collect();
+    let (links, programs) = thread::scope(|scope| {
+        let links = scope.spawn(|| Links::make(&new, target.ifindex));
+        let programs = Programs::load(target, &todo);
+        (links.join().unwrap_or_else(|panic| resume_unwind(panic)), programs)
+    });
+    let (mut programs, mut links) = (programs?, links.map_err(|source| BpfError::Placeholder { source })?);
     for hook in todo {
         let change = match live(hook) {
             Some(state) => {
@@ -210,7 +215,7 @@ fn put_wanted(target: &Target<'_>, states: &[HookState], replace: bool) -> Resul
             None => {
                 // A pin that is still there belongs to a NIC that is gone; its link cannot be updated.
                 unpin(target.pins, target.id, hook)?;
-                Change::Attached(hook, attach(target, &mut programs, hook)?)
+                Change::Attached(hook, attach(target, &mut programs.object, hook, links.take(hook))?)
             }
         };
         changes.push(change);
@@ -218,46 +223,28 @@ fn put_wanted(target: &Target<'_>, states: &[HookState], replace: bool) -> Resul
     Ok(changes)
 }
 
-/// Programs of this build for one master: in the kernel and tried on the host's frames.
+/// Programs of this build for one master: in the kernel, tried on the host's frames, and not attached yet.
 pub struct Programs {
     object: Ebpf,
-    /// Not pinned: they go with this value.
-    links: Links,
 }
 
 impl Programs {
-    /// Loads the programs of these hooks, and attaches none.
+    /// Loads the programs of these hooks.
     pub fn load(target: &Target<'_>, hooks: &[Hook]) -> Result<Self, BpfError> {
-        Self::load_with_links(target, hooks, &[])
-    }
-
-    /// The same, while links are made for those hooks that are `new`.
-    fn load_with_links(target: &Target<'_>, hooks: &[Hook], new: &[Hook]) -> Result<Self, BpfError> {
         let mut object = object::load(target.pins, target.settings, target.id, target.cpus)?;
         if let Some(hook) = hooks.iter().find(|hook| object.program(hook.name()).is_none()) {
             return Err(BpfError::Missing { program: hook.name() });
         }
         let hook_of = |name: &str| hooks.iter().find(|hook| hook.name() == name).copied();
         let programs = object.programs_mut().filter_map(|(name, program)| Some((hook_of(name)?, program)));
-        let (xdp, tc): (Vec<_>, Vec<_>) = programs.partition(|(hook, _)| *hook == Hook::Xdp);
         // The verifier takes nearly all of the time, and takes programs side by side.
-        let links = thread::scope(|scope| {
-            let load = |(hook, program)| scope.spawn(move || load_and_test(program, hook, target.host_macs));
-            let [xdp, tc] = [xdp, tc].map(|programs| programs.into_iter().map(load).collect::<Vec<_>>());
-            let links = Links::make(new, target.ifindex).map_err(|source| BpfError::Placeholder { source });
-            let xdp: Result<Vec<_>, _> = xdp.into_iter().map(join).collect();
-            let links = links.and_then(|mut links| {
-                if let [program] = xdp?[..]
-                    && new.contains(&Hook::Xdp)
-                {
-                    links.make_xdp(program.as_fd(), target.ifindex);
-                }
-                Ok(links)
-            });
-            tc.into_iter().try_for_each(|thread| join(thread).map(drop))?;
-            links
+        thread::scope(|scope| {
+            let each = |(hook, program)| scope.spawn(move || load_and_test(program, hook, target.host_macs));
+            let threads: Vec<_> = programs.map(each).collect();
+            let ended = threads.into_iter().map(|it| it.join().unwrap_or_else(|panic| resume_unwind(panic)));
+            ended.collect::<Result<(), BpfError>>()
         })?;
-        Ok(Self { object, links })
+        Ok(Self { object })
     }
 
     /// Puts the program of a hook in the place of the one that is there: each packet meets one of the two.
@@ -266,26 +253,16 @@ impl Programs {
     }
 }
 
-fn join<T>(thread: thread::ScopedJoinHandle<'_, T>) -> T {
-    thread.join().unwrap_or_else(|panic| resume_unwind(panic))
-}
-
-fn load_and_test<'a>(
-    program: &'a mut Program,
-    hook: Hook,
-    host_macs: &[[u8; 6]],
-) -> Result<&'a ProgramFd, BpfError> {
+fn load_and_test(program: &mut Program, hook: Hook, host_macs: &[[u8; 6]]) -> Result<(), BpfError> {
     let refused = |source| BpfError::Program { program: hook.name(), source: Box::new(source) };
     match program {
         Program::Xdp(program) => {
             program.load().map_err(refused)?;
-            selftest::run(program, hook, host_macs)?;
-            program.fd().map_err(refused)
+            selftest::run(program, hook, host_macs)
         }
         Program::SchedClassifier(program) => {
             program.load().map_err(refused)?;
-            selftest::run(program, hook, host_macs)?;
-            program.fd().map_err(refused)
+            selftest::run(program, hook, host_macs)
         }
         _ => Err(BpfError::Missing { program: hook.name() }),
     }
@@ -309,23 +286,21 @@ pub(super) fn tc_type(hook: Hook) -> Option<TcAttachType> {
     }
 }
 
-fn attach(target: &Target<'_>, programs: &mut Programs, hook: Hook) -> Result<Via, BpfError> {
+fn attach(
+    target: &Target<'_>,
+    object: &mut Ebpf,
+    hook: Hook,
+    link: Option<io::Result<OwnedFd>>,
+) -> Result<Via, BpfError> {
     let failed = |note, source: Box<dyn std::error::Error + Send + Sync>| BpfError::Attach {
         hook,
         master: target.name.to_owned(),
         note,
         source,
     };
-    let link = programs.links.take(hook);
     let Some(attach_type) = tc_type(hook) else {
-        let link = match link {
-            Some(link) => link,
-            None => {
-                let program = xdp(&mut programs.object)?.fd().map_err(|error| failed("", error.into()))?;
-                links::create(program.as_fd(), target.ifindex, hook)
-            }
-        };
-        let link = link.map_err(|error| {
+        let program = xdp(object)?.fd().map_err(|error| failed("", error.into()))?;
+        let link = links::create(program.as_fd(), target.ifindex, hook).map_err(|error| {
             let note = match error.raw_os_error() {
                 Some(libc::EINVAL) => return BpfError::NoXdp { master: target.name.to_owned() },
                 Some(libc::EBUSY | libc::EEXIST) => {
@@ -338,7 +313,6 @@ fn attach(target: &Target<'_>, programs: &mut Programs, hook: Hook) -> Result<Vi
         pin_link(target, hook, &link)?;
         return Ok(Via::XdpNative);
     };
-    let object = &mut programs.object;
     match link {
         Some(Ok(link)) => {
             let program = classifier(object, hook)?.fd().map_err(|error| failed("", error.into()))?;

@@ -5,9 +5,7 @@
 //! nothing. Before it is pinned a link goes with this process, however that ends.
 //!
 //! Not that of XDP: many a NIC stops for a moment to take a program, or another one, and with it the node's own traffic. It is
-//! asked once, with the right program, when that is tried and the links of TCX are made: a veth takes 20 ms for it, which pass
-//! while the longer programs of TC are verified. A filter of clsact may still be refused after that, at every attempt again, so
-//! that XDP is asked last where TC has no links.
+//! asked once, with the right program, and when nothing else can fail any more.
 
 use std::{
     ffi::CStr,
@@ -20,29 +18,21 @@ use super::{
     sys::{bpf, bpf_open, command, raw},
 };
 
-/// The links of some hooks of one interface, each as far as it could be made.
+/// The TCX links of some hooks of one interface, each as far as it could be made.
 #[derive(Debug)]
 pub(super) struct Links(Vec<(Hook, io::Result<OwnedFd>)>);
 
 impl Links {
-    /// Makes those of TCX among `hooks`; the interface is one of the calling thread's namespace.
+    /// Makes them; the interface is one of the calling thread's namespace.
     ///
     /// An error of a link is what the kernel says of it; whatever else fails is told apart by being the whole's.
     pub(super) fn make(hooks: &[Hook], ifindex: u32) -> io::Result<Self> {
-        let hooks: Vec<Hook> = hooks.iter().copied().filter(|hook| *hook != Hook::Xdp).collect();
         if hooks.is_empty() {
             return Ok(Self(Vec::new()));
         }
         let program = passing()?;
-        let link = |hook| (hook, create(program.as_fd(), ifindex, hook));
-        Ok(Self(hooks.into_iter().map(link).collect()))
-    }
-
-    /// Makes that of XDP with its own program, unless one of the others could not be made.
-    pub(super) fn make_xdp(&mut self, program: BorrowedFd<'_>, ifindex: u32) {
-        if self.0.iter().all(|(_, link)| link.is_ok()) {
-            self.0.push((Hook::Xdp, create(program, ifindex, Hook::Xdp)));
-        }
+        let link = |hook| create(program.as_fd(), ifindex, hook);
+        Ok(Self(hooks.iter().map(|hook| (*hook, link(*hook))).collect()))
     }
 
     /// That of a hook, if there should be one.
