@@ -1,7 +1,8 @@
 //! What a run leaves behind: nothing, however it ends.
 //!
 //! A second process waits for the end of a pipe that the run holds open, and then takes away what bears the run's
-//! number: mounts, the directories that they lie in, network namespaces. SIGKILL, which a run cannot answer, needs no more.
+//! number: processes that were told of its directories or namespaces, mounts, those directories, those namespaces. SIGKILL, which a run
+//! cannot answer, needs no more.
 
 use std::{
     fs,
@@ -13,7 +14,11 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use nix::mount::{MntFlags, umount2};
+use nix::{
+    mount::{MntFlags, umount2},
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 
 /// Tells the second process whose guard it is.
 const VARIABLE: &str = "NETPATH_BENCH_GUARDS";
@@ -39,16 +44,21 @@ impl Guard {
     /// Takes away what runs that were killed together with their guards have left, and starts this run's guard.
     pub(crate) fn start() -> Result<Self> {
         for number in strays() {
-            sweep(&format!("{PREFIX}{number}"));
+            let name = format!("{PREFIX}{number}");
+            end_processes(&name);
+            sweep(&name);
         }
-        // Made here and by nobody else: others may write where it lies.
-        let made = fs::DirBuilder::new().mode(0o700).create(directory());
-        made.with_context(|| format!("cannot make {}", directory().display()))?;
         let mut command = Command::new(std::env::current_exe().context("where this program is")?);
         // A group of its own: what ends the run at a terminal ends its group.
         let command =
             command.env(VARIABLE, name()).stdin(Stdio::piped()).stdout(Stdio::null()).process_group(0);
-        Ok(Self(command.spawn().context("the guard of this run cannot be started")?))
+        let mut guard = command.spawn().context("the guard of this run cannot be started")?;
+        // Made here and by nobody else: others may write where it lies. What another has made is not the guard's to take away.
+        if let Err(error) = fs::DirBuilder::new().mode(0o700).create(directory()) {
+            let _ = guard.kill().and_then(|()| guard.wait());
+            return Err(error).with_context(|| format!("cannot make {}", directory().display()));
+        }
+        Ok(Self(guard))
     }
 }
 
@@ -67,15 +77,34 @@ pub(crate) fn serve() -> bool {
     };
     // Nobody writes: it returns when the run has ended.
     let _ = io::stdin().read(&mut [0]);
-    // What the run had started may be about to make one more thing.
     for _ in 0..50 {
-        if sweep(&name) {
+        // Who was still at work may have made one more thing, or have started one more process.
+        if end_processes(&name) == 0 && sweep(&name) {
             return true;
         }
         std::thread::park_timeout(Duration::from_millis(100));
     }
     eprintln!("error: something of {name} is left in {} or {NAMESPACES}", std::env::temp_dir().display());
     true
+}
+
+/// Ends what the run called `name` has started, and what was started by that: plugins are told of its directory or namespaces in
+/// their environment, and hand that on. Returns how many there were.
+fn end_processes(name: &str) -> usize {
+    let own = std::process::id();
+    let numbers = entries(Path::new("/proc")).filter_map(|entry| entry.parse::<u32>().ok());
+    let told = numbers.filter(|number| {
+        let environment = fs::read(format!("/proc/{number}/environ")).unwrap_or_default();
+        *number != own && is_told_of(&environment, name)
+    });
+    told.filter(|number| kill(Pid::from_raw(number.cast_signed()), Signal::SIGKILL).is_ok()).count()
+}
+
+/// Whether an environment has a path of the run called `name`.
+fn is_told_of(environment: &[u8], name: &str) -> bool {
+    let ends = |rest: &&[u8]| matches!(rest.first(), Some(b'/' | b'-' | 0));
+    let begun = environment.windows(name.len() + 1).filter(|part| part.starts_with(name.as_bytes()));
+    begun.map(|part| &part[name.len()..]).any(|rest| ends(&rest))
 }
 
 /// Takes away what is called `name`. Whether nothing is left.
@@ -126,6 +155,34 @@ mod tests {
         assert_eq!(number("npbench-12"), Some(12));
         assert_eq!(number("npbench-12-pod3"), Some(12));
         assert_eq!(["npbench-", "npbench-a-1", "npbench", "addpod"].map(number), [None; 4]);
+    }
+
+    #[test]
+    fn who_is_told_of_a_run_by_a_path_is_told_from_all_others() {
+        for told in
+            ["A=b\0NETPATH_ROOT=/tmp/npbench-12/node1\0", "N=/run/netns/npbench-12-pod3\0", "N=npbench-12\0"]
+        {
+            assert!(is_told_of(told.as_bytes(), "npbench-12"), "{told:?}");
+        }
+        for other in ["", "NETPATH_ROOT=/tmp/npbench-123/node1\0", "A=npbench-1\0", "A=npbench-12"] {
+            assert!(!is_told_of(other.as_bytes(), "npbench-12"), "{other:?}");
+        }
+    }
+
+    #[test]
+    fn who_is_left_of_a_run_is_ended_with_its_children() {
+        let name = format!("npbench-ended-{}", std::process::id());
+        let mut shell = Command::new("sh");
+        shell.args(["-c", "sleep 1000 & echo; wait"]).env("NETPATH_ROOT", format!("/tmp/{name}/node1"));
+        let mut shell = shell.stdout(Stdio::piped()).spawn().expect("a shell");
+        shell.stdout.take().expect("piped").read_exact(&mut [0]).expect("its child is there");
+        let begun = std::time::Instant::now();
+        let mut ended = 0;
+        while ended < 2 {
+            ended += end_processes(&name);
+            assert!(begun.elapsed() < Duration::from_secs(30), "{ended} of two");
+        }
+        assert!(!shell.wait().expect("ours").success());
     }
 
     #[test]

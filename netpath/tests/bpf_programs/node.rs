@@ -302,7 +302,8 @@ pub(crate) fn master(unknown_source: u8) -> Master {
     host_macs[2][..6].copy_from_slice(&HOST_MAC);
     host_macs[0][..6].copy_from_slice(&FIRST_HOST_MAC);
     Master {
-        netns_cookie: 1,
+        // No namespace has it: that of a machine that does nothing else has 1.
+        netns_cookie: u64::MAX,
         stamp: STAMP,
         ifindex: 7,
         unknown_source,
