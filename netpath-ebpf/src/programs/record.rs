@@ -92,19 +92,22 @@ pub(crate) fn sums(skb: *mut __sk_buff) -> Option<(u64, u32)> {
 /// tell.
 #[inline(always)]
 pub(crate) fn cookie(skb: *mut __sk_buff) -> Option<u64> {
-    match globals::cookie_by() {
-        // SAFETY: The context is valid; the pointer is only compared with null.
-        cookie_by::HELPER if unsafe { (*skb).__bindgen_anon_2.sk }.is_null() => None,
-        // SAFETY: As above.
-        cookie_by::HELPER => Some(unsafe { bpf_get_netns_cookie(skb.cast()) }),
-        cookie_by::TYPES => {
-            let socket = Typed(read!(Typed::of(skb)?, globals::skb_socket(), "u64"));
-            if socket.0 == 0 {
-                return None;
-            }
-            let netns = Typed(read!(socket, globals::socket_netns(), "u64"));
-            Some(read!(netns, globals::netns_cookie(), "u64"))
-        }
-        _ => None,
+    let by = globals::cookie_by();
+    if by == cookie_by::NOTHING {
+        return None;
     }
+    if by == cookie_by::TYPES {
+        let socket = Typed(read!(Typed::of(skb)?, globals::skb_socket(), "u64"));
+        if socket.0 == 0 {
+            return None;
+        }
+        let netns = Typed(read!(socket, globals::socket_netns(), "u64"));
+        return Some(read!(netns, globals::netns_cookie(), "u64"));
+    }
+    // SAFETY: The context is valid; the pointer is only compared with null.
+    if unsafe { (*skb).__bindgen_anon_2.sk }.is_null() {
+        return None;
+    }
+    // SAFETY: As above.
+    Some(unsafe { bpf_get_netns_cookie(skb.cast()) })
 }
