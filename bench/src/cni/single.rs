@@ -240,6 +240,7 @@ fn file_system(directory: &Path) -> Result<String> {
         text.trim().split_once(' ').context("findmnt knows no mount of the bench's directory")?;
     let device = source.trim().rsplit('/').next().unwrap_or_default();
     let journals = fs::read_dir("/proc/fs/jbd2").into_iter().flatten().flatten();
-    let journaled = journals.into_iter().any(|it| it.file_name().to_string_lossy().starts_with(device));
+    let journaled =
+        journals.into_iter().any(|it| it.file_name().to_string_lossy().starts_with(&format!("{device}-")));
     Ok(format!("{kind}{}", if kind == "ext4" && !journaled { " without a journal" } else { "" }))
 }
