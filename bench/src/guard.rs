@@ -100,11 +100,15 @@ fn end_processes(name: &str) -> usize {
     told.filter(|number| kill(Pid::from_raw(number.cast_signed()), Signal::SIGKILL).is_ok()).count()
 }
 
-/// Whether an environment has a path of the run called `name`.
+/// Whether an environment says that its process works on the run called `name`: where a plugin finds its node or its pod. What people's
+/// shells remember of directories says nothing.
 fn is_told_of(environment: &[u8], name: &str) -> bool {
-    let ends = |rest: &&[u8]| matches!(rest.first(), Some(b'/' | b'-' | 0));
-    let begun = environment.windows(name.len() + 1).filter(|part| part.starts_with(name.as_bytes()));
-    begun.map(|part| &part[name.len()..]).any(|rest| ends(&rest))
+    let variables = environment.split(|byte| *byte == 0);
+    let places = variables.filter(|it| it.starts_with(b"NETPATH_ROOT=") || it.starts_with(b"CNI_NETNS="));
+    let mut parts = places.flat_map(|place| place.split(|byte| *byte == b'/'));
+    parts.any(|part| {
+        part.strip_prefix(name.as_bytes()).is_some_and(|rest| matches!(rest.first(), None | Some(b'-')))
+    })
 }
 
 /// Takes away what is called `name`. Whether nothing is left.
@@ -159,12 +163,16 @@ mod tests {
 
     #[test]
     fn who_is_told_of_a_run_by_a_path_is_told_from_all_others() {
-        for told in
-            ["A=b\0NETPATH_ROOT=/tmp/npbench-12/node1\0", "N=/run/netns/npbench-12-pod3\0", "N=npbench-12\0"]
-        {
+        for told in ["A=b\0NETPATH_ROOT=/tmp/npbench-12/node1\0", "CNI_NETNS=/run/netns/npbench-12-pod3\0"] {
             assert!(is_told_of(told.as_bytes(), "npbench-12"), "{told:?}");
         }
-        for other in ["", "NETPATH_ROOT=/tmp/npbench-123/node1\0", "A=npbench-1\0", "A=npbench-12"] {
+        for other in [
+            "",
+            "NETPATH_ROOT=/tmp/npbench-123/node1\0",
+            "CNI_NETNS=/run/netns/npbench-1-pod3\0",
+            "OLDPWD=/tmp/npbench-12/node1\0",
+            "NETPATH_BENCH_GUARDS=npbench-12\0",
+        ] {
             assert!(!is_told_of(other.as_bytes(), "npbench-12"), "{other:?}");
         }
     }
