@@ -103,6 +103,11 @@ pub(crate) fn cookie(skb: *mut __sk_buff) -> Option<u64> {
             return None;
         }
         let netns = Typed(read!(socket, globals::socket_netns(), "u64"));
+        // No socket is without one, but a kernel built by clang says of this pointer that RCU guards it, and from 6.4 on nobody
+        // may read behind such a pointer unasked.
+        if netns.0 == 0 {
+            return None;
+        }
         return Some(read!(netns, globals::netns_cookie(), "u64"));
     }
     // SAFETY: The context is valid; the pointer is only compared with null.

@@ -69,12 +69,17 @@ pub(super) fn all_reads(layout: &Layout) -> Vec<u64> {
 /// A program that goes from the record to the cookie of the frame's network namespace.
 pub(super) fn walk_to_cookie(layout: &Layout) -> Vec<u64> {
     let Origin { socket, netns, cookie } = layout.origin;
-    // Each load is behind what the one before it found. A frame may have no socket, which the verifier knows.
-    let behind = [as_programs_do(LONG, netns, 1), as_programs_do(LONG, cookie, 1)];
-    let behind = behind.as_flattened();
-    let over = i16::try_from(behind.len()).unwrap_or(i16::MAX);
-    let unless_none = [instruction(JUMP_IF, 1, 0, over, 0)];
-    program(layout.cast, &[&as_programs_do(LONG, socket, 0)[..], &unless_none, behind].concat())
+    // Each load is behind what the one before it found. The verifier knows that a frame may have no socket, and has to be told that
+    // a socket has a namespace where clang has tagged that pointer as guarded by RCU.
+    let behind = unless_none(&as_programs_do(LONG, cookie, 1));
+    let behind = unless_none(&[&as_programs_do(LONG, netns, 1)[..], &behind].concat());
+    program(layout.cast, &[&as_programs_do(LONG, socket, 0)[..], &behind].concat())
+}
+
+/// These instructions, and before them a jump over them for register 1 being null.
+fn unless_none(instructions: &[u64]) -> Vec<u64> {
+    let over = i16::try_from(instructions.len()).unwrap_or(i16::MAX);
+    [&[instruction(JUMP_IF, 1, 0, over, 0)], instructions].concat()
 }
 
 /// A load of what is `at` bytes behind what register `from` points to, into register 1, by way of registers 2 and 3.
@@ -144,8 +149,14 @@ mod tests {
 
     #[test]
     fn a_program_goes_from_each_record_to_the_next() {
-        let behind = [load(0x79, 48, 1), load(0x79, 96, 1)];
-        let expected = [&load(0x79, 24, 0)[..], &[[0x15, 1, 8, 0, 0, 0, 0, 0]], behind.as_flattened()];
+        let unless_none = |over| [[0x15, 1, over, 0, 0, 0, 0, 0]];
+        let expected = [
+            &load(0x79, 24, 0)[..],
+            &unless_none(9),
+            &load(0x79, 48, 1),
+            &unless_none(4),
+            &load(0x79, 96, 1),
+        ];
         assert_eq!(between(walk_to_cookie(&LAYOUT)), expected.concat());
     }
 }
