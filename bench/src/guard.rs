@@ -14,11 +14,8 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use nix::{
-    mount::{MntFlags, umount2},
-    sys::signal::{Signal, kill},
-    unistd::Pid,
-};
+use nix::mount::{MntFlags, umount2};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 /// Tells the second process whose guard it is.
 const VARIABLE: &str = "NETPATH_BENCH_GUARDS";
@@ -93,11 +90,16 @@ pub(crate) fn serve() -> bool {
 fn end_processes(name: &str) -> usize {
     let own = std::process::id();
     let numbers = entries(Path::new("/proc")).filter_map(|entry| entry.parse::<u32>().ok());
-    let told = numbers.filter(|number| {
-        let environment = fs::read(format!("/proc/{number}/environ")).unwrap_or_default();
-        *number != own && is_told_of(&environment, name)
-    });
-    told.filter(|number| kill(Pid::from_raw(number.cast_signed()), Signal::SIGKILL).is_ok()).count()
+    let ended = numbers.filter(|number| *number != own && end_if_told(*number, name).is_some_and(|it| it));
+    ended.count()
+}
+
+/// Ends the process with this number, if it works on the run called `name`. Its handle is there first: should the number become another's
+/// meanwhile, that one is not ended.
+fn end_if_told(number: u32, name: &str) -> Option<bool> {
+    let process = pidfd_open(Pid::from_raw(number.cast_signed())?, PidfdFlags::empty()).ok()?;
+    let environment = fs::read(format!("/proc/{number}/environ")).ok()?;
+    Some(is_told_of(&environment, name) && pidfd_send_signal(process, Signal::KILL).is_ok())
 }
 
 /// Whether an environment says that its process works on the run called `name`: where a plugin finds its node or its pod. What people's

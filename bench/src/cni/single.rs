@@ -1,8 +1,9 @@
 //! One pod at a time: every case once a round.
 
-use std::{fs, io::Write as _, path::Path, process::Command};
+use std::{fs, io::Write as _, os::unix::fs::MetadataExt as _, path::Path, process::Command};
 
 use anyhow::{Context as _, Result};
+use nix::sys::stat::{major, minor};
 
 use super::{
     call::{Call, timed},
@@ -233,14 +234,16 @@ fn record(lab: &Lab, found: &[Found], figures: &mut Figures) -> Result<()> {
 /// The file system that a directory is on. ext4 without a journal reads all that was deleted within a minute to make a file.
 fn file_system(directory: &Path) -> Result<String> {
     let mut command = Command::new("findmnt");
-    command.args(["--noheadings", "--output", "FSTYPE,SOURCE", "--target"]).arg(directory);
+    command.args(["--noheadings", "--output", "FSTYPE", "--target"]).arg(directory);
     let output = command.output().context("cannot start findmnt")?;
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    let (kind, source) =
-        text.trim().split_once(' ').context("findmnt knows no mount of the bench's directory")?;
-    let device = source.trim().rsplit('/').next().unwrap_or_default();
+    let kind = text.lines().next_back().context("findmnt knows no mount of the bench's directory")?.trim();
+    // By what the kernel calls the device: a mount may name it by a path of its own.
+    let device = fs::metadata(directory)?.dev();
+    let device =
+        fs::canonicalize(format!("/sys/dev/block/{}:{}", major(device), minor(device))).unwrap_or_default();
+    let journal = format!("{}-", device.file_name().unwrap_or_default().to_string_lossy());
     let journals = fs::read_dir("/proc/fs/jbd2").into_iter().flatten().flatten();
-    let journaled =
-        journals.into_iter().any(|it| it.file_name().to_string_lossy().starts_with(&format!("{device}-")));
-    Ok(format!("{kind}{}", if kind == "ext4" && !journaled { " without a journal" } else { "" }))
+    let is_journaled = journals.into_iter().any(|it| it.file_name().to_string_lossy().starts_with(&journal));
+    Ok(format!("{kind}{}", if kind == "ext4" && !is_journaled { " without a journal" } else { "" }))
 }

@@ -19,7 +19,7 @@ use crate::{
             Hook,
             attach::{self, HookState, Via},
             maps::{Fill, Maps, text},
-            object,
+            object, told,
             trees::Trees,
         },
         ethtool,
@@ -194,8 +194,8 @@ impl Status {
             status.notes.extend(shown.notes(here));
             status.masters.push(shown);
         }
-        if !object::reads_frames()? {
-            status.notes.push(object::UNREAD.to_owned());
+        if !told::reads_frames()? {
+            status.notes.push(told::UNREAD.to_owned());
         }
         let addresses = node.addresses(None)?;
         for row in &view.endpoints {

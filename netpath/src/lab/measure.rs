@@ -22,7 +22,7 @@ use super::{
 };
 use crate::{
     kernel::{
-        bpf::{events::Consumer, maps::Maps, object},
+        bpf::{events::Consumer, maps::Maps, told},
         netlink::Netlink,
         netns::Netns,
     },
@@ -81,7 +81,7 @@ impl<'a> Bench<'a> {
         let gateway = Netlink::in_netns(&Netns::open(&world.netns(Host::Gateway))?)?.link_by_name("lan")?.mac;
         let gateway =
             gateway.ok_or(LabError::Uncounted { pod: Host::Gateway.name(), what: "MAC address" })?;
-        Ok(Self { world, maps, events, tap, gateway, told: object::has_netns_cookie()? })
+        Ok(Self { world, maps, events, tap, gateway, told: told::has_netns_cookie()? })
     }
 
     /// Asks the question of `row` from the pod `attached`.

@@ -27,7 +27,7 @@ use runtime::Attached;
 use tools::Signals;
 use world::{Host, World};
 
-use crate::kernel::bpf::{attach, object};
+use crate::kernel::bpf::{attach, told};
 
 /// What is asked for.
 #[derive(Clone, Copy, Debug)]
@@ -115,7 +115,7 @@ fn phases() -> Result<[Phase; 2], LabError> {
 
 fn ask_all(world: &World, signals: &Signals, keep: bool) -> Result<Report, LabError> {
     let [without, with] = phases()?;
-    let rows = rows(object::has_netns_cookie()?);
+    let rows = rows(told::has_netns_cookie()?);
     let mut bench = None;
     let mut promisc = true;
 

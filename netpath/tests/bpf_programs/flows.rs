@@ -4,7 +4,7 @@ use netpath::kernel::{
     bpf::{
         Hook,
         maps::{EVENT_BURST, Maps, MapsError},
-        object,
+        told,
     },
     netns,
 };
@@ -110,7 +110,7 @@ fn every_bit_that_tells_a_flow_is_compared() {
             let used = rows.iter().map(|row| row.expect("a row")).enumerate().filter(|(_, row)| row[0] != 0);
             let used: Vec<(usize, [u64; 8])> = used.collect();
             // A test run gives its frames a socket: who sent it is remembered as well, where the kernel tells that.
-            let told = hook == Hook::Ingress && object::has_netns_cookie().expect("a probe");
+            let told = hook == Hook::Ingress && told::has_netns_cookie().expect("a probe");
             assert_eq!(used.len(), if told { 2 } else { 1 }, "{}", hook.name());
             for (index, row) in used {
                 let index = u32::try_from(index).expect("an index");
@@ -448,7 +448,7 @@ fn a_row_that_changes_or_goes_takes_its_flows_along() {
 fn a_namespace_that_begins_to_answer_for_itself_ends_what_was_known() {
     let (mut node, row) = node();
     // A kernel that does not tell cookies cannot tell the two apart.
-    let told = object::has_netns_cookie().expect("a probe");
+    let told = told::has_netns_cookie().expect("a probe");
     let cookie = netns::cookie().expect("Linux 5.14");
     node.set(POD_MAC, &Endpoint { cookie: cookie + 1, ..row });
     let frame = usual(Hook::Egress);

@@ -4,7 +4,7 @@
 use std::net::{IpAddr, Ipv4Addr};
 
 use netpath::kernel::{
-    bpf::{Hook, object},
+    bpf::{Hook, told},
     netns,
 };
 use netpath_ebpf::{
@@ -55,7 +55,7 @@ fn scene(pod_mode: u8) -> Scene {
             .expect("claim");
     }
     node.maps.set_claim(MASTER, "10.12.34.0/24".parse().expect("prefix"), claim::LOCAL).expect("claim");
-    Scene { node, pod, sibling, cookie, told: object::has_netns_cookie().expect("a probe") }
+    Scene { node, pod, sibling, cookie, told: told::has_netns_cookie().expect("a probe") }
 }
 
 impl Scene {

@@ -13,7 +13,7 @@ use std::{
 };
 
 use aya::{
-    Ebpf,
+    Ebpf, EbpfLoader,
     programs::{
         Program, ProgramError, ProgramInfo, SchedClassifier, TcAttachType, Xdp,
         links::{FdLink, PinnedLink},
@@ -29,6 +29,7 @@ use super::{
     object::{self, Settings},
     pins::{self, link_pin, make_parent, program_pin, remove_file, unpin},
     selftest, swap, sys,
+    told::{self, Told},
 };
 
 /// A master and how its programs shall be attached.
@@ -231,7 +232,16 @@ pub struct Programs {
 impl Programs {
     /// Loads the programs of these hooks.
     pub fn load(target: &Target<'_>, hooks: &[Hook]) -> Result<Self, BpfError> {
-        let mut object = object::load(target.pins, target.settings, target.id, target.cpus)?;
+        told::with_what_is_known(|loader, told| Self::load_by(loader, told, target, hooks))
+    }
+
+    fn load_by(
+        loader: EbpfLoader<'_>,
+        told: &Told,
+        target: &Target<'_>,
+        hooks: &[Hook],
+    ) -> Result<Self, BpfError> {
+        let mut object = object::load_by(loader, told, target.pins, target.settings, target.id, target.cpus)?;
         if let Some(hook) = hooks.iter().find(|hook| object.program(hook.name()).is_none()) {
             return Err(BpfError::Missing { program: hook.name() });
         }

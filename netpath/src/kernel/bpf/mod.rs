@@ -21,6 +21,7 @@ pub mod skb;
 pub mod support;
 pub mod swap;
 pub mod sys;
+pub mod told;
 pub mod tree;
 pub mod trees;
 pub mod zones;

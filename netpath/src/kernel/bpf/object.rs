@@ -2,29 +2,26 @@
 
 use std::{
     hash::{DefaultHasher, Hasher},
-    io::ErrorKind,
     os::fd::AsFd,
-    panic::resume_unwind,
     path::Path,
-    thread,
 };
 
 use aya::{
     Ebpf, EbpfError, EbpfLoader,
     maps::{MapData, MapInfo},
-    programs::{Program, ProgramType},
-    sys::{BpfHelper, is_helper_supported},
+    programs::Program,
 };
 use aya_obj::Object;
-use netpath_ebpf::abi::{ABI_VERSION, MAX_MASTERS, ZONE_PORT_SETS, ZONE_RULES, cookie_by, flow_bits};
+use netpath_ebpf::abi::{ABI_VERSION, MAX_MASTERS, ZONE_PORT_SETS, ZONE_RULES, flow_bits};
 use serde::Deserialize;
 
 use super::{
-    BpfError, Hook, cast, links,
+    BpfError, Hook,
     maps::{self, EVENTS, Maps, NAMES, UNOPENED, pin_of},
     pins::{recover_maps, remove_maps, remove_pins},
-    skb::{self, Layout, Origin},
-    support, sys, tree,
+    support, sys,
+    told::{self, Told},
+    tree,
     trees::{self, Trees},
 };
 
@@ -213,13 +210,20 @@ fn page() -> u32 {
 ///
 /// The programs are parsed, not yet in the kernel.
 pub fn load(pins: &Path, settings: &Settings, master: u16, cpus: u32) -> Result<Ebpf, BpfError> {
-    // Both read all types of the kernel, each for itself.
-    let (told, mut loader) = thread::scope(|scope| {
-        let told = scope.spawn(Told::find);
-        let loader = EbpfLoader::new();
-        (told.join().unwrap_or_else(|panic| resume_unwind(panic)), loader)
-    });
-    let told = told?;
+    told::with_what_is_known(|loader, told| load_by(loader, told, pins, settings, master, cpus))
+}
+
+/// The same by what is known of this kernel.
+pub(super) fn load_by(
+    loader: EbpfLoader<'_>,
+    told: &Told,
+    pins: &Path,
+    settings: &Settings,
+    master: u16,
+    cpus: u32,
+) -> Result<Ebpf, BpfError> {
+    // It borrows what follows.
+    let mut loader = loader;
     let row = maps::master(pins, master)?;
     let mark = row.map_or(0, |row| reject_mark(row.stamp));
     let host_mac = row.map_or(0, |row| u64::from_ne_bytes(row.host_macs[0]));
@@ -234,9 +238,7 @@ pub fn load(pins: &Path, settings: &Settings, master: u16, cpus: u32) -> Result<
     for (name, rows) in sizes(settings, cpus) {
         loader.map_max_entries(name, rows);
     }
-    loader
-        .load(&cast::put(bytes()?, told.layout.cast))
-        .map_err(|source| BpfError::Load { source: Box::new(source) })
+    told.parse(&mut loader)
 }
 
 /// How many rows each CPU has of the pinned `flows`, as a power of two: an older build may have made it.
@@ -266,87 +268,6 @@ pub fn reject_mark(stamp: u64) -> u32 {
     u32::from_be_bytes([a, b, c, d]).max(1)
 }
 
-/// Whether TC programs learn from which network namespace a frame was sent.
-pub fn has_netns_cookie() -> Result<bool, BpfError> {
-    Ok(cookie_by(&readable()?)? != cookie_by::NOTHING)
-}
-
-/// What programs are told of the kernel that runs.
-struct Told {
-    /// What they read of its record of a frame: nothing where they may read it neither by its type nor as the kernel's memory, as before
-    /// Linux 6.2 below lockdown's `confidentiality`.
-    layout: Layout,
-    /// One of [`cookie_by`].
-    cookie_by: u32,
-}
-
-impl Told {
-    fn find() -> Result<Self, BpfError> {
-        let layout = readable()?;
-        if layout == Layout::default() {
-            tracing::warn!("{UNREAD}");
-        }
-        Ok(Self { layout, cookie_by: cookie_by(&layout)? })
-    }
-
-    fn to<'a>(&'a self, loader: &mut EbpfLoader<'a>) {
-        let Layout { sums, summed, checksum, head, network, cast, origin } = &self.layout;
-        loader
-            .override_global("SKB_SUMS", sums, true)
-            .override_global("SKB_SUMMED", summed, true)
-            .override_global("SKB_CHECKSUM", checksum, true)
-            .override_global("SKB_HEAD", head, true)
-            .override_global("SKB_NETWORK", network, true)
-            .override_global("HAVE_SKB_TYPE", if *cast == 0 { &0u32 } else { &1u32 }, true)
-            .override_global("COOKIE_BY", &self.cookie_by, true)
-            .override_global("SKB_SOCKET", &origin.socket, true)
-            .override_global("SOCKET_NETNS", &origin.netns, true)
-            .override_global("NETNS_COOKIE", &origin.cookie, true);
-    }
-}
-
-/// How TC programs learn the cookie of a frame's network namespace. Both take as long; the helper is a promise of the kernel's, and its
-/// types are there seven releases longer.
-fn cookie_by(layout: &Layout) -> Result<u32, BpfError> {
-    let has_helper = is_helper_supported(ProgramType::SchedClassifier, BpfHelper::BPF_FUNC_get_netns_cookie)
-        .map_err(|source| BpfError::Probe { source: Box::new(source) })?;
-    let is_told = layout.cast != 0 && layout.origin != Origin::default();
-    Ok(match () {
-        () if has_helper => cookie_by::HELPER,
-        () if is_told && is_taken(&cast::walk_to_cookie(layout)) => cookie_by::TYPES,
-        () => cookie_by::NOTHING,
-    })
-}
-
-/// Whether the kernel takes a program of TC.
-fn is_taken(instructions: &[u64]) -> bool {
-    // The verifier stops for a signal.
-    const TRIES: usize = 5;
-    let tries = (0..TRIES).map(|_| links::load_classifier(c"netpath_probe", instructions));
-    let done =
-        tries.skip_while(|made| made.as_ref().is_err_and(|error| error.kind() == ErrorKind::WouldBlock));
-    done.map(|made| made.is_ok()).next().unwrap_or(false)
-}
-
-fn readable() -> Result<Layout, BpfError> {
-    let found = skb::layout()?;
-    if found.cast != 0 && is_taken(&cast::all_reads(&found)) {
-        return Ok(found);
-    }
-    let may_read = is_helper_supported(ProgramType::SchedClassifier, BpfHelper::BPF_FUNC_probe_read_kernel)
-        .map_err(|source| BpfError::Probe { source: Box::new(source) })?;
-    Ok(if may_read { Layout { cast: 0, ..found } } else { Layout::default() })
-}
-
-/// What people are told where programs do not read the kernel's record of a frame.
-pub const UNREAD: &str = "this kernel does not let programs see what it will still do to a frame: where a pod has a checksum written and \
-                          how a frame is cut is not checked (docs/threat-model.md, 29)";
-
-/// Whether the programs of this kernel read its record of a frame.
-pub fn reads_frames() -> Result<bool, BpfError> {
-    Ok(readable()? != Layout::default())
-}
-
 /// What the kernel's verifier said of a program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Verified {
@@ -356,33 +277,35 @@ pub struct Verified {
     pub verified: u32,
     /// Bytes of the translated program.
     pub translated: u32,
+    /// By what TC programs learn from which network namespace a frame was sent: `helper`, `types` or `nothing`.
+    pub netns_cookie: &'static str,
 }
 
 /// Loads every program into maps of this process alone and says what the verifier made of it.
 pub fn verify() -> Result<Vec<Verified>, BpfError> {
     support::check()?;
-    let told = Told::find()?;
-    let mut loader = EbpfLoader::new();
-    told.to(&mut loader);
-    // Any mark: with none the verifier would not look at what answers denied packets.
-    loader.override_global("REJECT_MARK", &1u32, true);
-    let mut object = loader
-        .load(&cast::put(bytes()?, told.layout.cast))
-        .map_err(|source| BpfError::Load { source: Box::new(source) })?;
-    let mut found = Vec::new();
-    for hook in Hook::ALL {
-        let refused = |source| BpfError::Program { program: hook.name(), source: Box::new(source) };
-        let program = object.program_mut(hook.name()).ok_or(BpfError::Missing { program: hook.name() })?;
-        let info = match program {
-            Program::SchedClassifier(program) => program.load().and_then(|()| program.info()),
-            Program::Xdp(program) => program.load().and_then(|()| program.info()),
-            _ => return Err(BpfError::Missing { program: hook.name() }),
-        };
-        let info = info.map_err(refused)?;
-        let verified = info.verified_instruction_count().unwrap_or(0);
-        found.push(Verified { hook, verified, translated: info.size_translated().unwrap_or(0) });
-    }
-    Ok(found)
+    told::with_what_is_known(|loader, told| {
+        let mut loader = loader;
+        told.to(&mut loader);
+        // Any mark: with none the verifier would not look at what answers denied packets.
+        loader.override_global("REJECT_MARK", &1u32, true);
+        let mut object = told.parse(&mut loader)?;
+        Hook::ALL.into_iter().map(|hook| verified(&mut object, hook, told)).collect()
+    })
+}
+
+fn verified(object: &mut Ebpf, hook: Hook, told: &Told) -> Result<Verified, BpfError> {
+    let refused = |source| BpfError::Program { program: hook.name(), source: Box::new(source) };
+    let program = object.program_mut(hook.name()).ok_or(BpfError::Missing { program: hook.name() })?;
+    let info = match program {
+        Program::SchedClassifier(program) => program.load().and_then(|()| program.info()),
+        Program::Xdp(program) => program.load().and_then(|()| program.info()),
+        _ => return Err(BpfError::Missing { program: hook.name() }),
+    };
+    let info = info.map_err(refused)?;
+    let verified = info.verified_instruction_count().unwrap_or(0);
+    let translated = info.size_translated().unwrap_or(0);
+    Ok(Verified { hook, verified, translated, netns_cookie: told.netns_cookie() })
 }
 
 /// CPUs the kernel may ever bring up: the index of per-CPU slots stays below it.

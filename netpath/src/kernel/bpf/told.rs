@@ -1,0 +1,200 @@
+//! What programs are told of the kernel that runs: what they may read of a frame that no helper tells, and how.
+
+use std::{
+    io::{self, ErrorKind},
+    panic::resume_unwind,
+    thread,
+};
+
+use aya::{
+    Ebpf, EbpfLoader,
+    programs::{ProgramError, ProgramType},
+    sys::{BpfHelper, is_helper_supported},
+};
+use netpath_ebpf::abi::cookie_by;
+
+use super::{
+    BpfError, cast, links,
+    object::bytes,
+    skb::{self, Layout, Origin},
+};
+
+/// What programs are told of the kernel that runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Told {
+    /// What they read of its record of a frame: nothing where they may read it neither by its type nor as the kernel's memory, as before
+    /// Linux 6.2 below lockdown's `confidentiality`.
+    layout: Layout,
+    /// One of [`cookie_by`].
+    cookie_by: u32,
+}
+
+impl Told {
+    fn find() -> Result<Self, BpfError> {
+        let layout = readable()?;
+        if layout == Layout::default() {
+            tracing::warn!("{UNREAD}");
+        }
+        Ok(Self { layout, cookie_by: cookie_by(&layout)? })
+    }
+
+    /// Has the loader write it into the programs.
+    pub(super) fn to<'a>(&'a self, loader: &mut EbpfLoader<'a>) {
+        let Layout { sums, summed, checksum, head, network, cast, origin } = &self.layout;
+        loader
+            .override_global("SKB_SUMS", sums, true)
+            .override_global("SKB_SUMMED", summed, true)
+            .override_global("SKB_CHECKSUM", checksum, true)
+            .override_global("SKB_HEAD", head, true)
+            .override_global("SKB_NETWORK", network, true)
+            .override_global("HAVE_SKB_TYPE", if *cast == 0 { &0u32 } else { &1u32 }, true)
+            .override_global("COOKIE_BY", &self.cookie_by, true)
+            .override_global("SKB_SOCKET", &origin.socket, true)
+            .override_global("SOCKET_NETNS", &origin.netns, true)
+            .override_global("NETNS_COOKIE", &origin.cookie, true);
+    }
+
+    /// By what TC programs learn the cookie of a frame's network namespace.
+    pub(super) const fn netns_cookie(&self) -> &'static str {
+        match self.cookie_by {
+            cookie_by::HELPER => "helper",
+            cookie_by::TYPES => "types",
+            _ => "nothing",
+        }
+    }
+
+    /// Parses this binary's object with the call by which this kernel gives out its record.
+    pub(super) fn parse(&self, loader: &mut EbpfLoader<'_>) -> Result<Ebpf, BpfError> {
+        let object = loader.load(&cast::put(bytes()?, self.layout.cast));
+        object.map_err(|source| BpfError::Load { source: Box::new(source) })
+    }
+}
+
+/// Loads programs by what is known of this kernel; by [`without_types`] if it refuses them so.
+pub(super) fn with_what_is_known<T>(
+    load: impl Fn(EbpfLoader<'_>, &Told) -> Result<T, BpfError>,
+) -> Result<T, BpfError> {
+    // Both read all types of the kernel, each for itself.
+    let (told, loader) = thread::scope(|scope| {
+        let told = scope.spawn(Told::find);
+        let loader = EbpfLoader::new();
+        (told.join().unwrap_or_else(|panic| resume_unwind(panic)), loader)
+    });
+    let told = told?;
+    let loaded = load(loader, &told);
+    match without_types(&told, &loaded) {
+        Some(told) => load(EbpfLoader::new(), &told),
+        None => loaded,
+    }
+}
+
+/// What to tell programs once more that were refused: a kernel may take the way to a cookie in a program that does nothing else, and
+/// not among all that these do. Better they know less of a frame than that nobody is policed.
+fn without_types<T>(told: &Told, loaded: &Result<T, BpfError>) -> Option<Told> {
+    match loaded {
+        Err(error @ BpfError::Program { .. }) if told.cookie_by == cookie_by::TYPES => {
+            tracing::warn!(error = error as &dyn std::error::Error, "{UNKNOWN_SENDERS}");
+            Some(Told { cookie_by: cookie_by::NOTHING, ..*told })
+        }
+        _ => None,
+    }
+}
+
+/// Whether TC programs learn from which network namespace a frame was sent.
+pub fn has_netns_cookie() -> Result<bool, BpfError> {
+    Ok(Told::find()?.cookie_by != cookie_by::NOTHING)
+}
+
+/// How TC programs learn the cookie of a frame's network namespace. Both take as long; the helper is a promise of the kernel's, and its
+/// types are there seven releases longer.
+fn cookie_by(layout: &Layout) -> Result<u32, BpfError> {
+    let has_helper = is_helper_supported(ProgramType::SchedClassifier, BpfHelper::BPF_FUNC_get_netns_cookie)
+        .map_err(|source| BpfError::Probe { source: Box::new(source) })?;
+    let is_told = layout.cast != 0 && layout.origin != Origin::default();
+    Ok(match () {
+        () if has_helper => cookie_by::HELPER,
+        () if is_told && is_taken(&cast::walk_to_cookie(layout))? => cookie_by::TYPES,
+        () => cookie_by::NOTHING,
+    })
+}
+
+/// Whether the kernel takes a program of TC.
+fn is_taken(instructions: &[u64]) -> Result<bool, BpfError> {
+    // The verifier stops for a signal.
+    const TRIES: usize = 5;
+    let tries = (0..TRIES).map(|_| links::load_classifier(c"netpath_probe", instructions).map(drop));
+    let mut done =
+        tries.skip_while(|made| made.as_ref().is_err_and(|error| error.kind() == ErrorKind::WouldBlock));
+    answer(done.next().unwrap_or_else(|| Err(ErrorKind::WouldBlock.into())))
+}
+
+/// What a kernel that was given a program has said of it. There are many numbers for a refusal, and few for not having looked.
+fn answer(made: io::Result<()>) -> Result<bool, BpfError> {
+    match made {
+        Ok(()) => Ok(true),
+        Err(source)
+            if matches!(
+                source.kind(),
+                ErrorKind::WouldBlock | ErrorKind::Interrupted | ErrorKind::OutOfMemory
+            ) || matches!(source.raw_os_error(), Some(libc::EMFILE | libc::ENFILE)) =>
+        {
+            Err(BpfError::Probe { source: Box::new(ProgramError::IOError(source)) })
+        }
+        Err(_) => Ok(false),
+    }
+}
+
+fn readable() -> Result<Layout, BpfError> {
+    let found = skb::layout()?;
+    if found.cast != 0 && is_taken(&cast::all_reads(&found))? {
+        return Ok(found);
+    }
+    let may_read = is_helper_supported(ProgramType::SchedClassifier, BpfHelper::BPF_FUNC_probe_read_kernel)
+        .map_err(|source| BpfError::Probe { source: Box::new(source) })?;
+    Ok(if may_read { Layout { cast: 0, ..found } } else { Layout::default() })
+}
+
+/// What people are told where programs do not read the kernel's record of a frame.
+pub const UNREAD: &str = "this kernel does not let programs see what it will still do to a frame: where a pod has a checksum written and \
+                          how a frame is cut is not checked (docs/threat-model.md, 29)";
+
+/// What people are told where programs could not be loaded with a way to cookies that the kernel has taken alone.
+const UNKNOWN_SENDERS: &str = "this kernel refuses programs that read by its types whose namespace a frame is from; they are loaded once \
+                               more without: a borrowed MAC is told as before Linux 6.2 (docs/threat-model.md)";
+
+/// Whether the programs of this kernel read its record of a frame.
+pub fn reads_frames() -> Result<bool, BpfError> {
+    Ok(readable()? != Layout::default())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_refusal_of_a_way_by_types_is_tried_again() {
+        let told = |cookie_by| Told { layout: Layout::default(), cookie_by };
+        let refused = || {
+            let source = ProgramError::AlreadyLoaded;
+            Err::<(), _>(BpfError::Program { program: "ingress", source: Box::new(source) })
+        };
+        let by_types = told(cookie_by::TYPES);
+        assert_eq!(without_types(&by_types, &refused()), Some(told(cookie_by::NOTHING)));
+        assert_eq!(without_types(&by_types, &Ok(())), None);
+        assert_eq!(without_types(&by_types, &Err::<(), _>(BpfError::NoObject)), None);
+        for other in [cookie_by::HELPER, cookie_by::NOTHING] {
+            assert_eq!(without_types(&told(other), &refused()), None);
+        }
+    }
+
+    #[test]
+    fn a_kernel_that_could_not_look_has_not_refused() {
+        for number in [libc::EINVAL, libc::EACCES, libc::EPERM, libc::E2BIG, libc::ENOENT, 524] {
+            assert!(matches!(answer(Err(io::Error::from_raw_os_error(number))), Ok(false)), "{number}");
+        }
+        for number in [libc::EAGAIN, libc::EINTR, libc::ENOMEM, libc::EMFILE, libc::ENFILE] {
+            assert!(answer(Err(io::Error::from_raw_os_error(number))).is_err(), "{number}");
+        }
+        assert!(matches!(answer(Ok(())), Ok(true)));
+    }
+}
