@@ -24,6 +24,7 @@ pub mod sys;
 pub mod told;
 pub mod tree;
 pub mod trees;
+mod types;
 pub mod zones;
 
 use std::{io, path::PathBuf};

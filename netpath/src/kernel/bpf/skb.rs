@@ -6,7 +6,7 @@ use std::sync::OnceLock;
 
 use netpath_ebpf::abi::SKB_SUMS_LEN;
 
-use super::{BpfError, sys};
+use super::{BpfError, types};
 
 /// Where the record has what programs read of it. All 0, where a kernel does not describe its types, and of one that does
 /// not let programs read it: then they read nothing of it.
@@ -47,8 +47,12 @@ pub fn layout() -> Result<Layout, BpfError> {
     if let Some(found) = FOUND.get() {
         return Ok(*found);
     }
-    let types = sys::kernel_types().map_err(|source| BpfError::Types { source })?;
-    let found = types.as_deref().and_then(Types::parse).and_then(|types| types.layout()).unwrap_or_default();
+    let types = types::kernel_types().map_err(|source| BpfError::Types { source })?;
+    let found = types
+        .as_ref()
+        .and_then(|types| Types::parse(types.bytes()))
+        .and_then(|types| types.layout())
+        .unwrap_or_default();
     Ok(*FOUND.get_or_init(|| found))
 }
 

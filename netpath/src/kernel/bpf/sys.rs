@@ -90,7 +90,7 @@ fn obj_get(path: &Path) -> io::Result<OwnedFd> {
 ///
 /// `I` is the beginning of what the kernel tells of such an object, and pointers in it lead to as much memory as it
 /// says.
-unsafe fn object_info<I>(fd: &OwnedFd, info: &mut I) -> io::Result<()> {
+pub(super) unsafe fn object_info<I>(fd: &OwnedFd, info: &mut I) -> io::Result<()> {
     #[repr(C)]
     struct Attr {
         bpf_fd: u32,
@@ -213,73 +213,6 @@ pub fn program_maps(id: u32) -> io::Result<Vec<u32>> {
     // SAFETY: The beginning of `struct bpf_prog_info`; `maps` has room for as many ids as it says.
     unsafe { object_info(&fd, &mut info) }?;
     Ok(maps.into_iter().take(info.map_count as usize).collect())
-}
-
-/// What the kernel says of its own types (BTF); `None` of one that was built without.
-///
-/// From the file, where there is one: the system calls take CAP_SYS_ADMIN.
-pub fn kernel_types() -> io::Result<Option<Vec<u8>>> {
-    match std::fs::read("/sys/kernel/btf/vmlinux") {
-        Ok(types) if !types.is_empty() => return Ok(Some(types)),
-        // A container need not have it.
-        _ => {}
-    }
-    #[repr(C)]
-    struct Attr {
-        id: u32,
-        next_id: u32,
-        open_flags: u32,
-    }
-    /// `struct bpf_btf_info`.
-    #[repr(C)]
-    #[derive(Default)]
-    struct Info {
-        types: u64,
-        length: u32,
-        id: u32,
-        name: u64,
-        name_length: u32,
-        is_kernels: u32,
-    }
-    let mut id = 0;
-    loop {
-        let mut attr = Attr { id, next_id: 0, open_flags: 0 };
-        let next = std::ptr::from_mut(&mut attr);
-        // SAFETY: The layout of that command's struct, which the kernel writes the next id into.
-        let ret = unsafe { libc::syscall(libc::SYS_bpf, command::BTF_GET_NEXT_ID, next, size_of::<Attr>()) };
-        if ret != 0 {
-            let error = io::Error::last_os_error();
-            return if error.raw_os_error() == Some(libc::ENOENT) { Ok(None) } else { Err(error) };
-        }
-        id = attr.next_id;
-        let attr = Attr { id, next_id: 0, open_flags: 0 };
-        // SAFETY: As above.
-        let types = match unsafe { bpf_open(command::BTF_GET_FD_BY_ID, &attr) } {
-            Ok(types) => types,
-            // Gone in between.
-            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => continue,
-            Err(error) => return Err(error),
-        };
-        let mut name = [0u8; 16];
-        let room =
-            |name: &mut [u8; 16]| Info { name: name.as_mut_ptr() as u64, name_length: 16, ..Info::default() };
-        let mut info = room(&mut name);
-        // SAFETY: `struct bpf_btf_info`; `name` is as long as it says.
-        match unsafe { object_info(&types, &mut info) } {
-            Ok(()) => {}
-            // That of a module may have a longer name.
-            Err(error) if error.raw_os_error() == Some(libc::ENOSPC) => continue,
-            Err(error) => return Err(error),
-        }
-        if info.is_kernels == 0 || !name.starts_with(b"vmlinux\0") {
-            continue;
-        }
-        let mut data = vec![0u8; info.length as usize];
-        let mut info = Info { types: data.as_mut_ptr() as u64, length: info.length, ..room(&mut name) };
-        // SAFETY: As above; `data` is as long as it says.
-        unsafe { object_info(&types, &mut info) }?;
-        return Ok(Some(data));
-    }
 }
 
 /// Takes the program of the link pinned at `path` off its hook, at once: a link whose pin is removed lets go
@@ -506,7 +439,7 @@ pub fn is_bpffs(path: &Path) -> io::Result<bool> {
     }
 }
 
-/// A map of the kernel's memory, read-only: counters are read without a system call per value.
+/// The kernel's memory, read-only: counters are read without a system call per value.
 pub struct Mapped {
     address: *const u8,
     length: usize,
@@ -518,21 +451,29 @@ unsafe impl Send for Mapped {}
 impl Mapped {
     /// Maps the first `length` bytes of an array map made with `BPF_F_MMAPABLE`.
     pub fn new(map: impl AsFd, length: usize) -> io::Result<Self> {
+        Self::of(map, length, libc::MAP_SHARED)
+    }
+
+    /// Maps the first `length` bytes of a file; `sharing` is one of `MAP_SHARED` and `MAP_PRIVATE`.
+    pub(super) fn of(file: impl AsFd, length: usize, sharing: i32) -> io::Result<Self> {
         // SAFETY: A fresh mapping of a descriptor that is open; it is unmapped on drop.
         let address = unsafe {
-            libc::mmap(
-                std::ptr::null_mut(),
-                length,
-                libc::PROT_READ,
-                libc::MAP_SHARED,
-                map.as_fd().as_raw_fd(),
-                0,
-            )
+            libc::mmap(std::ptr::null_mut(), length, libc::PROT_READ, sharing, file.as_fd().as_raw_fd(), 0)
         };
         if address == libc::MAP_FAILED {
             return Err(io::Error::last_os_error());
         }
         Ok(Self { address: address.cast_const().cast(), length })
+    }
+
+    /// All of it.
+    ///
+    /// # Safety
+    ///
+    /// Nobody changes it.
+    pub(super) unsafe fn bytes(&self) -> &[u8] {
+        // SAFETY: As long as it is mapped; the caller's word.
+        unsafe { std::slice::from_raw_parts(self.address, self.length) }
     }
 
     /// The `index`-th value of `N` 64-bit words; `None` behind the end.
