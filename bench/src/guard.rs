@@ -15,6 +15,7 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use nix::mount::{MntFlags, umount2};
+use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 /// Tells the second process whose guard it is.
@@ -90,16 +91,23 @@ pub(crate) fn serve() -> bool {
 fn end_processes(name: &str) -> usize {
     let own = std::process::id();
     let numbers = entries(Path::new("/proc")).filter_map(|entry| entry.parse::<u32>().ok());
-    let ended = numbers.filter(|number| *number != own && end_if_told(*number, name).is_some_and(|it| it));
-    ended.count()
+    numbers.filter(|number| *number != own && end_if_told(*number, name)).count()
 }
 
 /// Ends the process with this number, if it works on the run called `name`. Its handle is there first: should the number become another's
 /// meanwhile, that one is not ended.
-fn end_if_told(number: u32, name: &str) -> Option<bool> {
-    let process = pidfd_open(Pid::from_raw(number.cast_signed())?, PidfdFlags::empty()).ok()?;
-    let environment = fs::read(format!("/proc/{number}/environ")).ok()?;
-    Some(is_told_of(&environment, name) && pidfd_send_signal(process, Signal::KILL).is_ok())
+///
+/// Returns whether it may have been there: also of one of which that could not be found out.
+fn end_if_told(number: u32, name: &str) -> bool {
+    let Some(number) = Pid::from_raw(number.cast_signed()) else { return false };
+    match pidfd_open(number, PidfdFlags::empty()) {
+        Ok(process) => {
+            let environment = fs::read(format!("/proc/{}/environ", number.as_raw_pid())).unwrap_or_default();
+            is_told_of(&environment, name) && pidfd_send_signal(process, Signal::KILL).is_ok()
+        }
+        // A thread that is not the first of its process is not to be had so, and is no process.
+        Err(error) => !matches!(error, Errno::SRCH | Errno::INVAL),
+    }
 }
 
 /// Whether an environment says that its process works on the run called `name`: where a plugin finds its node or its pod. What people's

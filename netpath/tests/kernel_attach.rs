@@ -3,22 +3,26 @@
 
 mod common;
 
+use std::cell::Cell;
+use std::io;
 use std::net::Ipv4Addr;
 use std::path::Path;
 use std::time::Duration;
 
 use aya::maps::{Array, Map, MapData};
+use aya::programs::ProgramError;
+use aya_obj::VerifierLog;
 use common::node::{
-    GATEWAY, INTERNET, MASTER, Node, OUTSIDE_MAC, Pod, WIRE, conf, crosses, pod_fence, runs_both_ways,
-    usual_via,
+    GATEWAY, INTERNET, MASTER, Node, OUTSIDE_MAC, Pod, WIRE, conf, crosses, kernel_release, pod_fence,
+    runs_both_ways, usual_via,
 };
 use common::traffic::under_traffic;
 use common::wire::{marker, udp_frame};
 use common::{NetNs, PATIENCE, eventually, run, veth};
-use netpath::kernel::bpf::Hook;
 use netpath::kernel::bpf::attach::{HookState, Via, inspect};
 use netpath::kernel::bpf::events::{Consumer, EventsError};
 use netpath::kernel::bpf::maps::{EVENT_BURST, pin_of};
+use netpath::kernel::bpf::{BpfError, Hook, object, told};
 use netpath::kernel::netlink::Netlink;
 use netpath::observe::{Direction, Event};
 use netpath::police::{self, MasterLink};
@@ -415,4 +419,31 @@ fn events_arrive_at_one_consumer_and_are_limited() {
     assert_eq!(node.counters(&pod).tx_dropped, 60, "every drop is counted, whatever becomes of its event");
     drop(consumer);
     eventually(PATIENCE, "the lock is free again", || Consumer::new(&node.root.pins(), &lock).ok());
+}
+
+/// Takes the place of a kernel that refuses whole programs that go by its types to whose namespace a frame is from: none that can be
+/// had does. The second set is the real one, in the real kernel.
+#[test]
+fn programs_that_are_refused_by_types_are_loaded_without() {
+    let refusals = Cell::new(0);
+    let loaded = told::with_what_is_known(|loader, told| {
+        if told.netns_cookie() != "types" {
+            return object::verify_by(loader, told);
+        }
+        refusals.set(refusals.get() + 1);
+        let source = ProgramError::LoadError {
+            io_error: io::Error::from_raw_os_error(libc::EACCES),
+            verifier_log: VerifierLog::new(String::new()),
+        };
+        Err(BpfError::Program { program: Hook::Ingress.name(), source: Box::new(source) })
+    });
+    let (by, expected) = match kernel_release() {
+        release if release < (6, 2) => ("nothing", 0),
+        release if release < (6, 13) => ("nothing", 1),
+        _ => ("helper", 0),
+    };
+    let loaded: Vec<_> =
+        loaded.expect("they load").iter().map(|it| (it.hook, it.verified > 0, it.netns_cookie)).collect();
+    assert_eq!(loaded, Hook::ALL.map(|hook| (hook, true, by)));
+    assert_eq!(refusals.get(), expected);
 }

@@ -240,10 +240,11 @@ fn file_system(directory: &Path) -> Result<String> {
     let kind = text.lines().next_back().context("findmnt knows no mount of the bench's directory")?.trim();
     // By what the kernel calls the device: a mount may name it by a path of its own.
     let device = fs::metadata(directory)?.dev();
-    let device =
-        fs::canonicalize(format!("/sys/dev/block/{}:{}", major(device), minor(device))).unwrap_or_default();
+    let device = fs::canonicalize(format!("/sys/dev/block/{}:{}", major(device), minor(device)));
+    let (Ok(device), Ok(journals)) = (device, fs::read_dir("/proc/fs/jbd2")) else {
+        return Ok(kind.to_owned());
+    };
     let journal = format!("{}-", device.file_name().unwrap_or_default().to_string_lossy());
-    let journals = fs::read_dir("/proc/fs/jbd2").into_iter().flatten().flatten();
-    let is_journaled = journals.into_iter().any(|it| it.file_name().to_string_lossy().starts_with(&journal));
+    let is_journaled = journals.flatten().any(|it| it.file_name().to_string_lossy().starts_with(&journal));
     Ok(format!("{kind}{}", if kind == "ext4" && !is_journaled { " without a journal" } else { "" }))
 }

@@ -103,8 +103,8 @@ pub(crate) fn cookie(skb: *mut __sk_buff) -> Option<u64> {
             return None;
         }
         let netns = Typed(read!(socket, globals::socket_netns(), "u64"));
-        // No socket is without one, but a kernel built by clang says of this pointer that RCU guards it, and from 6.4 on nobody
-        // may read behind such a pointer unasked.
+        // No socket is without one. But where the kernel's types say that RCU guards this pointer (`__rcu`, as clang writes it),
+        // the verifier has nobody read behind it unasked.
         if netns.0 == 0 {
             return None;
         }

@@ -6,6 +6,7 @@
 
 use std::borrow::Cow;
 
+use aya::sys::BpfHelper;
 use netpath_ebpf::abi::CAST_TO_KERNEL;
 
 use super::skb::{Layout, Origin};
@@ -66,11 +67,17 @@ pub(super) fn all_reads(layout: &Layout) -> Vec<u64> {
     program(layout.cast, reads.map(|(load, at)| as_programs_do(load, at, 0)).as_flattened())
 }
 
+/// A program that asks a helper for the cookie of the frame's network namespace.
+pub(super) fn ask_for_cookie() -> Vec<u64> {
+    let helper = BpfHelper::BPF_FUNC_get_netns_cookie as u32;
+    [instruction(CALL, 0, 0, 0, helper), instruction(SET, 0, 0, 0, 0), instruction(EXIT, 0, 0, 0, 0)].to_vec()
+}
+
 /// A program that goes from the record to the cookie of the frame's network namespace.
 pub(super) fn walk_to_cookie(layout: &Layout) -> Vec<u64> {
     let Origin { socket, netns, cookie } = layout.origin;
-    // Each load is behind what the one before it found. The verifier knows that a frame may have no socket, and has to be told that
-    // a socket has a namespace where clang has tagged that pointer as guarded by RCU.
+    // Each load is behind what the one before it found. The verifier knows that a frame may have no socket, and has to be shown that
+    // a socket has a namespace where the kernel's types say that RCU guards that pointer (`__rcu`, as clang writes it).
     let behind = unless_none(&as_programs_do(LONG, cookie, 1));
     let behind = unless_none(&[&as_programs_do(LONG, netns, 1)[..], &behind].concat());
     program(layout.cast, &[&as_programs_do(LONG, socket, 0)[..], &behind].concat())

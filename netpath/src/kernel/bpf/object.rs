@@ -208,7 +208,7 @@ fn page() -> u32 {
 
 /// Parses the object for the master with dense id `master` and binds it to the pinned maps.
 ///
-/// The programs are parsed, not yet in the kernel.
+/// The programs are parsed, not yet in the kernel: whoever gives them to it does so once, by what it is believed to take.
 pub fn load(pins: &Path, settings: &Settings, master: u16, cpus: u32) -> Result<Ebpf, BpfError> {
     told::with_what_is_known(|loader, told| load_by(loader, told, pins, settings, master, cpus))
 }
@@ -284,14 +284,18 @@ pub struct Verified {
 /// Loads every program into maps of this process alone and says what the verifier made of it.
 pub fn verify() -> Result<Vec<Verified>, BpfError> {
     support::check()?;
-    told::with_what_is_known(|loader, told| {
-        let mut loader = loader;
-        told.to(&mut loader);
-        // Any mark: with none the verifier would not look at what answers denied packets.
-        loader.override_global("REJECT_MARK", &1u32, true);
-        let mut object = told.parse(&mut loader)?;
-        Hook::ALL.into_iter().map(|hook| verified(&mut object, hook, told)).collect()
-    })
+    told::with_what_is_known(verify_by)
+}
+
+/// The same by what is known of this kernel.
+pub fn verify_by(loader: EbpfLoader<'_>, told: &Told) -> Result<Vec<Verified>, BpfError> {
+    // It borrows what follows.
+    let mut loader = loader;
+    told.to(&mut loader);
+    // Any mark: with none the verifier would not look at what answers denied packets.
+    loader.override_global("REJECT_MARK", &1u32, true);
+    let mut object = told.parse(&mut loader)?;
+    Hook::ALL.into_iter().map(|hook| verified(&mut object, hook, told)).collect()
 }
 
 fn verified(object: &mut Ebpf, hook: Hook, told: &Told) -> Result<Verified, BpfError> {

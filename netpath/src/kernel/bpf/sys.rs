@@ -439,7 +439,7 @@ pub fn is_bpffs(path: &Path) -> io::Result<bool> {
     }
 }
 
-/// The kernel's memory, read-only: counters are read without a system call per value.
+/// Memory of the kernel's, read-only: counters are read without a system call per value, and its types without a copy.
 pub struct Mapped {
     address: *const u8,
     length: usize,
@@ -496,7 +496,7 @@ impl Mapped {
 
 impl Drop for Mapped {
     fn drop(&mut self) {
-        // SAFETY: Mapped in `new` with this length, and nothing borrows from it.
+        // SAFETY: Mapped in `of` with this length, and nothing that borrows from it outlives it.
         unsafe { libc::munmap(self.address.cast_mut().cast(), self.length) };
     }
 }

@@ -3,6 +3,7 @@
 use std::{
     io::{self, ErrorKind},
     panic::resume_unwind,
+    sync::OnceLock,
     thread,
 };
 
@@ -14,14 +15,14 @@ use aya::{
 use netpath_ebpf::abi::cookie_by;
 
 use super::{
-    BpfError, cast, links,
-    object::bytes,
+    BpfError, Hook, cast, links,
+    object::{self, bytes},
     skb::{self, Layout, Origin},
 };
 
 /// What programs are told of the kernel that runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Told {
+pub struct Told {
     /// What they read of its record of a frame: nothing where they may read it neither by its type nor as the kernel's memory, as before
     /// Linux 6.2 below lockdown's `confidentiality`.
     layout: Layout,
@@ -55,7 +56,7 @@ impl Told {
     }
 
     /// By what TC programs learn the cookie of a frame's network namespace.
-    pub(super) const fn netns_cookie(&self) -> &'static str {
+    pub const fn netns_cookie(&self) -> &'static str {
         match self.cookie_by {
             cookie_by::HELPER => "helper",
             cookie_by::TYPES => "types",
@@ -71,10 +72,11 @@ impl Told {
 }
 
 /// Loads programs by what is known of this kernel; by [`without_types`] if it refuses them so.
-pub(super) fn with_what_is_known<T>(
+pub fn with_what_is_known<T>(
     load: impl Fn(EbpfLoader<'_>, &Told) -> Result<T, BpfError>,
 ) -> Result<T, BpfError> {
-    // Both read all types of the kernel, each for itself.
+    // Both go through all types of the kernel, each for itself; the loader copies and unpacks them, for what these programs do not ask
+    // of it.
     let (told, loader) = thread::scope(|scope| {
         let told = scope.spawn(Told::find);
         let loader = EbpfLoader::new();
@@ -90,29 +92,42 @@ pub(super) fn with_what_is_known<T>(
 
 /// What to tell programs once more that were refused: a kernel may take the way to a cookie in a program that does nothing else, and
 /// not among all that these do. Better they know less of a frame than that nobody is policed.
+///
+/// Only where the kernel has looked and said no of a program that goes that way: then it says so each time, and all hooks that are loaded
+/// later are told the same.
 fn without_types<T>(told: &Told, loaded: &Result<T, BpfError>) -> Option<Told> {
-    match loaded {
-        Err(error @ BpfError::Program { .. }) if told.cookie_by == cookie_by::TYPES => {
-            tracing::warn!(error = error as &dyn std::error::Error, "{UNKNOWN_SENDERS}");
-            Some(Told { cookie_by: cookie_by::NOTHING, ..*told })
-        }
-        _ => None,
+    let Err(BpfError::Program { program, source }) = loaded else { return None };
+    let ProgramError::LoadError { io_error, .. } = &**source else { return None };
+    if told.cookie_by != cookie_by::TYPES || *program == Hook::Xdp.name() || !has_looked(io_error) {
+        return None;
     }
+    // Not with what the verifier wrote, which is megabytes.
+    tracing::warn!(program, error = %io_error, "{UNKNOWN_SENDERS}");
+    Some(Told { cookie_by: cookie_by::NOTHING, ..*told })
 }
 
-/// Whether TC programs learn from which network namespace a frame was sent.
+/// Whether TC programs of this kernel learn from which network namespace a frame was sent.
 pub fn has_netns_cookie() -> Result<bool, BpfError> {
-    Ok(Told::find()?.cookie_by != cookie_by::NOTHING)
+    static FOUND: OnceLock<bool> = OnceLock::new();
+    if let Some(found) = FOUND.get() {
+        return Ok(*found);
+    }
+    let found = with_what_is_known(|loader, told| {
+        // Whether they do is known when they have been taken.
+        if told.cookie_by == cookie_by::TYPES {
+            object::verify_by(loader, told)?;
+        }
+        Ok(told.cookie_by != cookie_by::NOTHING)
+    })?;
+    Ok(*FOUND.get_or_init(|| found))
 }
 
 /// How TC programs learn the cookie of a frame's network namespace. Both take as long; the helper is a promise of the kernel's, and its
 /// types are there seven releases longer.
 fn cookie_by(layout: &Layout) -> Result<u32, BpfError> {
-    let has_helper = is_helper_supported(ProgramType::SchedClassifier, BpfHelper::BPF_FUNC_get_netns_cookie)
-        .map_err(|source| BpfError::Probe { source: Box::new(source) })?;
     let is_told = layout.cast != 0 && layout.origin != Origin::default();
     Ok(match () {
-        () if has_helper => cookie_by::HELPER,
+        () if is_taken(&cast::ask_for_cookie())? => cookie_by::HELPER,
         () if is_told && is_taken(&cast::walk_to_cookie(layout))? => cookie_by::TYPES,
         () => cookie_by::NOTHING,
     })
@@ -125,23 +140,19 @@ fn is_taken(instructions: &[u64]) -> Result<bool, BpfError> {
     let tries = (0..TRIES).map(|_| links::load_classifier(c"netpath_probe", instructions).map(drop));
     let mut done =
         tries.skip_while(|made| made.as_ref().is_err_and(|error| error.kind() == ErrorKind::WouldBlock));
-    answer(done.next().unwrap_or_else(|| Err(ErrorKind::WouldBlock.into())))
+    match done.next().unwrap_or_else(|| Err(ErrorKind::WouldBlock.into())) {
+        Ok(()) => Ok(true),
+        Err(error) if has_looked(&error) => Ok(false),
+        Err(error) => Err(BpfError::Probe { source: Box::new(ProgramError::IOError(error)) }),
+    }
 }
 
-/// What a kernel that was given a program has said of it. There are many numbers for a refusal, and few for not having looked.
-fn answer(made: io::Result<()>) -> Result<bool, BpfError> {
-    match made {
-        Ok(()) => Ok(true),
-        Err(source)
-            if matches!(
-                source.kind(),
-                ErrorKind::WouldBlock | ErrorKind::Interrupted | ErrorKind::OutOfMemory
-            ) || matches!(source.raw_os_error(), Some(libc::EMFILE | libc::ENFILE)) =>
-        {
-            Err(BpfError::Probe { source: Box::new(ProgramError::IOError(source)) })
-        }
-        Err(_) => Ok(false),
-    }
+/// Whether a kernel that did not take a program has looked at it. There are many numbers for a refusal, and few for not having
+/// looked.
+fn has_looked(error: &io::Error) -> bool {
+    let has_no_room = matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE));
+    let kinds = [ErrorKind::WouldBlock, ErrorKind::Interrupted, ErrorKind::OutOfMemory];
+    !has_no_room && !kinds.contains(&error.kind())
 }
 
 fn readable() -> Result<Layout, BpfError> {
@@ -159,8 +170,8 @@ pub const UNREAD: &str = "this kernel does not let programs see what it will sti
                           how a frame is cut is not checked (docs/threat-model.md, 29)";
 
 /// What people are told where programs could not be loaded with a way to cookies that the kernel has taken alone.
-const UNKNOWN_SENDERS: &str = "this kernel refuses programs that read by its types whose namespace a frame is from; they are loaded once \
-                               more without: a borrowed MAC is told as before Linux 6.2 (docs/threat-model.md)";
+const UNKNOWN_SENDERS: &str = "this kernel refuses a program that reads by its types whose namespace a frame is from; all are loaded \
+                               without: a borrowed MAC is told as before Linux 6.2 (docs/threat-model.md)";
 
 /// Whether the programs of this kernel read its record of a frame.
 pub fn reads_frames() -> Result<bool, BpfError> {
@@ -169,32 +180,43 @@ pub fn reads_frames() -> Result<bool, BpfError> {
 
 #[cfg(test)]
 mod tests {
+    use aya_obj::VerifierLog;
+
     use super::*;
+
+    fn refused(program: &'static str, number: i32) -> Result<(), BpfError> {
+        let (io_error, verifier_log) =
+            (io::Error::from_raw_os_error(number), VerifierLog::new("long".to_owned()));
+        let source = Box::new(ProgramError::LoadError { io_error, verifier_log });
+        Err(BpfError::Program { program, source })
+    }
 
     #[test]
     fn only_a_refusal_of_a_way_by_types_is_tried_again() {
         let told = |cookie_by| Told { layout: Layout::default(), cookie_by };
-        let refused = || {
-            let source = ProgramError::AlreadyLoaded;
-            Err::<(), _>(BpfError::Program { program: "ingress", source: Box::new(source) })
-        };
         let by_types = told(cookie_by::TYPES);
-        assert_eq!(without_types(&by_types, &refused()), Some(told(cookie_by::NOTHING)));
+        for program in ["ingress", "egress"] {
+            let without = without_types(&by_types, &refused(program, libc::EACCES));
+            assert_eq!(without, Some(told(cookie_by::NOTHING)));
+        }
+        assert_eq!(without_types(&by_types, &refused("xdp", libc::EACCES)), None, "it asks for none");
+        assert_eq!(without_types(&by_types, &refused("ingress", libc::EAGAIN)), None, "nobody has looked");
         assert_eq!(without_types(&by_types, &Ok(())), None);
-        assert_eq!(without_types(&by_types, &Err::<(), _>(BpfError::NoObject)), None);
+        let untried = Box::new(ProgramError::NotLoaded);
+        let untried = Err::<(), _>(BpfError::Program { program: "ingress", source: untried });
+        assert_eq!(without_types(&by_types, &untried), None);
         for other in [cookie_by::HELPER, cookie_by::NOTHING] {
-            assert_eq!(without_types(&told(other), &refused()), None);
+            assert_eq!(without_types(&told(other), &refused("ingress", libc::EACCES)), None);
         }
     }
 
     #[test]
     fn a_kernel_that_could_not_look_has_not_refused() {
         for number in [libc::EINVAL, libc::EACCES, libc::EPERM, libc::E2BIG, libc::ENOENT, 524] {
-            assert!(matches!(answer(Err(io::Error::from_raw_os_error(number))), Ok(false)), "{number}");
+            assert!(has_looked(&io::Error::from_raw_os_error(number)), "{number}");
         }
         for number in [libc::EAGAIN, libc::EINTR, libc::ENOMEM, libc::EMFILE, libc::ENFILE] {
-            assert!(answer(Err(io::Error::from_raw_os_error(number))).is_err(), "{number}");
+            assert!(!has_looked(&io::Error::from_raw_os_error(number)), "{number}");
         }
-        assert!(matches!(answer(Ok(())), Ok(true)));
     }
 }

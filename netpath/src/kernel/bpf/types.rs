@@ -5,6 +5,8 @@ use std::{
     io::{self, Read as _},
 };
 
+use nix::sys::statfs::{SYSFS_MAGIC, fstatfs};
+
 use super::sys::{Mapped, bpf_open, command, object_info};
 
 /// What the kernel says of its own types (BTF).
@@ -19,7 +21,7 @@ impl KernelTypes {
     /// The bytes, from `struct btf_header` on.
     pub(super) fn bytes(&self) -> &[u8] {
         match self {
-            // SAFETY: The kernel never changes what it says of itself.
+            // SAFETY: It is the kernel's, which never changes what it says of itself.
             Self::Mapped(mapped) => unsafe { mapped.bytes() },
             Self::Read(types) => types,
         }
@@ -29,8 +31,9 @@ impl KernelTypes {
     fn of_file() -> Option<Self> {
         let mut file = File::open("/sys/kernel/btf/vmlinux").ok()?;
         let length = usize::try_from(file.metadata().ok()?.len()).ok().filter(|length| *length > 0)?;
-        // From Linux 6.16 on, without a copy: page by page it takes as long as to load a program.
-        if let Ok(mapped) = Mapped::of(&file, length, libc::MAP_PRIVATE) {
+        // From Linux 6.16 on, without a copy of megabytes. Whatever else somebody has put there may change or become shorter.
+        let is_kernels = fstatfs(&file).is_ok_and(|file| file.filesystem_type() == SYSFS_MAGIC);
+        if is_kernels && let Ok(mapped) = Mapped::of(&file, length, libc::MAP_PRIVATE) {
             return Some(Self::Mapped(mapped));
         }
         let mut types = Vec::with_capacity(length);
