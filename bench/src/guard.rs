@@ -75,9 +75,12 @@ pub(crate) fn serve() -> bool {
     };
     // Nobody writes: it returns when the run has ended.
     let _ = io::stdin().read(&mut [0]);
+    let mut clean = 0;
     for _ in 0..50 {
-        // Who was still at work may have made one more thing, or have started one more process.
-        if end_processes(&name) == 0 && sweep(&name) {
+        // Who was still at work may have made one more thing, or have started one more process, which has not been told yet.
+        let ended = end_processes(&name);
+        clean = if sweep(&name) && ended == 0 { clean + 1 } else { 0 };
+        if clean == 2 {
             return true;
         }
         std::thread::park_timeout(Duration::from_millis(100));

@@ -7,7 +7,8 @@ use std::cell::Cell;
 use std::io;
 use std::net::Ipv4Addr;
 use std::path::Path;
-use std::time::Duration;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 use aya::maps::{Array, Map, MapData};
 use aya::programs::ProgramError;
@@ -446,4 +447,33 @@ fn programs_that_are_refused_by_types_are_loaded_without() {
         loaded.expect("they load").iter().map(|it| (it.hook, it.verified > 0, it.netns_cookie)).collect();
     assert_eq!(loaded, Hook::ALL.map(|hook| (hook, true, by)));
     assert_eq!(refusals.get(), expected);
+}
+
+/// A map that cannot be opened for want of descriptors is not one that others took the place of, for which there is another one.
+#[test]
+fn too_few_descriptors_are_an_error_and_nothing_is_waited_for() {
+    let node = Node::new(&json!({ "unknownSource": "drop" }));
+    node.netpath(&["attach", MASTER]);
+    let mut refused = 0;
+    for limit in 8..48 {
+        let mut limited = Command::new("sh");
+        let tool = node.command();
+        limited.args(["-c", "ulimit -n \"$0\" && exec \"$@\"", &limit.to_string()]).arg(tool.get_program());
+        limited.args(["status"]).env("NETPATH_ROOT", node.root.path());
+        limited.stdout(Stdio::null()).stderr(Stdio::null());
+        let mut child = node.netns.within(|| limited.spawn()).expect("a shell");
+        let begun = Instant::now();
+        let ended = loop {
+            match child.try_wait().expect("ours") {
+                None if begun.elapsed() < PATIENCE => std::thread::park_timeout(Duration::from_millis(1)),
+                ended => break ended,
+            }
+        };
+        if ended.is_none() {
+            child.kill().and_then(|()| child.wait()).expect("ours");
+        }
+        let ended = ended.unwrap_or_else(|| panic!("with {limit} descriptors it ran on"));
+        refused += u32::from(!ended.success());
+    }
+    assert!((1..40).contains(&refused), "{refused}: some limits are too low, and some are not");
 }

@@ -199,7 +199,7 @@ fn killed_at_any_step_it_opens_nothing_and_the_next_run_finishes() {
                 provoke(&node, cause, round + 1);
                 killed_at(&node, *end);
                 let pins = node.root.pins();
-                if !Trees::list(&pins).expect("readable").unfinished(&pins).is_empty() {
+                if !Trees::list(&pins).expect("readable").unfinished(&pins).expect("readable").is_empty() {
                     alerts(&node, "an upgrade was ended half-way");
                 }
                 let output = node.try_netpath(&["upgrade"]);
@@ -296,7 +296,7 @@ fn a_failure_at_any_step_leaves_the_old_or_the_new_in_force() {
 fn fails_at(node: &Node, end: Step, switched: bool) {
     let trees = Trees::list(&node.root.pins()).expect("readable");
     let (_, pins) = trees.in_force().expect("one").expect("a tree").clone();
-    let id = trees::id(&pins);
+    let id = trees::id(&pins).expect("readable");
     let failed = upgrade_with(node, &mut |step| match step == end {
         true => Err(PoliceError::NoMac { master: "of the test".to_owned() }),
         false => Ok(()),
@@ -308,7 +308,7 @@ fn fails_at(node: &Node, end: Step, switched: bool) {
         assert_eq!(directories(node).len(), 1, "{end:?}: nothing of it was ever in force");
     }
     if !switched {
-        assert_eq!(trees::id(&pins), id, "{end:?}: the old maps are in force");
+        assert_eq!(trees::id(&pins).expect("readable"), id, "{end:?}: the old maps are in force");
         let states = node.netns.within(|| inspect(&pins, 1, ifindex(node))).expect("readable");
         assert!(states.iter().all(|state| state.live && state.bound), "{end:?} {states:?}");
     }
@@ -498,11 +498,11 @@ fn settings_that_are_too_small_are_refused_and_change_nothing() {
     let node = Node::new(&entry);
     let pods = pods(&node);
     node.write(&node.root.settings(), &json!({ "endpoints": 2 }));
-    let id = trees::id(&node.root.pins());
+    let id = trees::id(&node.root.pins()).expect("readable");
     let output = node.try_netpath(&["upgrade"]);
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(!output.status.success() && said.contains("have numbers up to 3: say 3 or more"), "{said}");
-    assert_eq!(trees::id(&node.root.pins()), id);
+    assert_eq!(trees::id(&node.root.pins()).expect("readable"), id);
     assert!(is_enforced(&node, &pods[0].0));
     node.write(&node.root.settings(), &json!({ "endpoints": 3 }));
     upgrade(&node);
@@ -588,10 +588,10 @@ fn a_master_in_another_namespace_is_named_and_nothing_is_changed() {
     let output = other.within(|| command.output()).expect("it can be run");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     provoke(&node, Cause::Sizes, 0);
-    let id = trees::id(&node.root.pins());
+    let id = trees::id(&node.root.pins()).expect("readable");
     let output = node.try_netpath(&["upgrade"]);
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(!output.status.success() && said.contains("`eno9` is in another network namespace"), "{said}");
-    assert_eq!((trees::id(&node.root.pins()), directories(&node).len()), (id, 1));
+    assert_eq!((trees::id(&node.root.pins()).expect("readable"), directories(&node).len()), (id, 1));
     assert!(is_enforced(&node, &pod));
 }

@@ -215,7 +215,7 @@ impl<'a> Conflicts<'a> {
     /// Reads it; nobody where nothing is in force.
     fn index(&mut self) -> Result<Index, PoliceError> {
         let root = &self.shared.root;
-        self.maps = match self.maps.take().filter(Maps::is_in_force) {
+        self.maps = match self.maps.take().filter(|maps| maps.is_in_force().unwrap_or(false)) {
             Some(maps) => Some(maps),
             None => police::maps(root)?,
         };

@@ -80,7 +80,7 @@ fn read(shared: &Shared) -> Result<(), DropsError> {
         }
         if LOOK <= now.duration_since(looked) {
             looked = now;
-            if !consumer.is_pinned() || !maps.is_in_force() {
+            if !consumer.is_pinned() || !maps.is_in_force().map_err(PoliceError::from)? {
                 return Ok(());
             }
         }

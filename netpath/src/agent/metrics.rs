@@ -69,7 +69,7 @@ impl Scraper {
 
     fn kernel(&mut self, shared: &Shared, out: &mut Text) -> Result<(), PoliceError> {
         let root = &shared.root;
-        let maps = match self.maps.take().filter(Maps::is_in_force) {
+        let maps = match self.maps.take().filter(|maps| maps.is_in_force().unwrap_or(false)) {
             Some(maps) => maps,
             None => match police::maps(root)? {
                 Some(maps) => maps,

@@ -109,7 +109,7 @@ struct Shown {
 impl Status {
     /// What `netpath upgrade` would do.
     fn upgrade(&mut self, root: &Root, trees: &Trees) -> anyhow::Result<()> {
-        if !trees.unfinished(&root.pins()).is_empty() {
+        if !trees.unfinished(&root.pins())?.is_empty() {
             self.alerts.push(
                 "an upgrade was ended half-way: hooks enforce, some by maps that no later change reaches: run `netpath \
                  upgrade`"

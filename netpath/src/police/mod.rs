@@ -31,6 +31,7 @@ use crate::{
         bpf::{BpfError, maps::MapsError, object::Settings},
         netlink::NetlinkError,
     },
+    plugin::full,
     root::Root,
     spec::{Mac, code},
     state::{LockError, StateError},
@@ -153,7 +154,7 @@ pub enum PoliceError {
         program: u32,
     },
     /// A master that could not be brought under police, nor left as it was.
-    #[error("{failed}; what was done before it could not be undone")]
+    #[error("{}; what was done before it could not be undone", full(failed.as_ref()))]
     Undo {
         /// What failed first.
         failed: Box<PoliceError>,

@@ -247,7 +247,7 @@ impl Network {
         // What is waited for before a slot is written again is waited for without the lock.
         maps.settle(&zones).map_err(PoliceError::from)?;
         let _lock = Lock::acquire(root).map_err(PoliceError::from)?;
-        if !maps.is_in_force() {
+        if !maps.is_in_force().map_err(PoliceError::from)? {
             return Err(NetworkError::Replaced);
         }
         // Whoever held the lock may have been ended in the middle of one.

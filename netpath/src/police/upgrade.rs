@@ -140,7 +140,7 @@ pub fn upgrade(
         ABI_VERSION => object::resized(&path, &settings)?,
         _ => Vec::new(),
     };
-    let begun = !trees.unfinished(&path).is_empty();
+    let begun = !trees.unfinished(&path)?.is_empty();
     if meta.abi_version == ABI_VERSION && resized.is_empty() && !begun {
         remove_staged(&trees)?;
         return in_place(root, node);
@@ -229,7 +229,7 @@ impl Old {
             return Err(PoliceError::TooSmall { setting: "endpoints", asked, needed: id });
         }
         let mut begun = Vec::new();
-        for path in trees.unfinished(&pins) {
+        for path in trees.unfinished(&pins)? {
             match Tree::open(path) {
                 Ok(tree) => begun.extend(tree),
                 // Begun by a version that this one knows nothing of: what its programs counted is lost.
@@ -250,7 +250,7 @@ fn replace(
     done: &mut Upgraded,
     watch: Watch<'_>,
 ) -> Result<(), PoliceError> {
-    let stage = trees.stage(&old.pins);
+    let stage = trees.stage(&old.pins)?;
     let sets = match prepare(root, node, settings, old, &stage, done, watch) {
         Ok(sets) => sets,
         // Nothing of it was in force.
@@ -427,5 +427,6 @@ pub fn is_under_police(root: &Root, ifindex: u32) -> bool {
 pub fn is_unfinished(root: &Root) -> Result<bool, PoliceError> {
     let own = root.pins();
     let trees = Trees::list(&own)?;
-    Ok(trees.in_force()?.is_some_and(|(_, path)| !trees.unfinished(path).is_empty()))
+    let Some((_, path)) = trees.in_force()? else { return Ok(false) };
+    Ok(!trees.unfinished(path)?.is_empty())
 }

@@ -9,7 +9,8 @@
 
 use std::{
     ffi::CStr,
-    io,
+    io::{self, ErrorKind},
+    iter,
     os::fd::{AsFd as _, BorrowedFd, OwnedFd},
 };
 
@@ -103,8 +104,19 @@ pub(super) fn load_classifier(name: &CStr, instructions: &[u64]) -> io::Result<O
         attach_type: 0,
     };
     // SAFETY: The layout of that command's struct; there are as many instructions as it says, and the license ends with a zero.
-    unsafe { bpf_open(command::PROG_LOAD, &attr) }
+    let load = || unsafe { bpf_open(command::PROG_LOAD, &attr) };
+    // The verifier stops for a signal, also for one that is then ignored. The other number is that of a kernel that cannot compile a
+    // program to the machine's code: never, or without the memory for it at this moment.
+    const TRIES: usize = 5;
+    let may_pass =
+        |error: &io::Error| error.kind() == ErrorKind::WouldBlock || error.raw_os_error() == Some(ENOTSUPP);
+    let tries = iter::repeat_with(load).take(TRIES - 1);
+    let mut done = tries.skip_while(|made| made.as_ref().is_err_and(may_pass));
+    done.next().unwrap_or_else(load)
 }
+
+/// `include/linux/errno.h`; no number for programs.
+const ENOTSUPP: i32 = 524;
 
 /// Attaches `program` to a hook of an interface of the calling thread's namespace.
 pub(super) fn create(program: BorrowedFd<'_>, ifindex: u32, hook: Hook) -> io::Result<OwnedFd> {

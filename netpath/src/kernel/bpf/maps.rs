@@ -318,7 +318,7 @@ impl Maps {
         loop {
             let maps = Self::open_once(pins)?;
             // Others may have taken their place meanwhile: all of them are of one tree.
-            if maps.as_ref().is_none_or(Self::is_in_force) {
+            if maps.as_ref().map_or(Ok(true), Self::is_in_force)? {
                 return Ok(maps);
             }
         }
@@ -409,8 +409,8 @@ impl Maps {
     }
 
     /// Whether these are the maps that are pinned now: others may have taken their place.
-    pub fn is_in_force(&self) -> bool {
-        super::trees::id(&self.pins) == self.ids.first().map(|(_, id)| *id)
+    pub fn is_in_force(&self) -> Result<bool, MapsError> {
+        Ok(super::trees::id(&self.pins)? == self.ids.first().map(|(_, id)| *id))
     }
 
     /// What the maps say of themselves.

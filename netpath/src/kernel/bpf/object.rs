@@ -92,7 +92,7 @@ pub fn maps(pins: &Path, settings: &Settings) -> Result<Maps, BpfError> {
     for path in trees.staged().chain([pins]) {
         remove_pins(path)?;
     }
-    let stage = trees.stage(pins);
+    let stage = trees.stage(pins)?;
     drop(finish(&stage, settings)?);
     create_directory(pins)?;
     trees::rename(&stage.join("maps"), &pins.join("maps"))?;

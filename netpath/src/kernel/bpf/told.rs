@@ -135,13 +135,8 @@ fn cookie_by(layout: &Layout) -> Result<u32, BpfError> {
 
 /// Whether the kernel takes a program of TC.
 fn is_taken(instructions: &[u64]) -> Result<bool, BpfError> {
-    // The verifier stops for a signal.
-    const TRIES: usize = 5;
-    let tries = (0..TRIES).map(|_| links::load_classifier(c"netpath_probe", instructions).map(drop));
-    let mut done =
-        tries.skip_while(|made| made.as_ref().is_err_and(|error| error.kind() == ErrorKind::WouldBlock));
-    match done.next().unwrap_or_else(|| Err(ErrorKind::WouldBlock.into())) {
-        Ok(()) => Ok(true),
+    match links::load_classifier(c"netpath_probe", instructions) {
+        Ok(_) => Ok(true),
         Err(error) if has_looked(&error) => Ok(false),
         Err(error) => Err(BpfError::Probe { source: Box::new(ProgramError::IOError(error)) }),
     }
@@ -150,7 +145,7 @@ fn is_taken(instructions: &[u64]) -> Result<bool, BpfError> {
 /// Whether a kernel that did not take a program has looked at it. There are many numbers for a refusal, and few for not having
 /// looked.
 fn has_looked(error: &io::Error) -> bool {
-    let has_no_room = matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE));
+    let has_no_room = matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::ENOSPC));
     let kinds = [ErrorKind::WouldBlock, ErrorKind::Interrupted, ErrorKind::OutOfMemory];
     !has_no_room && !kinds.contains(&error.kind())
 }
@@ -215,7 +210,7 @@ mod tests {
         for number in [libc::EINVAL, libc::EACCES, libc::EPERM, libc::E2BIG, libc::ENOENT, 524] {
             assert!(has_looked(&io::Error::from_raw_os_error(number)), "{number}");
         }
-        for number in [libc::EAGAIN, libc::EINTR, libc::ENOMEM, libc::EMFILE, libc::ENFILE] {
+        for number in [libc::EAGAIN, libc::EINTR, libc::ENOMEM, libc::EMFILE, libc::ENFILE, libc::ENOSPC] {
             assert!(!has_looked(&io::Error::from_raw_os_error(number)), "{number}");
         }
     }

@@ -6,14 +6,19 @@
 //! the one in force has another number.
 
 use std::{
-    fs, io,
+    fs,
+    io::{self, ErrorKind},
     path::{Path, PathBuf},
 };
 
-use aya::maps::MapInfo;
+use aya::maps::{MapError, MapInfo};
 use netpath_ebpf::abi::ABI_VERSION;
 
-use super::{BpfError, maps::pin_of, pins, sys};
+use super::{
+    BpfError,
+    maps::{MapsError, pin_of},
+    pins, sys,
+};
 
 /// The trees that are there.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -76,10 +81,10 @@ impl Trees {
     }
 
     /// Directories that were to take the place of the tree at `pins` when somebody was ended.
-    pub fn unfinished(&self, pins: &Path) -> Vec<&Path> {
-        let own = id(pins);
+    pub fn unfinished(&self, pins: &Path) -> Result<Vec<&Path>, MapsError> {
+        let own = id(pins)?;
         let its = self.staged.iter().filter(|(id, _)| own == Some(*id));
-        its.map(|(_, path)| path.as_path()).collect()
+        Ok(its.map(|(_, path)| path.as_path()).collect())
     }
 
     /// Every directory that is not in force.
@@ -88,13 +93,13 @@ impl Trees {
     }
 
     /// A directory that is not there, for what shall take the place of the tree at `pins`.
-    pub fn stage(&self, pins: &Path) -> PathBuf {
-        let own = id(pins).unwrap_or(0);
+    pub fn stage(&self, pins: &Path) -> Result<PathBuf, MapsError> {
+        let own = id(pins)?.unwrap_or(0);
         let mut count = 1;
         loop {
             let path = self.parent.join(format!("next-{own}-{count}"));
             if self.staged.iter().all(|(_, other)| *other != path) {
-                return path;
+                return Ok(path);
             }
             count += 1;
         }
@@ -118,8 +123,14 @@ fn parse(name: &str) -> Option<Name> {
 }
 
 /// The kernel's number for the map `meta` of a tree; `None` if it has none.
-pub fn id(pins: &Path) -> Option<u32> {
-    MapInfo::from_pin(pin_of(pins, "meta")).ok().map(|info| info.id())
+pub fn id(pins: &Path) -> Result<Option<u32>, MapsError> {
+    let path = pin_of(pins, "meta");
+    match MapInfo::from_pin(&path) {
+        Ok(info) => Ok(Some(info.id())),
+        Err(MapError::SyscallError(error)) if error.io_error.kind() == ErrorKind::NotFound => Ok(None),
+        // It is there: who takes it for gone would look for another one without end.
+        Err(source) => Err(MapsError::Open { path, source }),
+    }
 }
 
 /// Whether anything is attached by the pins of a tree.
@@ -175,8 +186,8 @@ mod tests {
         assert!(matches!(list().check(), Err(BpfError::OlderAbi { .. })));
         fs::rename(&older, dir.path().join("v99")).expect("renamed");
         assert!(matches!(list().check(), Err(BpfError::NewerAbi { version: 99, .. })));
-        assert_eq!(list().stage(&pins), dir.path().join("next-0-1"));
+        assert_eq!(list().stage(&pins).expect("readable"), dir.path().join("next-0-1"));
         fs::create_dir(dir.path().join("next-0-1")).expect("made");
-        assert_eq!(list().stage(&pins), dir.path().join("next-0-2"));
+        assert_eq!(list().stage(&pins).expect("readable"), dir.path().join("next-0-2"));
     }
 }

@@ -36,7 +36,8 @@ impl KernelTypes {
         if is_kernels && let Ok(mapped) = Mapped::of(&file, length, libc::MAP_PRIVATE) {
             return Some(Self::Mapped(mapped));
         }
-        let mut types = Vec::with_capacity(length);
+        let mut types = Vec::new();
+        types.try_reserve_exact(length).ok()?;
         file.read_to_end(&mut types).ok()?;
         Some(Self::Read(types))
     }
