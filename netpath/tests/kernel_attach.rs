@@ -454,6 +454,7 @@ fn programs_that_are_refused_by_types_are_loaded_without() {
 fn too_few_descriptors_are_an_error_and_nothing_is_waited_for() {
     let node = Node::new(&json!({ "unknownSource": "drop" }));
     node.netpath(&["attach", MASTER]);
+    node.netpath(&["status"]);
     let mut refused = 0;
     for limit in 8..48 {
         let mut limited = Command::new("sh");
@@ -474,6 +475,7 @@ fn too_few_descriptors_are_an_error_and_nothing_is_waited_for() {
         }
         let ended = ended.unwrap_or_else(|| panic!("with {limit} descriptors it ran on"));
         refused += u32::from(!ended.success());
+        assert!(matches!(ended.code(), Some(0 | 1)), "with {limit} descriptors: {ended}");
     }
     assert!((1..40).contains(&refused), "{refused}: some limits are too low, and some are not");
 }

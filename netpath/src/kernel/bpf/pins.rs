@@ -5,7 +5,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use aya::{maps::MapInfo, programs::ProgramInfo};
+use aya::{
+    maps::{MapError, MapInfo},
+    programs::ProgramInfo,
+};
 
 use super::{
     BpfError, Hook,
@@ -119,8 +122,28 @@ pub fn recover_maps(pins: &Path) -> Result<Vec<&'static str>, BpfError> {
     if missing.is_empty() {
         return Ok(missing);
     }
-    for id in programs(pins)?.into_iter().flat_map(|program| sys::program_maps(program).unwrap_or_default()) {
-        let Ok(info) = MapInfo::from_id(id) else { continue };
+    // One that cannot be asked for now is not lost: whoever takes it for lost makes all of them anew.
+    let unread = |source: Box<dyn std::error::Error + Send + Sync>| BpfError::Pin {
+        op: "find maps for",
+        path: pins.to_owned(),
+        source,
+    };
+    let mut used = Vec::new();
+    for program in programs(pins)? {
+        match sys::program_maps(program) {
+            Ok(maps) => used.extend(maps),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(unread(error.into())),
+        }
+    }
+    for id in used {
+        let info = match MapInfo::from_id(id) {
+            Ok(info) => info,
+            Err(MapError::SyscallError(error)) if error.io_error.kind() == io::ErrorKind::NotFound => {
+                continue;
+            }
+            Err(error) => return Err(unread(error.into())),
+        };
         let Some(at) = missing.iter().position(|name| name_of(&info) == Some(*name)) else { continue };
         let path = pin_of(pins, missing[at]);
         let failed = |source: Box<dyn std::error::Error + Send + Sync>| BpfError::Pin {

@@ -93,12 +93,15 @@ pub fn with_what_is_known<T>(
 /// What to tell programs once more that were refused: a kernel may take the way to a cookie in a program that does nothing else, and
 /// not among all that these do. Better they know less of a frame than that nobody is policed.
 ///
-/// Only where the kernel has looked and said no of a program that goes that way: then it says so each time, and all hooks that are loaded
-/// later are told the same.
+/// Only where the verifier has said no of a program that goes that way, which it then says of that program each time. Whatever else fails,
+/// a signal or no memory, may pass; it would last as long as the programs.
 fn without_types<T>(told: &Told, loaded: &Result<T, BpfError>) -> Option<Told> {
     let Err(BpfError::Program { program, source }) = loaded else { return None };
     let ProgramError::LoadError { io_error, .. } = &**source else { return None };
-    if told.cookie_by != cookie_by::TYPES || *program == Hook::Xdp.name() || !has_looked(io_error) {
+    // The last is what the library has of a refusal that the verifier explains at greater length than it reads.
+    let refusals = [libc::EINVAL, libc::EACCES, libc::E2BIG, libc::ENOSPC];
+    let is_refused = io_error.raw_os_error().is_some_and(|number| refusals.contains(&number));
+    if told.cookie_by != cookie_by::TYPES || *program == Hook::Xdp.name() || !is_refused {
         return None;
     }
     // Not with what the verifier wrote, which is megabytes.
@@ -191,11 +194,15 @@ mod tests {
         let told = |cookie_by| Told { layout: Layout::default(), cookie_by };
         let by_types = told(cookie_by::TYPES);
         for program in ["ingress", "egress"] {
-            let without = without_types(&by_types, &refused(program, libc::EACCES));
-            assert_eq!(without, Some(told(cookie_by::NOTHING)));
+            for number in [libc::EACCES, libc::EINVAL, libc::E2BIG, libc::ENOSPC] {
+                let without = without_types(&by_types, &refused(program, number));
+                assert_eq!(without, Some(told(cookie_by::NOTHING)), "{number}");
+            }
         }
         assert_eq!(without_types(&by_types, &refused("xdp", libc::EACCES)), None, "it asks for none");
-        assert_eq!(without_types(&by_types, &refused("ingress", libc::EAGAIN)), None, "nobody has looked");
+        for number in [libc::EAGAIN, libc::ENOMEM, libc::EMFILE, libc::EPERM, 524] {
+            assert_eq!(without_types(&by_types, &refused("ingress", number)), None, "{number}: it may pass");
+        }
         assert_eq!(without_types(&by_types, &Ok(())), None);
         let untried = Box::new(ProgramError::NotLoaded);
         let untried = Err::<(), _>(BpfError::Program { program: "ingress", source: untried });

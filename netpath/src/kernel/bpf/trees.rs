@@ -125,6 +125,10 @@ fn parse(name: &str) -> Option<Name> {
 /// The kernel's number for the map `meta` of a tree; `None` if it has none.
 pub fn id(pins: &Path) -> Result<Option<u32>, MapsError> {
     let path = pin_of(pins, "meta");
+    // Who may not ask the kernel for maps is refused also where there is none.
+    if !path.exists() {
+        return Ok(None);
+    }
     match MapInfo::from_pin(&path) {
         Ok(info) => Ok(Some(info.id())),
         Err(MapError::SyscallError(error)) if error.io_error.kind() == ErrorKind::NotFound => Ok(None),
