@@ -475,7 +475,6 @@ fn too_few_descriptors_are_an_error_and_nothing_is_waited_for() {
         }
         let ended = ended.unwrap_or_else(|| panic!("with {limit} descriptors it ran on"));
         refused += u32::from(!ended.success());
-        assert!(matches!(ended.code(), Some(0 | 1)), "with {limit} descriptors: {ended}");
     }
     assert!((1..40).contains(&refused), "{refused}: some limits are too low, and some are not");
 }
