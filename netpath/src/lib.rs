@@ -5,6 +5,7 @@
 //! journeys `plugin`, `cli` and `lab` share. `tests/layering.rs` holds this.
 
 pub mod agent;
+mod causes;
 pub mod child;
 pub mod cli;
 pub mod cluster;

@@ -25,13 +25,13 @@ use super::{
     notice::{Notices, Topic},
 };
 use crate::{
+    causes::full,
     kernel::{
         bpf::maps::{Maps, text},
         netns,
         packet::{Ear, Heard, ROOM},
     },
     observe::Claim,
-    plugin::full,
     police::{self, PoliceError},
     spec::{Event, Mac, Severity},
     state::{self, Outline, Phase},

@@ -11,8 +11,8 @@ use serde_json::{Value, json};
 
 use super::{Shared, installer::held};
 use crate::{
+    causes::full,
     install,
-    plugin::full,
     spec::{base64, install::Source},
     whole,
 };

@@ -9,12 +9,12 @@ use std::{
 
 use super::{Shared, listing::id_of, notice::Topic};
 use crate::{
+    causes::full,
     kernel::bpf::{
         events::{Consumer, EventsError},
         maps::Maps,
     },
     observe::{Direction, Event, Group, Limits, Report, Window, tally},
-    plugin::full,
     police::{self, PoliceError},
     spec::{self, Severity},
     state::Outline,

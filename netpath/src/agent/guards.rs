@@ -4,7 +4,7 @@
 use std::{collections::BTreeSet, sync::Arc};
 
 use crate::{
-    plugin::full,
+    causes::full,
     police,
     state::{Outline, Phase},
 };

@@ -4,10 +4,10 @@ use std::time::{Duration, Instant};
 
 use super::{Shared, repair::Repairs};
 use crate::{
+    causes::full,
     cri,
     install::{self, Site, State},
     kernel::bpf::object,
-    plugin::full,
     root::Root,
     spec::install::{NETWORK, Source},
     state::Lock,

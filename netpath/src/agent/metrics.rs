@@ -17,6 +17,7 @@ use super::{
     watch::What,
 };
 use crate::{
+    causes::full,
     kernel::{
         bpf::{
             Hook, attach,
@@ -25,7 +26,6 @@ use crate::{
         netns,
     },
     observe::Reason,
-    plugin::full,
     police::{self, PoliceError},
     root::Root,
     state::Outline,

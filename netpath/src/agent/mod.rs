@@ -46,7 +46,7 @@ use self::{
     watch::What,
     wish::Wish,
 };
-use crate::{install::Site, kernel::allocator, plugin::full, root::Root, state::StateError};
+use crate::{causes::full, install::Site, kernel::allocator, root::Root, state::StateError};
 
 /// How an agent runs.
 #[derive(Clone, Debug)]

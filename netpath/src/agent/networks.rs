@@ -14,11 +14,11 @@ use super::{
     wish::Definition,
 };
 use crate::{
+    causes::full,
     kernel::{
         bpf::maps::Maps,
         netlink::{Link, Netlink},
     },
-    plugin::full,
     police::{self, InForce, Network, NetworkError, PoliceError, recorded_zone},
     state::{self, Fingerprint, Outline},
     zone::{Masters, compile},

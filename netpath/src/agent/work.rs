@@ -20,6 +20,7 @@ use super::{
     wish::Definition,
 };
 use crate::{
+    causes::full,
     cluster::{Api, Cluster as _, Subject, Which},
     cri,
     kernel::{
@@ -28,10 +29,7 @@ use crate::{
         netlink::{Link, Netlink},
         netns,
     },
-    plugin::{
-        full,
-        sweep::{self, Life},
-    },
+    plugin::sweep::{self, Life},
     police::{self, MasterLink, Network},
     root::Root,
     spec::{ContainerId, Event, PodRef, Severity, meta::BIN_DIR},

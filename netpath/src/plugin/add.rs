@@ -15,6 +15,7 @@ use super::{
     police::{Attachment, Entered, Rules, failed, leave},
 };
 use crate::{
+    causes::full,
     exec::{self, Effects, UndoStack},
     ipam::{self, IpamResult},
     kernel::{
@@ -334,16 +335,4 @@ fn take_back(call: &Call<'_>, effects: &mut Effects, done: Done, failed: PluginE
         true => failed,
         false => PluginError::Undo { failed: Box::new(failed), left },
     }
-}
-
-/// An error with its causes in one line.
-pub(crate) fn full(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
 }

@@ -4,11 +4,12 @@ use serde_json::Value;
 
 use super::{
     Call, PluginError,
-    add::{full, record},
+    add::record,
     del::delete_row,
     police::{Attachment, Entered, Rules, leave},
 };
 use crate::{
+    causes::full,
     exec::{self, Effects},
     kernel::{
         netlink::{Link, MacVlanMode, Route},

@@ -4,7 +4,8 @@ use std::path::Path;
 
 use netpath_ebpf::abi::{Endpoint, EndpointKey, Master, kind};
 
-use super::{Call, PluginError, Role, add::full, meta::refuse_ipam, police::failed, sweep::conf_of};
+use super::{Call, PluginError, Role, meta::refuse_ipam, police::failed, sweep::conf_of};
+use crate::causes::full;
 use crate::{
     ipam,
     kernel::{

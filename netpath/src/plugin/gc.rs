@@ -1,6 +1,7 @@
 //! GC: ends what the runtime does not know any more.
 
-use super::{Call, PluginError, add::full, del};
+use super::{Call, PluginError, del};
+use crate::causes::full;
 use crate::{
     ipam,
     police::is_gone,

@@ -19,7 +19,6 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-pub(crate) use add::full;
 pub use error::PluginError;
 pub use meta::MetaError;
 

@@ -27,11 +27,11 @@ pub use row::{Wanted, check, content, enter, image, leave, readdress};
 pub use upgrade::{Outcome, Step, Upgraded, Watch, is_under_police, is_unfinished, upgrade};
 
 use crate::{
+    causes::full,
     kernel::{
         bpf::{BpfError, maps::MapsError, object::Settings},
         netlink::NetlinkError,
     },
-    plugin::full,
     root::Root,
     spec::{Mac, code},
     state::{LockError, StateError},

@@ -7,11 +7,11 @@ use serde_json::{Map, Value};
 
 use super::{Call, MetaError, PluginError, chain, del, devices, masters, resolve, routes};
 use crate::{
+    causes::full,
     cluster::{ClusterError, Which},
     delegate::DelegateError,
     exec::Effects,
     kernel::netns::Netns,
-    plugin::add::full,
     spec::{
         CniResult, Command, Delegate, DeviceInfo, Event, NetworkStatus, PodRef, Severity,
         meta::{CNI_DIR, POD_ANNOTATIONS},

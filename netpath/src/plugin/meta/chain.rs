@@ -6,9 +6,10 @@ use serde_json::{Map, Value};
 
 use super::{Call, MetaError, PLUGIN, PluginError, masters, resolve::is_in_process};
 use crate::{
+    causes::full,
     delegate,
     kernel::pdeathsig,
-    plugin::{Origin, add::full, serve},
+    plugin::{Origin, serve},
     spec::{CniArgs, CniEnv, CniVersion, Command, Delegate},
 };
 

@@ -4,7 +4,7 @@ use serde_json::{Map, Value};
 
 use super::{Call, PluginError, chain, resolve};
 use crate::{
-    plugin::add::full,
+    causes::full,
     root::Root,
     spec::{CniArgs, CniEnv, Command, Delegate, IfName, NetworkConf, Selection, Severity},
     state::{CachedResult, ResultCache, Sandbox},

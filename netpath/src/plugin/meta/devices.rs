@@ -4,8 +4,8 @@ use std::collections::HashMap;
 
 use super::{Call, MetaError, PluginError};
 use crate::{
+    causes::full,
     kubelet::{self, Devices},
-    plugin::add::full,
     spec::{Delegate, DeviceInfo, Severity},
     state::DeviceInfoError,
 };

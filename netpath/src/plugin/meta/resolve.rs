@@ -7,9 +7,10 @@ use std::path::{Path, PathBuf};
 
 use super::{Call, MetaError, PluginError, devices::Given};
 use crate::{
+    causes::full,
     cluster::{ClusterError, Which},
     plan,
-    plugin::{CHAINED, MACVLAN, add::full},
+    plugin::{CHAINED, MACVLAN},
     spec::{
         ClusterNetwork, ConfError, Delegate, Nad, NetworkConf, PodRef, Selection, Severity,
         annotation::{DEFAULT_NETWORK, NETWORKS, parse_default_network, parse_networks, parse_reference},

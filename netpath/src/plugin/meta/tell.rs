@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use super::Call;
 use crate::{
+    causes::full,
     flock,
-    plugin::add::full,
     spec::{Event, PodRef, Severity},
     state::Tally,
 };
