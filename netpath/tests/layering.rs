@@ -33,6 +33,7 @@ const MODULES: &[(&str, Layer)] = &[
     ("plan", Layer::Pure),
     ("observe", Layer::Pure),
     ("root", Layer::Setting),
+    ("causes", Layer::Tool),
     ("child", Layer::Tool),
     ("flock", Layer::Tool),
     ("grpc", Layer::Tool),
