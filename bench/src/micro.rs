@@ -206,7 +206,7 @@ pub(crate) fn run(effort: Effort, figures: &mut Figures, reference: &Path) -> Re
             let node = Node::new(key.shape, copies)
                 .with_context(|| format!("cannot make a node of {:?}", key.shape))?;
             for hook in Hook::ALL {
-                for (copy, program) in node.programs(hook)?.into_iter().enumerate() {
+                for (copy, program) in node.programs(hook).into_iter().enumerate() {
                     stages.insert((key.shape, hook, copy), Stage::of(reference, hook, program)?);
                 }
             }
@@ -342,7 +342,7 @@ struct Limiter {
 impl Limiter {
     fn new(reference: &Path, copies: usize) -> Result<Self> {
         let node = Node::without_budgets(USUAL, copies)?;
-        let silent = node.programs(Hook::Egress)?.into_iter();
+        let silent = node.programs(Hook::Egress).into_iter();
         let silent =
             silent.map(|program| Stage::of(reference, Hook::Egress, program)).collect::<Result<_>>()?;
         Ok(Self { node, silent, above: Samples::default() })
@@ -389,7 +389,7 @@ impl TwoCpus {
         if first == last {
             return Ok(None);
         }
-        let program = *node.programs(Hook::Egress)?.first().context("a copy")?;
+        let program = *node.programs(Hook::Egress).first().context("a copy")?;
         let stage = || Stage::of(reference, Hook::Egress, program);
         let (cpus, stages) = ([*first, *last], [stage()?, stage()?]);
         Ok(Some(Self { cpus, stages, alone: Samples::default(), both: Samples::default() }))

@@ -2,22 +2,31 @@
 
 use std::{
     fs,
+    os::fd::OwnedFd,
+    path::Path,
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result, bail, ensure};
-use aya::{Ebpf, programs::Program};
+use anyhow::{Context as _, Result, ensure};
+use aya::{
+    maps::{Array, MapData},
+    programs::{Program, SchedClassifier, Xdp},
+};
+use aya_obj::programs::XdpAttachType;
 use netpath::{
     kernel::bpf::{
         Hook, bpffs,
         maps::{Maps, pin_of},
         object::{self, Settings},
+        sys,
     },
     police,
     root::Root,
     zone::{self, ZoneConf},
 };
-use netpath_ebpf::abi::{Endpoint, EndpointKey, HOST_MACS, Master, Owner, kind, mode, unknown_source};
+use netpath_ebpf::abi::{
+    Endpoint, EndpointKey, HOST_MACS, Master, Owner, REASON_SLOTS, kind, mode, unknown_source,
+};
 use serde_json::json;
 
 use crate::{
@@ -45,6 +54,17 @@ fn scene() -> Result<Directory> {
     Ok(directory)
 }
 
+/// A program of that hook as the library has it, which opens what is pinned.
+fn opened(program: &OwnedFd, hook: Hook, path: &Path) -> Result<Program> {
+    sys::pin(program, path)?;
+    let opened = match hook {
+        Hook::Xdp => Program::Xdp(Xdp::from_pin(path, XdpAttachType::Interface)?),
+        _ => Program::SchedClassifier(SchedClassifier::from_pin(path)?),
+    };
+    fs::remove_file(path)?;
+    Ok(opened)
+}
+
 /// A node with its programs in the kernel.
 pub(crate) struct Node {
     /// Id and generation of each endpoint, in the order of their MACs.
@@ -52,29 +72,31 @@ pub(crate) struct Node {
     /// How long it took to write them.
     filling: Duration,
     maps: Maps,
-    loaded: Vec<Ebpf>,
+    loaded: Vec<(Hook, Program)>,
     scene: Directory,
 }
 
 impl Node {
     /// Makes the maps, fills them, loads the three programs, each `copies` times.
     pub(crate) fn new(shape: Shape, copies: usize) -> Result<Self> {
-        let (mut node, settings) = Self::filled(shape)?;
-        node.load(&settings, copies)?;
+        let mut node = Self::filled(shape)?;
+        node.load(copies)?;
         Ok(node)
     }
 
     /// The same with programs that find no budget for events: a drop is counted, and that is all.
     pub(crate) fn without_budgets(shape: Shape, copies: usize) -> Result<Self> {
-        let (mut node, settings) = Self::filled(shape)?;
+        let mut node = Self::filled(shape)?;
         fs::remove_file(pin_of(&node.scene.root().pins(), "budgets"))?;
-        // The maps that are there stay as they are; the one that is missing is made with the row that is nobody's.
-        node.load(&Settings { endpoints: 0, ..settings }, copies)?;
+        // As it is, with no row but the one that is nobody's.
+        Array::<MapData, [i32; 2 * REASON_SLOTS]>::create(1, 0)?
+            .pin(pin_of(&node.scene.root().pins(), "budgets"))?;
+        node.load(copies)?;
         Ok(node)
     }
 
     /// Maps and rows.
-    fn filled(shape: Shape) -> Result<(Self, Settings)> {
+    fn filled(shape: Shape) -> Result<Self> {
         let scene = scene()?;
         let pins = scene.root().pins();
         // The same sizes on every node: what differs is how much is in the maps.
@@ -90,22 +112,17 @@ impl Node {
             rows.push((row.id, row.generation));
         }
         let filling = begun.elapsed();
-        Ok((Self { rows, filling, maps, loaded: Vec::new(), scene }, settings))
+        Ok(Self { rows, filling, maps, loaded: Vec::new(), scene })
     }
 
     /// Loads the three programs, each `copies` times.
-    fn load(&mut self, settings: &Settings, copies: usize) -> Result<()> {
+    fn load(&mut self, copies: usize) -> Result<()> {
         let pins = self.scene.root().pins();
         for _ in 0..copies {
-            let mut object = object::load(&pins, settings, MASTER, object::cpus())?;
+            let bound = object::bind(&pins, MASTER, object::cpus())?;
             for hook in Hook::ALL {
-                match object.program_mut(hook.name()) {
-                    Some(Program::SchedClassifier(program)) => program.load()?,
-                    Some(Program::Xdp(program)) => program.load()?,
-                    _ => bail!("the object has no program {}", hook.name()),
-                }
+                self.loaded.push((hook, opened(&bound.load(hook)?, hook, &pins.join("loaded"))?));
             }
-            self.loaded.push(object);
         }
         Ok(())
     }
@@ -145,9 +162,8 @@ impl Node {
     }
 
     /// Every copy of a loaded program.
-    pub(crate) fn programs(&self, hook: Hook) -> Result<Vec<&Program>> {
-        let missing = || format!("the object has no program {}", hook.name());
-        self.loaded.iter().map(|object| object.program(hook.name()).with_context(missing)).collect()
+    pub(crate) fn programs(&self, hook: Hook) -> Vec<&Program> {
+        self.loaded.iter().filter(|(own, _)| *own == hook).map(|(_, program)| program).collect()
     }
 
     /// Events held back so far.

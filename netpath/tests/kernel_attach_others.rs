@@ -3,16 +3,17 @@
 
 mod common;
 
+use std::collections::BTreeMap;
 use std::io::{BufRead as _, BufReader};
 use std::process::{Command, Stdio};
 use std::sync::mpsc;
 
-use aya::Ebpf;
 use aya::programs::tc::{NlOptions, TcAttachOptions, qdisc_add_clsact};
-use aya::programs::{LinkOrder, SchedClassifier, TcAttachType};
+use aya::programs::{LinkOrder, Program, SchedClassifier, TcAttachType};
 use common::enforce::{
     POD, alerts, all_live, by_clsact, hooks, is_enforced, is_well, leaves, policed, private, ways,
 };
+use common::loaded::programs;
 use common::node::{INTERNET, MASTER, Node, WIRE, conf};
 use common::{NetNs, PATIENCE, eventually, run};
 use netpath::kernel::bpf::Hook;
@@ -26,7 +27,7 @@ use tempfile::TempDir;
 ///
 /// It knows nobody, so it lets everything pass with the verdict "next".
 struct Stranger {
-    object: Ebpf,
+    programs: BTreeMap<Hook, Program>,
     maps: Maps,
     root: netpath::root::Root,
     _directory: TempDir,
@@ -39,8 +40,8 @@ impl Stranger {
         netpath::kernel::bpf::bpffs::ensure(&root.bpffs()).expect("a BPF file system");
         std::fs::create_dir_all(root.pins().join("maps")).expect("a directory");
         let maps = object::maps(&root.pins(), &Settings::default()).expect("maps");
-        let object = object::load(&root.pins(), &Settings::default(), 1, object::cpus()).expect("it loads");
-        Self { object, maps, root, _directory: directory }
+        let programs = programs(&root.pins(), 1, &[Hook::Egress, Hook::Xdp]);
+        Self { programs, maps, root, _directory: directory }
     }
 
     /// Frames of the pods that it has let pass.
@@ -48,16 +49,14 @@ impl Stranger {
         self.maps.counters().expect("mapped").master(1).unknown_passed
     }
 
-    fn program(&mut self, name: &str) -> &mut SchedClassifier {
-        let program = self.object.program_mut(name).expect("a program");
-        let program: &mut SchedClassifier = program.try_into().expect("a classifier");
-        program.load().expect("it passes the verifier");
-        program
+    fn egress(&mut self) -> &mut SchedClassifier {
+        let program = self.programs.get_mut(&Hook::Egress).expect("a program");
+        program.try_into().expect("a classifier")
     }
 
     /// Puts it at the head of the TCX chain.
     fn first_by_tcx(&mut self, node: &Node) {
-        let program = self.program("egress");
+        let program = self.egress();
         let order = TcAttachOptions::TcxOrder(LinkOrder::first());
         let attached = node.netns.within(|| program.attach_with_options(MASTER, TcAttachType::Egress, order));
         attached.expect("it can be attached");
@@ -65,7 +64,7 @@ impl Stranger {
 
     /// Puts it into the priority of ours: there the youngest filter runs first.
     fn first_by_clsact(&mut self, node: &Node) {
-        let program = self.program("egress");
+        let program = self.egress();
         let options = NlOptions { priority: 1, ..NlOptions::default() };
         let attached = node.netns.within(|| {
             let _ = qdisc_add_clsact(MASTER);
@@ -116,7 +115,7 @@ fn a_tcx_program_before_our_clsact_filter_is_named() {
     let pod = policed(&node);
     assert!(by_clsact(&node));
     let mut stranger = Stranger::new();
-    let program = stranger.program("egress");
+    let program = stranger.egress();
     let order = TcAttachOptions::TcxOrder(LinkOrder::first());
     let attached = node.netns.within(|| program.attach_with_options(MASTER, TcAttachType::Egress, order));
     match attached {
@@ -138,7 +137,7 @@ fn what_we_let_pass_goes_on_to_the_filters_behind_us() {
         let [(id, row)] = node.maps().masters().expect("readable")[..] else { panic!("one master") };
         let row = Master { unknown_source: unknown_source::AUDIT, ..row };
         stranger.maps.set_master(id, &row).expect("written");
-        let program = stranger.program("egress");
+        let program = stranger.egress();
         let options = NlOptions { priority: 7, ..NlOptions::default() };
         let attached = node.netns.within(|| {
             let _ = qdisc_add_clsact(MASTER);
@@ -235,6 +234,37 @@ fn xdp_is_not_asked_for_before_everything_else_is_in_place() {
     all_live(&node, &entry);
 }
 
+/// The kernel takes a filter for what is sent there, and has it judge what arrives.
+#[test]
+fn a_qdisc_without_a_place_for_what_is_sent_is_a_named_error() {
+    let entry = json!({ "unknownSource": "drop", "tc": "clsact" });
+    let node = Node::new(&entry);
+    let (theirs, ours) = (format!("dev {MASTER} ingress"), format!("dev {MASTER} clsact"));
+    let named = ["which has a qdisc `ingress`", &format!("tc qdisc del {theirs}")];
+    node.netns.exec(&format!("tc qdisc add {theirs}"));
+    refused(&node, &named);
+    node.netns.exec(&format!("tc qdisc del {theirs}"));
+    let pod = policed(&node);
+    all_live(&node, &entry);
+    assert!(is_enforced(&node, &pod));
+    // It comes later, in the place of ours, and a filter of ours is in it.
+    node.netns.exec(&format!("tc qdisc del {ours}"));
+    node.netns.exec(&format!("tc qdisc add {theirs}"));
+    let pin = node.root.pins().join("progs/1/egress");
+    let pin = pin.to_str().expect("text");
+    let filter =
+        ["tc", "filter", "add", "dev", MASTER, "parent", "ffff:fff3", "prio", "1", "handle", "0x6e70"];
+    let program = ["protocol", "all", "bpf", "direct-action", "object-pinned", pin];
+    node.netns.within(|| run(&[&filter[..], &program].concat()));
+    assert_eq!(hooks(&node).iter().filter(|state| state.hook == Hook::Egress && state.live).count(), 0);
+    alerts(&node, &format!("{MASTER}: egress is not attached"));
+    assert!(!node.try_netpath(&["attach"]).status.success());
+    node.netns.exec(&format!("tc qdisc del {theirs}"));
+    node.netpath(&["attach"]);
+    all_live(&node, &entry);
+    assert!(is_enforced(&node, &pod));
+}
+
 /// While ingress is off, XDP is all that judges what arrives.
 #[test]
 fn xdp_that_is_not_wanted_any_more_goes_when_everything_else_is_in_place() {
@@ -258,11 +288,9 @@ fn xdp_that_is_not_wanted_any_more_goes_when_everything_else_is_in_place() {
 
 /// Pins the program `xdp` of a stranger, for `ip` to attach it: without a link, as most do.
 fn foreign_xdp(stranger: &mut Stranger, mode: &str, node: &Node) {
-    let program: &mut aya::programs::Xdp =
-        stranger.object.program_mut("xdp").expect("a program").try_into().expect("XDP");
+    let program = stranger.programs.get_mut(&Hook::Xdp).expect("a program");
     let pin = stranger.root.pins().join("foreign");
     if !pin.exists() {
-        program.load().expect("it passes the verifier");
         program.pin(&pin).expect("pinned");
     }
     // `ip netns exec` would hide the BPF file system.

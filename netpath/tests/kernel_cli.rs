@@ -14,19 +14,13 @@ use std::{
     thread,
 };
 
-use aya::{
-    Ebpf,
-    programs::{LinkOrder, SchedClassifier, TcAttachType, tc::TcAttachOptions},
-};
+use aya::programs::{LinkOrder, Program, SchedClassifier, TcAttachType, tc::TcAttachOptions};
+use common::loaded;
 use common::node::usual_via;
 use common::{NetNs, PATIENCE, eventually};
 use lab::{ATTENTION, Answer, GATEWAY, Lab, NETWORK, NOTHING_LOADED, OUTSIDE, conf, private};
 use netpath::{
-    kernel::bpf::{
-        attach::Via,
-        maps::NAMES,
-        object::{self, Settings},
-    },
+    kernel::bpf::{Hook, attach::Via, maps::NAMES},
     root::Root,
     state::Lock,
 };
@@ -173,17 +167,14 @@ fn an_attachment_is_shown_with_what_happened_to_it() {
     lab.netpath(&["drops"]).says("zone-deny: The other end is outside the private zone of this network.");
 }
 
-/// Somebody else's program at the head of the chain at egress, for as long as the object lives.
-fn attach_ahead(lab: &Lab) -> Ebpf {
-    let mut object =
-        object::load(&lab.pins(), &Settings::default(), 1, object::cpus()).expect("the object loads");
-    let program = object.program_mut("egress").expect("a program");
-    let program: &mut SchedClassifier = program.try_into().expect("a classifier");
-    program.load().expect("it passes the verifier");
+/// Somebody else's program at the head of the chain at egress, for as long as it lives.
+fn attach_ahead(lab: &Lab) -> Program {
+    let (_, mut theirs) = loaded::programs(&lab.pins(), 1, &[Hook::Egress]).pop_first().expect("a program");
+    let program: &mut SchedClassifier = (&mut theirs).try_into().expect("a classifier");
     let first = TcAttachOptions::TcxOrder(LinkOrder::first());
     let attached = lab.node.within(|| program.attach_with_options("enp0s8", TcAttachType::Egress, first));
     attached.expect("it can be attached");
-    object
+    theirs
 }
 
 #[test]

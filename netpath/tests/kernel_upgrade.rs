@@ -14,7 +14,7 @@ use common::node::{MASTER, NODE_MAC, Node, Pod, conf};
 use common::{NetNs, times};
 use netpath::kernel::bpf::TcHook;
 use netpath::kernel::bpf::attach::{Programs, Target};
-use netpath::kernel::bpf::object::{self, Settings};
+use netpath::kernel::bpf::object;
 use netpath::police;
 use netpath::state::{Known, Lock, Outline, Records};
 use netpath::zone::{Zone, ZoneConf, resolve};
@@ -52,27 +52,17 @@ fn while_of(mut rounds: u32) -> impl FnMut() -> Option<()> {
 /// Puts two sets of programs in each other's place, in the kernel since before.
 fn swap(node: &Node, rounds: u32) {
     let pins = node.root.pins();
-    let (settings, host) = (Settings::default(), [NODE_MAC]);
+    let host = [NODE_MAC];
     let xdp = hooks(node).len() == 3;
     let tc = if by_clsact(node) { TcHook::Clsact } else { TcHook::Auto };
     let (cpus, ifindex) = (object::cpus(), ifindex(node));
-    let target = Target {
-        pins: &pins,
-        settings: &settings,
-        cpus,
-        id: 1,
-        ifindex,
-        name: MASTER,
-        xdp,
-        tc,
-        host_macs: &host,
-    };
+    let target = Target { pins: &pins, cpus, id: 1, ifindex, name: MASTER, xdp, tc, host_macs: &host };
     let states = hooks(node);
     let which: Vec<_> = states.iter().map(|state| state.hook).collect();
     node.netns.within(|| {
-        let mut sets = [(); 2].map(|()| Programs::load(&target, &which).expect("they load"));
+        let sets = [(); 2].map(|()| Programs::load(&target, &which).expect("they load"));
         for round in 0..rounds {
-            let set = &mut sets[(round % 2) as usize];
+            let set = &sets[(round % 2) as usize];
             for state in &states {
                 set.replace(&target, state)
                     .unwrap_or_else(|error| panic!("{round}: {}", common::chain(&error)));

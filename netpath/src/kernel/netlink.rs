@@ -1,4 +1,4 @@
-//! Links, addresses and routes of one network namespace, over netlink.
+//! Links, addresses, routes and filters of one network namespace, over netlink.
 //!
 //! A [`Netlink`] belongs to the namespace it was opened in, whatever thread uses it. Calls block, each with a
 //! deadline. Names are turned into indexes once, by the caller: an index cannot be renamed under it.
@@ -6,12 +6,14 @@
 mod address;
 mod decode;
 mod error;
+mod filter;
 mod link;
 mod route;
 mod socket;
 
 pub use address::Address;
 pub use error::{NetlinkError, Op, Refusal};
+pub use filter::{CLSACT, Filter, FilterHook};
 pub use link::{Link, Macvlan, Neighbour};
 pub use route::Route;
 /// Which addresses a route is about.

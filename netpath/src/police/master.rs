@@ -12,8 +12,7 @@ use crate::{
             attach::{self, Change, Target},
             bpffs::{self, Known},
             maps::{self, Maps, MapsError, NAMES, pin_of},
-            object::{self, Settings},
-            pins, support, swap,
+            object, pins, support, swap,
             trees::Trees,
         },
         netlink::{Link, Netlink, NetlinkError},
@@ -107,7 +106,7 @@ pub fn attach(
         }
     };
     let mut attached = Attached { id, host_macs: Vec::new(), maps, changes: Vec::new() };
-    match put_in_place(root, node, master, &settings, before, replace, &mut attached) {
+    match put_in_place(root, node, master, before, replace, &mut attached) {
         Ok(()) => Ok(attached),
         // A master that was not under police stays as it was: half its hooks would judge half its frames.
         Err(failed) if before.is_none_or(|row| row.object == 0) => {
@@ -164,7 +163,6 @@ fn put_in_place(
     root: &Root,
     node: &mut Netlink,
     master: &MasterLink,
-    settings: &Settings,
     before: Option<Master>,
     replace: bool,
     attached: &mut Attached,
@@ -201,7 +199,6 @@ fn put_in_place(
     let host_macs: Vec<_> = host_macs.iter().map(|mac| mac.bytes()).collect();
     let target = Target {
         pins: &pins,
-        settings,
         cpus: maps.meta()?.cpus,
         id,
         ifindex: link.index,

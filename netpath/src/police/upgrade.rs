@@ -257,8 +257,8 @@ fn replace(
         Err(failed) => return Err(undone(failed, pins::remove_pins(&stage).map_err(Into::into))),
     };
     let mut kept = Vec::new();
-    if let Err(failed) = switch(settings, old, &stage, sets, &mut kept, done, watch) {
-        let back = put_back(settings, old, &stage, &kept);
+    if let Err(failed) = switch(old, &stage, sets, &mut kept, done, watch) {
+        let back = put_back(old, &stage, &kept);
         return Err(undone(failed, back));
     }
     let own = root.pins();
@@ -291,7 +291,7 @@ fn prepare<'a>(
     for here in old.here.iter().filter(|here| !here.states.is_empty()) {
         let row = maps.master(here.id)?;
         let macs = host_macs(&row);
-        let target = target(stage, settings, here, &macs);
+        let target = target(stage, here, &macs);
         sets.push((here, swap::load(&target, &here.states)?));
         // Trying them was counted as well.
         maps.forget_master(here.id)?;
@@ -306,15 +306,9 @@ fn host_macs(row: &Master) -> Vec<[u8; 6]> {
     used.map(|mac| [mac[0], mac[1], mac[2], mac[3], mac[4], mac[5]]).collect()
 }
 
-fn target<'a>(
-    pins: &'a Path,
-    settings: &'a Settings,
-    here: &'a Here,
-    host_macs: &'a [[u8; 6]],
-) -> Target<'a> {
+fn target<'a>(pins: &'a Path, here: &'a Here, host_macs: &'a [[u8; 6]]) -> Target<'a> {
     Target {
         pins,
-        settings,
         cpus: object::cpus(),
         id: here.id,
         ifindex: here.link.index,
@@ -328,7 +322,6 @@ fn target<'a>(
 
 /// Gives each hook its new program, and when no old one runs any more the new maps the place of the old.
 fn switch(
-    settings: &Settings,
     old: &Old,
     stage: &Path,
     sets: Vec<Set<'_>>,
@@ -336,8 +329,8 @@ fn switch(
     done: &mut Upgraded,
     watch: Watch<'_>,
 ) -> Result<(), PoliceError> {
-    for (here, mut programs) in sets {
-        let target = target(&old.pins, settings, here, &[]);
+    for (here, programs) in sets {
+        let target = target(&old.pins, here, &[]);
         for state in &here.states {
             kept.push(Kept::of(here.id, state, stage)?);
             programs.replace(&target, state)?;
@@ -353,11 +346,11 @@ fn switch(
 }
 
 /// Gives the hooks their old programs again. What the new ones counted meanwhile waits for the next upgrade.
-fn put_back(settings: &Settings, old: &Old, stage: &Path, kept: &[Kept]) -> Result<(), PoliceError> {
+fn put_back(old: &Old, stage: &Path, kept: &[Kept]) -> Result<(), PoliceError> {
     let mut failed = None;
     for kept in kept.iter().rev() {
         let Some(here) = old.here.iter().find(|here| here.id == kept.master()) else { continue };
-        if let Err(error) = kept.put_back(&target(&old.pins, settings, here, &[])) {
+        if let Err(error) = kept.put_back(&target(&old.pins, here, &[])) {
             let (master, hook) = (here.link.name.clone(), kept.state().hook.name());
             failed = failed.or(Some(PoliceError::LeftNew { master, hook, source: Box::new(error.into()) }));
         }

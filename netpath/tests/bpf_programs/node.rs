@@ -1,6 +1,7 @@
 //! A node of its own for each test: a BPF file system, maps and the three programs of one master.
 
 use std::{
+    collections::BTreeMap,
     fs,
     ops::Range,
     path::PathBuf,
@@ -8,7 +9,7 @@ use std::{
 };
 
 use aya::{
-    Ebpf, Pod,
+    Pod,
     maps::{Array, Map, MapData, PerCpuArray},
     programs::{Program, TestRun, TestRunOptions},
 };
@@ -30,6 +31,7 @@ use netpath_ebpf::{
     drop_reason::DropReason,
 };
 
+use crate::loaded::programs;
 use crate::verdict::{
     cases::Case,
     frames::POD_MAC,
@@ -99,7 +101,7 @@ impl Context {
 /// A node with one master.
 pub(crate) struct Node {
     pub(crate) maps: Maps,
-    object: Ebpf,
+    programs: BTreeMap<Hook, Program>,
     scene: Scene,
 }
 
@@ -114,15 +116,8 @@ impl Node {
         let pins = scene.root.pins();
         let mut maps = object::maps(&pins, &settings).expect("maps");
         maps.set_master(MASTER, &master(unknown_source::AUDIT)).expect("master row");
-        let mut object = object::load(&pins, &settings, MASTER, object::cpus()).expect("object");
-        for hook in Hook::ALL {
-            match object.program_mut(hook.name()).expect("program") {
-                Program::SchedClassifier(program) => program.load().expect("the verifier accepts it"),
-                Program::Xdp(program) => program.load().expect("the verifier accepts it"),
-                other => panic!("{} is {other:?}", hook.name()),
-            }
-        }
-        Self { maps, object, scene }
+        let programs = programs(&pins, MASTER, &Hook::ALL);
+        Self { maps, programs, scene }
     }
 
     /// A node with the pod of `setup` and its zone.
@@ -163,11 +158,11 @@ impl Node {
     }
 
     pub(crate) fn program(&mut self, hook: Hook) -> &mut Program {
-        self.object.program_mut(hook.name()).expect("program")
+        self.programs.get_mut(&hook).expect("program")
     }
 
     fn test_run(&self, hook: Hook, options: TestRunOptions<'_>) -> (i32, usize) {
-        let result = match self.object.program(hook.name()).expect("program") {
+        let result = match &self.programs[&hook] {
             Program::SchedClassifier(program) => program.test_run(options),
             Program::Xdp(program) => program.test_run(options),
             other => panic!("{} is {other:?}", hook.name()),

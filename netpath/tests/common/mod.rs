@@ -6,6 +6,7 @@
 
 pub(crate) mod enforce;
 pub(crate) mod flood;
+pub(crate) mod loaded;
 pub(crate) mod node;
 pub(crate) mod ring;
 pub(crate) mod traffic;

@@ -8,37 +8,32 @@ use std::{
     fs, io,
     os::fd::{AsFd, OwnedFd},
     panic::resume_unwind,
-    path::Path,
+    path::{Path, PathBuf},
     thread,
 };
 
-use aya::{
-    Ebpf, EbpfLoader,
-    programs::{
-        Program, ProgramError, ProgramInfo, SchedClassifier, TcAttachType, Xdp,
-        links::{FdLink, PinnedLink},
-        tc::{NlOptions, SchedClassifierLink, TcAttachOptions, TcError, TcHandle, qdisc_add_clsact},
-    },
+use aya::programs::{
+    ProgramInfo, SchedClassifier, TcAttachType,
+    tc::{NlOptions, SchedClassifierLink, TcAttachOptions, TcHandle, qdisc_add_clsact},
 };
 
 use super::{
     BpfError, Hook, TcHook,
-    clsact::{self, HANDLE, PRIORITY},
+    clsact::{self, HANDLE, PRIORITY, is_at_our_place},
     links::{self, Links},
+    loader::Bound,
     maps::{Maps, UNOPENED},
-    object::{self, Settings},
-    pins::{self, link_pin, make_parent, program_pin, remove_file, unpin},
-    selftest, swap, sys,
-    told::{self, Told},
+    object,
+    pins::{self, fresh_pin, link_pin, make_parent, program_pin, remove_file, unpin},
+    selftest, swap, sys, told,
 };
+use crate::kernel::netlink::{CLSACT, Filter, Netlink, NetlinkError};
 
 /// A master and how its programs shall be attached.
 #[derive(Clone, Debug)]
 pub struct Target<'a> {
     /// Directory of the pins.
     pub pins: &'a Path,
-    /// Sizes of the maps.
-    pub settings: &'a Settings,
     /// CPUs that counters are laid out for.
     pub cpus: u32,
     /// Dense id of the master.
@@ -206,7 +201,7 @@ fn put_wanted(target: &Target<'_>, states: &[HookState], replace: bool) -> Resul
         let programs = Programs::load(target, &todo);
         (links.join().unwrap_or_else(|panic| resume_unwind(panic)), programs)
     });
-    let (mut programs, mut links) = (programs?, links.map_err(|source| BpfError::Placeholder { source })?);
+    let (programs, mut links) = (programs?, links.map_err(|source| BpfError::Placeholder { source })?);
     for hook in todo {
         let change = match live(hook) {
             Some(state) => {
@@ -216,7 +211,7 @@ fn put_wanted(target: &Target<'_>, states: &[HookState], replace: bool) -> Resul
             None => {
                 // A pin that is still there belongs to a NIC that is gone; its link cannot be updated.
                 unpin(target.pins, target.id, hook)?;
-                Change::Attached(hook, attach(target, &mut programs.object, hook, links.take(hook))?)
+                Change::Attached(hook, attach(target, programs.of(hook)?, hook, links.take(hook))?)
             }
         };
         changes.push(change);
@@ -225,71 +220,49 @@ fn put_wanted(target: &Target<'_>, states: &[HookState], replace: bool) -> Resul
 }
 
 /// Programs of this build for one master: in the kernel, tried on the host's frames, and not attached yet.
-pub struct Programs {
-    object: Ebpf,
-}
+pub struct Programs(Vec<(Hook, OwnedFd)>);
 
 impl Programs {
     /// Loads the programs of these hooks.
     pub fn load(target: &Target<'_>, hooks: &[Hook]) -> Result<Self, BpfError> {
-        told::with_what_is_known(|loader, told| Self::load_by(loader, told, target, hooks))
+        told::with_what_is_known(|object, told| {
+            let bound = object::bind_by(object, told, target.pins, target.id, target.cpus)?;
+            Self::of_bound(&bound, hooks, target.host_macs)
+        })
     }
 
-    fn load_by(
-        loader: EbpfLoader<'_>,
-        told: &Told,
-        target: &Target<'_>,
-        hooks: &[Hook],
-    ) -> Result<Self, BpfError> {
-        let mut object = object::load_by(loader, told, target.pins, target.settings, target.id, target.cpus)?;
-        if let Some(hook) = hooks.iter().find(|hook| object.program(hook.name()).is_none()) {
-            return Err(BpfError::Missing { program: hook.name() });
-        }
-        let hook_of = |name: &str| hooks.iter().find(|hook| hook.name() == name).copied();
-        let programs = object.programs_mut().filter_map(|(name, program)| Some((hook_of(name)?, program)));
+    fn of_bound(bound: &Bound, hooks: &[Hook], host_macs: &[[u8; 6]]) -> Result<Self, BpfError> {
         // The verifier takes nearly all of the time, and takes programs side by side: that of TC ingress about as long as the others
         // together, so that a third thread would only take its CPU where there are two.
-        let (long, others): (Vec<_>, Vec<_>) = programs.partition(|(hook, _)| *hook == Hook::Ingress);
-        thread::scope(|scope| {
-            let load = |programs: Vec<(Hook, &mut Program)>| {
-                let mut programs = programs.into_iter();
-                programs.try_for_each(|(hook, program)| load_and_test(program, hook, target.host_macs))
-            };
-            let others = scope.spawn(move || load(others));
-            load(long).and(others.join().unwrap_or_else(|panic| resume_unwind(panic)))
-        })?;
-        Ok(Self { object })
+        let (long, others): (Vec<_>, Vec<_>) = hooks.iter().partition(|hook| **hook == Hook::Ingress);
+        let load = |hooks: Vec<Hook>| {
+            let loaded = hooks.into_iter().map(|hook| load_and_test(bound, hook, host_macs));
+            loaded.collect::<Result<Vec<_>, _>>()
+        };
+        let (long, others) = thread::scope(|scope| {
+            let others = scope.spawn(|| load(others));
+            (load(long), others.join().unwrap_or_else(|panic| resume_unwind(panic)))
+        });
+        let mut all = long?;
+        all.extend(others?);
+        Ok(Self(all))
     }
 
     /// Puts the program of a hook in the place of the one that is there: each packet meets one of the two.
-    pub fn replace(&mut self, target: &Target<'_>, state: &HookState) -> Result<(), BpfError> {
-        replace_program(target, &mut self.object, state)
+    pub fn replace(&self, target: &Target<'_>, state: &HookState) -> Result<(), BpfError> {
+        replace_program(target, self.of(state.hook)?, state)
+    }
+
+    fn of(&self, hook: Hook) -> Result<&OwnedFd, BpfError> {
+        let program = self.0.iter().find(|(own, _)| *own == hook).map(|(_, program)| program);
+        program.ok_or(BpfError::Missing { program: hook.name() })
     }
 }
 
-fn load_and_test(program: &mut Program, hook: Hook, host_macs: &[[u8; 6]]) -> Result<(), BpfError> {
-    let refused = |source| BpfError::Program { program: hook.name(), source: Box::new(source) };
-    match program {
-        Program::Xdp(program) => {
-            program.load().map_err(refused)?;
-            selftest::run(program, hook, host_macs)
-        }
-        Program::SchedClassifier(program) => {
-            program.load().map_err(refused)?;
-            selftest::run(program, hook, host_macs)
-        }
-        _ => Err(BpfError::Missing { program: hook.name() }),
-    }
-}
-
-fn classifier(object: &mut Ebpf, hook: Hook) -> Result<&mut SchedClassifier, BpfError> {
-    let program = object.program_mut(hook.name()).ok_or(BpfError::Missing { program: hook.name() })?;
-    program.try_into().map_err(|source| BpfError::Program { program: hook.name(), source: Box::new(source) })
-}
-
-fn xdp(object: &mut Ebpf) -> Result<&mut Xdp, BpfError> {
-    let program = object.program_mut("xdp").ok_or(BpfError::Missing { program: "xdp" })?;
-    program.try_into().map_err(|source| BpfError::Program { program: "xdp", source: Box::new(source) })
+fn load_and_test(bound: &Bound, hook: Hook, host_macs: &[[u8; 6]]) -> Result<(Hook, OwnedFd), BpfError> {
+    let program = bound.load(hook)?;
+    selftest::run(&program, hook, host_macs)?;
+    Ok((hook, program))
 }
 
 pub(super) fn tc_type(hook: Hook) -> Option<TcAttachType> {
@@ -302,7 +275,7 @@ pub(super) fn tc_type(hook: Hook) -> Option<TcAttachType> {
 
 fn attach(
     target: &Target<'_>,
-    object: &mut Ebpf,
+    program: &OwnedFd,
     hook: Hook,
     link: Option<io::Result<OwnedFd>>,
 ) -> Result<Via, BpfError> {
@@ -312,8 +285,7 @@ fn attach(
         note,
         source,
     };
-    let Some(attach_type) = tc_type(hook) else {
-        let program = xdp(object)?.fd().map_err(|error| failed("", error.into()))?;
+    if hook == Hook::Xdp {
         let link = links::create(program.as_fd(), target.ifindex, hook).map_err(|error| {
             let note = match error.raw_os_error() {
                 Some(libc::EINVAL) => return BpfError::NoXdp { master: target.name.to_owned() },
@@ -326,10 +298,9 @@ fn attach(
         })?;
         pin_link(target, hook, &link)?;
         return Ok(Via::XdpNative);
-    };
+    }
     match link {
         Some(Ok(link)) => {
-            let program = classifier(object, hook)?.fd().map_err(|error| failed("", error.into()))?;
             links::update(link.as_fd(), program.as_fd()).map_err(|error| failed("", error.into()))?;
             pin_link(target, hook, &link)?;
             return Ok(Via::Tcx);
@@ -339,35 +310,37 @@ fn attach(
         }
         _ => {}
     }
-    let program = classifier(object, hook)?;
     match qdisc_add_clsact(target.name) {
         Ok(()) => {}
-        Err(error) if is_errno(&error, libc::EEXIST) => {}
+        Err(error) if is_errno(&error, libc::EEXIST) => {
+            let kind = Netlink::open().and_then(|mut netlink| netlink.filter_qdisc(target.ifindex));
+            let kind = kind.map_err(|error| failed("", error.into()))?;
+            // A filter for what is sent would be taken, and judge what arrives.
+            if let Some(kind) = kind.filter(|kind| kind != CLSACT) {
+                return Err(BpfError::Qdisc { hook, master: target.name.to_owned(), kind });
+            }
+        }
         Err(error) => return Err(failed("", error.into())),
     }
     // Pinned first: whoever is ended between the two leaves a pin without a filter, which the next attach
     // finds, never a filter that nobody knows.
-    pin_program(target, program, hook)?;
+    let path = pin_program(target, program, hook)?;
     let note = " (`tc filter show` says who has priority 1, which netpath needs: whoever runs first may decide alone)";
-    attach_clsact(target, program, hook, attach_type).map_err(|error| failed(note, error.into()))?;
+    attach_clsact(target, &path, hook).map_err(|error| failed(note, error))?;
     Ok(Via::Clsact)
 }
 
-/// Adds our filter, or replaces it where one with our handle is left over.
+/// Adds a filter for the program pinned at `path`, or replaces it where one with our handle is left over.
 pub(super) fn attach_clsact(
     target: &Target<'_>,
-    program: &mut SchedClassifier,
+    path: &Path,
     hook: Hook,
-    attach_type: TcAttachType,
-) -> Result<(), ProgramError> {
+) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+    let Some(attach_type) = tc_type(hook) else { return Ok(()) };
+    let mut program = SchedClassifier::from_pin(path)?;
     let handle = handle();
-    let present = clsact::filters(target.ifindex, hook)
-        .map_err(TcError::IoError)?
-        .iter()
-        .any(clsact::Filter::is_at_our_place);
-    let id = if present {
-        let old = SchedClassifierLink::attached(target.name, attach_type, PRIORITY, handle, None)
-            .map_err(TcError::IoError)?;
+    let id = if clsact::filters(target.ifindex, hook)?.iter().any(is_at_our_place) {
+        let old = SchedClassifierLink::attached(target.name, attach_type, PRIORITY, handle, None)?;
         program.attach_to_link(old)?
     } else {
         let options = NlOptions { priority: PRIORITY, handle, ..NlOptions::default() };
@@ -389,60 +362,47 @@ fn pin_link(target: &Target<'_>, hook: Hook, link: &OwnedFd) -> Result<(), BpfEr
     sys::pin(link, &path).map_err(|source| BpfError::Pin { op: "make", path, source: source.into() })
 }
 
-fn replace_program(target: &Target<'_>, object: &mut Ebpf, state: &HookState) -> Result<(), BpfError> {
+fn replace_program(target: &Target<'_>, program: &OwnedFd, state: &HookState) -> Result<(), BpfError> {
     let hook = state.hook;
-    let path = link_pin(target.pins, target.id, hook);
-    let failed =
-        |source: ProgramError| BpfError::Pin { op: "update", path: path.clone(), source: source.into() };
-    let opened = || {
-        let link = PinnedLink::from_pin(&path);
-        link.map(FdLink::from)
-            .map_err(|source| BpfError::Link { path: path.clone(), source: Box::new(source) })
-    };
-    match (state.via, tc_type(hook)) {
-        (Via::XdpNative, _) => {
-            let link = opened()?.try_into();
-            let link =
-                link.map_err(|source| BpfError::Link { path: path.clone(), source: Box::new(source) })?;
-            let program = xdp(object)?;
-            let link = program.attach_to_link(link).map_err(failed)?;
-            drop(program.take_link(link).map_err(failed)?);
+    match state.via {
+        // The pin follows the update: nothing is pinned again.
+        Via::Tcx | Via::XdpNative => {
+            let path = link_pin(target.pins, target.id, hook);
+            let updated = sys::update_link(&path, program);
+            updated.map_err(|source| BpfError::Pin { op: "update", path, source: source.into() })
         }
-        (Via::Clsact, Some(attach_type)) => {
-            let program = classifier(object, hook)?;
-            attach_clsact(target, program, hook, attach_type).map_err(failed)?;
-            pin_program(target, program, hook)?;
-        }
-        (Via::Tcx | Via::Clsact, _) => {
-            let link = opened()?.try_into();
-            let link =
-                link.map_err(|source| BpfError::Link { path: path.clone(), source: Box::new(source) })?;
-            let program = classifier(object, hook)?;
-            let link = program.attach_to_link(link).map_err(failed)?;
-            // The pin follows the update: nothing is pinned again.
-            drop(program.take_link(link).map_err(failed)?);
+        Via::Clsact => {
+            let fresh = pin_beside(target, program, hook)?;
+            let path = program_pin(target.pins, target.id, hook);
+            let replaced = attach_clsact(target, &fresh, hook).and_then(|()| Ok(fs::rename(&fresh, &path)?));
+            replaced.map_err(|source| {
+                // If it stays the next attempt removes it.
+                drop(remove_file(&fresh));
+                BpfError::Pin { op: "update", path, source }
+            })
         }
     }
-    Ok(())
 }
 
 /// Pins the program under its final name in one step, over what was pinned there.
-pub(super) fn pin_program(
-    target: &Target<'_>,
-    program: &mut SchedClassifier,
-    hook: Hook,
-) -> Result<(), BpfError> {
+pub(super) fn pin_program(target: &Target<'_>, program: &OwnedFd, hook: Hook) -> Result<PathBuf, BpfError> {
+    let fresh = pin_beside(target, program, hook)?;
     let path = program_pin(target.pins, target.id, hook);
-    make_parent(&path)?;
-    let fresh = path.with_file_name(format!("{}-new", hook.name()));
-    let failed = |source: Box<dyn std::error::Error + Send + Sync>| BpfError::Pin {
-        op: "make",
-        path: path.clone(),
-        source,
-    };
+    match fs::rename(&fresh, &path) {
+        Ok(()) => Ok(path),
+        Err(source) => Err(BpfError::Pin { op: "make", path, source: source.into() }),
+    }
+}
+
+/// Pins the program where it can be moved to its final name.
+fn pin_beside(target: &Target<'_>, program: &OwnedFd, hook: Hook) -> Result<PathBuf, BpfError> {
+    let fresh = fresh_pin(target.pins, target.id, hook);
+    make_parent(&fresh)?;
     remove_file(&fresh)?;
-    program.pin(&fresh).map_err(|source| failed(source.into()))?;
-    fs::rename(&fresh, &path).map_err(|source| failed(source.into()))
+    match sys::pin(program, &fresh) {
+        Ok(()) => Ok(fresh),
+        Err(source) => Err(BpfError::Pin { op: "make", path: fresh, source: source.into() }),
+    }
 }
 
 /// Takes the program of a link off its hook; a filter has none, and a dead link has no hook.
@@ -480,34 +440,33 @@ pub fn detach(pins: &Path, id: u16, name: Option<&str>, ifindex: u32) -> Result<
 fn remove_filters(pins: &Path, states: &[HookState], name: &str, ifindex: u32) -> Result<(), BpfError> {
     let maps = swap::map_ids(pins)?;
     for hook in [Hook::Ingress, Hook::Egress] {
-        let failed = |source: ProgramError| BpfError::Attach {
+        let failed = |source: Box<dyn std::error::Error + Send + Sync>| BpfError::Attach {
             hook,
             master: name.to_owned(),
             note: " (while detaching)",
-            source: source.into(),
+            source,
         };
-        let filters =
-            clsact::filters(ifindex, hook).map_err(|error| failed(TcError::IoError(error).into()))?;
-        let is_ours = |filter: &clsact::Filter| {
-            filter.is_at_our_place()
+        let filters = clsact::filters(ifindex, hook).map_err(|error| failed(error.into()))?;
+        let is_ours = |filter: &Filter| {
+            is_at_our_place(filter)
                 && (states.iter().any(|state| state.program == filter.program)
                     || pins::uses_any(filter.program, &maps))
         };
         let Some(attach_type) = tc_type(hook).filter(|_| filters.iter().any(is_ours)) else { continue };
         let link = SchedClassifierLink::attached(name, attach_type, PRIORITY, handle(), None)
-            .map_err(|error| failed(TcError::IoError(error).into()))?;
-        aya::programs::links::Link::detach(link).map_err(failed)?;
+            .map_err(|error| failed(error.into()))?;
+        aya::programs::links::Link::detach(link).map_err(|error| failed(error.into()))?;
     }
     Ok(())
 }
 
 /// Hooks of a link where a filter with our priority, handle and name is left: of a netpath that lost its pins,
 /// or of one with another root.
-pub fn strays(ifindex: u32) -> io::Result<Vec<Hook>> {
+pub fn strays(ifindex: u32) -> Result<Vec<Hook>, NetlinkError> {
     let mut found = Vec::new();
     for hook in [Hook::Ingress, Hook::Egress] {
         let filters = clsact::filters(ifindex, hook)?;
-        if filters.iter().any(|filter| filter.is_at_our_place() && filter.name == hook.name()) {
+        if filters.iter().any(|filter| is_at_our_place(filter) && filter.name == hook.name()) {
             found.push(hook);
         }
     }

@@ -4,9 +4,8 @@
 //! each kernel. The object has a number in its place that no helper has ([`CAST_TO_KERNEL`]), behind a question that is answered
 //! with no where nothing is put there.
 
-use std::borrow::Cow;
-
 use aya::sys::BpfHelper;
+use aya_obj::generated::bpf_insn;
 use netpath_ebpf::abi::CAST_TO_KERNEL;
 
 use super::skb::{Layout, Origin};
@@ -23,23 +22,18 @@ const CALL: u8 = 0x85;
 /// What stands in the place of a register in a call of a function among the kernel's types (`BPF_PSEUDO_KFUNC_CALL`).
 const KERNEL_FUNCTION: u8 = 2;
 
-/// The object with the call of type number `cast`; as it is without one.
-pub(super) fn put(object: &[u8], cast: u32) -> Cow<'_, [u8]> {
-    let (wanted, call) =
-        (instruction(CALL, 0, 0, 0, CAST_TO_KERNEL), instruction(CALL, 0, KERNEL_FUNCTION, 0, cast));
+/// Puts the call of type number `cast` where these instructions have its place; without one they stay as they are.
+pub(super) fn put(instructions: &mut [bpf_insn], cast: u32) {
     if cast == 0 {
-        return Cow::Borrowed(object);
+        return;
     }
-    // As it was it lies on a multiple of eight, and so does whatever the allocator of C gives.
-    let mut object = object.to_vec();
-    // Instructions lie on a multiple of their length, and nothing else has these bytes. If none had them, the verifier would refuse the
-    // call that it then meets.
-    for place in object.chunks_exact_mut(size_of::<u64>()) {
-        if *place == wanted.to_le_bytes() {
-            place.copy_from_slice(&call.to_le_bytes());
-        }
+    // If none had it, the verifier would refuse the call that it then meets.
+    let has_its_place =
+        |it: &&mut bpf_insn| it.code == CALL && it.src_reg() == 0 && it.imm.cast_unsigned() == CAST_TO_KERNEL;
+    for call in instructions.iter_mut().filter(has_its_place) {
+        call.set_src_reg(KERNEL_FUNCTION);
+        call.imm = cast.cast_signed();
     }
-    Cow::Owned(object)
 }
 
 // Loads of so many bytes, a register set to a number or to another one, one added to it, and the end.
@@ -105,18 +99,25 @@ fn program(cast: u32, instructions: &[u64]) -> Vec<u64> {
 
 #[cfg(test)]
 mod tests {
+    use aya_obj::copy_instructions;
+
     use super::*;
 
-    const WANTED: [u8; 8] = [0x85, 0, 0, 0, 0x6e, 0x75, 0x66, 0x6b];
-
     #[test]
-    fn the_call_is_put_wherever_the_object_has_its_place() {
-        let object = [&[7; 8][..], &WANTED, &[1; 4], &WANTED, &[2; 4], &WANTED, &[3; 3]].concat();
-        let put = put(&object, 0x0102_0304);
+    fn the_call_is_put_wherever_programs_have_its_place() {
+        let wanted = [0x85, 0, 0, 0, 0x6e, 0x75, 0x66, 0x6b];
+        // A call of a function of the program's own, and a number, that look alike.
+        let others = [[0x85, 0x10, 0, 0, 0x6e, 0x75, 0x66, 0x6b], [0x18, 0, 0, 0, 0x6e, 0x75, 0x66, 0x6b]];
+        let mut instructions =
+            copy_instructions(&[wanted, others[0], wanted, others[1]].concat()).expect("whole");
+        let text = |instructions: &[bpf_insn]| format!("{instructions:?}");
+        let before = text(&instructions);
+        put(&mut instructions, 0);
+        assert_eq!(text(&instructions), before);
+        put(&mut instructions, 0x0102_0304);
         let call = [0x85, 0x20, 0, 0, 4, 3, 2, 1];
-        let expected = [&[7; 8][..], &call, &[1; 4], &WANTED, &[2; 4], &call, &[3; 3]].concat();
-        assert_eq!(put.as_ref(), expected, "not within instructions");
-        assert!(matches!(super::put(&object, 0), Cow::Borrowed(same) if same == object));
+        let expected = copy_instructions(&[call, others[0], call, others[1]].concat()).expect("whole");
+        assert_eq!(text(&instructions), text(&expected));
     }
 
     /// Behind the call and before the end.

@@ -8,14 +8,13 @@
 //! asked once, with the right program, and when nothing else can fail any more.
 
 use std::{
-    ffi::CStr,
-    io::{self, ErrorKind},
-    iter,
+    io,
     os::fd::{AsFd as _, BorrowedFd, OwnedFd},
 };
 
 use super::{
     Hook,
+    loader::load_classifier,
     sys::{bpf, bpf_open, command, raw},
 };
 
@@ -65,58 +64,7 @@ fn passing() -> io::Result<OwnedFd> {
 }
 
 /// Name of that program.
-const NAME: &CStr = c"netpath_wait";
-
-/// Loads instructions (`struct bpf_insn`, as numbers in the machine's order) as a program of TC with this name.
-pub(super) fn load_classifier(name: &CStr, instructions: &[u64]) -> io::Result<OwnedFd> {
-    /// The beginning of the anonymous struct of BPF_PROG_LOAD.
-    #[repr(C)]
-    struct Attr {
-        kind: u32,
-        count: u32,
-        instructions: u64,
-        license: u64,
-        log_level: u32,
-        log_length: u32,
-        log: u64,
-        kernel_version: u32,
-        flags: u32,
-        name: [u8; 16],
-        ifindex: u32,
-        attach_type: u32,
-    }
-    const SCHED_CLS: u32 = 3;
-    let mut padded = [0; 16];
-    let letters = name.to_bytes();
-    padded.get_mut(..letters.len()).ok_or(io::ErrorKind::InvalidInput)?.copy_from_slice(letters);
-    let attr = Attr {
-        kind: SCHED_CLS,
-        count: u32::try_from(instructions.len()).map_err(io::Error::other)?,
-        instructions: instructions.as_ptr() as u64,
-        license: c"GPL".as_ptr() as u64,
-        log_level: 0,
-        log_length: 0,
-        log: 0,
-        kernel_version: 0,
-        flags: 0,
-        name: padded,
-        ifindex: 0,
-        attach_type: 0,
-    };
-    // SAFETY: The layout of that command's struct; there are as many instructions as it says, and the license ends with a zero.
-    let load = || unsafe { bpf_open(command::PROG_LOAD, &attr) };
-    // The verifier stops for a signal, also for one that is then ignored. The other number is that of a kernel that cannot compile a
-    // program to the machine's code: never, or without the memory for it at this moment.
-    const TRIES: usize = 5;
-    let may_pass =
-        |error: &io::Error| error.kind() == ErrorKind::WouldBlock || error.raw_os_error() == Some(ENOTSUPP);
-    let tries = iter::repeat_with(load).take(TRIES - 1);
-    let mut done = tries.skip_while(|made| made.as_ref().is_err_and(may_pass));
-    done.next().unwrap_or_else(load)
-}
-
-/// `include/linux/errno.h`; no number for programs.
-const ENOTSUPP: i32 = 524;
+const NAME: &str = "netpath_wait";
 
 /// Attaches `program` to a hook of an interface of the calling thread's namespace.
 pub(super) fn create(program: BorrowedFd<'_>, ifindex: u32, hook: Hook) -> io::Result<OwnedFd> {

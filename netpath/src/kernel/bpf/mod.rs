@@ -12,6 +12,7 @@ pub mod events;
 mod fill;
 pub mod identity;
 mod links;
+pub mod loader;
 pub mod maps;
 pub mod object;
 pub mod pins;
@@ -29,10 +30,7 @@ pub mod zones;
 
 use std::{io, path::PathBuf};
 
-use aya::{
-    EbpfError,
-    programs::{ProgramError, links::LinkError},
-};
+use aya::{EbpfError, programs::ProgramError};
 use netpath_ebpf::abi::ABI_VERSION;
 
 /// The points of a master that programs are attached to.
@@ -211,6 +209,12 @@ pub enum BpfError {
         /// Why.
         source: Box<EbpfError>,
     },
+    /// The programs' constants could not be put down.
+    #[error("cannot write the constants of the programs")]
+    Constants {
+        /// Why.
+        source: io::Error,
+    },
     /// The kernel did not say what its programs may do.
     #[error("cannot find out what programs may ask the kernel of a frame")]
     Probe {
@@ -273,6 +277,19 @@ pub enum BpfError {
         /// Why.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// Filters have no place on this interface.
+    #[error(
+        "cannot attach program `{}` to {master}, which has a qdisc `{kind}` where filters need `clsact`: remove it (`tc qdisc del dev {master} {kind}`), or have TCX, for which Linux 6.6 needs none",
+        hook.name()
+    )]
+    Qdisc {
+        /// Where.
+        hook: Hook,
+        /// Name of the master.
+        master: String,
+        /// What it has.
+        kind: String,
+    },
     /// There is no link for XDP on this interface.
     #[error(
         "native XDP on {master} was refused by bpf_link (MTU or driver): set `xdp` to `off` for this master in masters.json"
@@ -290,14 +307,6 @@ pub enum BpfError {
         path: PathBuf,
         /// Why.
         source: Box<dyn std::error::Error + Send + Sync>,
-    },
-    /// A pinned link could not be used.
-    #[error("cannot use the link pinned at {}", path.display())]
-    Link {
-        /// The pin.
-        path: PathBuf,
-        /// Why.
-        source: Box<LinkError>,
     },
     /// Map I/O.
     #[error("cannot use the maps")]

@@ -2,21 +2,21 @@
 
 use std::{
     hash::{DefaultHasher, Hasher},
-    os::fd::AsFd,
+    os::fd::{AsFd, OwnedFd},
     path::Path,
 };
 
 use aya::{
-    Ebpf, EbpfError, EbpfLoader,
     maps::{MapData, MapInfo},
-    programs::Program,
+    programs::ProgramError,
 };
-use aya_obj::Object;
+use aya_obj::{Map, Object};
 use netpath_ebpf::abi::{ABI_VERSION, MAX_MASTERS, ZONE_PORT_SETS, ZONE_RULES, flow_bits};
 use serde::Deserialize;
 
 use super::{
     BpfError, Hook,
+    loader::{Bound, Constants, load_types, unloaded},
     maps::{self, EVENTS, Maps, NAMES, UNOPENED, pin_of},
     pins::{recover_maps, remove_maps, remove_pins},
     support, sys,
@@ -51,11 +51,11 @@ impl Default for Settings {
     }
 }
 
-/// The object this binary carries; an error if it was built without.
-pub fn bytes() -> Result<&'static [u8], BpfError> {
+/// Parses the object this binary carries; an error if it was built without.
+pub(super) fn parse() -> Result<Object, BpfError> {
     match OBJECT {
         [] => Err(BpfError::NoObject),
-        bytes => Ok(bytes),
+        bytes => Object::parse(bytes).map_err(unloaded),
     }
 }
 
@@ -109,23 +109,9 @@ pub fn finish(pins: &Path, settings: &Settings) -> Result<Maps, BpfError> {
 }
 
 /// Makes the maps that are not pinned.
-///
-/// Not by the library's loader, which reads all types of the kernel each time, and takes as long for it as for the rest of an
-/// attach that is not the kernel's.
 fn make_maps(pins: &Path, settings: &Settings, cpus: u32) -> Result<(), BpfError> {
-    let failed = |source: EbpfError| BpfError::Load { source: Box::new(source) };
-    let mut object = Object::parse(bytes()?).map_err(|error| failed(error.into()))?;
-    let types = match aya::features().btf() {
-        Some(features) => {
-            let types = object
-                .fixup_and_sanitize_btf(features)
-                .map_err(|error| failed(EbpfError::BtfError(error)))?;
-            // Each map names its types, so that none can be made without them.
-            let types = types.map(|types| sys::load_types(&types.to_bytes())).transpose();
-            types.map_err(|source| BpfError::TypesRefused { source })?
-        }
-        None => None,
-    };
+    let mut object = parse()?;
+    let types = load_types(&mut object)?;
     let sizes = sizes(settings, cpus);
     for name in NAMES {
         let path = pin_of(pins, name);
@@ -133,8 +119,7 @@ fn make_maps(pins: &Path, settings: &Settings, cpus: u32) -> Result<(), BpfError
         if let Some((_, rows)) = sizes.iter().find(|(sized, _)| sized == name) {
             map.set_max_entries(rounded(name, *rows));
         }
-        let made = MapData::create(map, name, types.as_ref().map(AsFd::as_fd));
-        let made = made.map_err(|error| failed(error.into()))?;
+        let made = MapData::create(map, name, types.as_ref().map(AsFd::as_fd)).map_err(unloaded)?;
         made.pin(&path).map_err(|source| BpfError::Pin { op: "make", path, source: source.into() })?;
     }
     Ok(())
@@ -206,39 +191,43 @@ fn page() -> u32 {
     u32::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap_or(4096)
 }
 
-/// Parses the object for the master with dense id `master` and binds it to the pinned maps.
-///
-/// The programs are parsed, not yet in the kernel: whoever gives them to it does so once, by what it is believed to take.
-pub fn load(pins: &Path, settings: &Settings, master: u16, cpus: u32) -> Result<Ebpf, BpfError> {
-    told::with_what_is_known(|loader, told| load_by(loader, told, pins, settings, master, cpus))
+/// Binds the programs for the master with dense id `master` to the pinned maps, by what is believed of this kernel; none of them is in
+/// it yet.
+pub fn bind(pins: &Path, master: u16, cpus: u32) -> Result<Bound, BpfError> {
+    told::with_what_is_known(|object, told| bind_by(object, told, pins, master, cpus))
 }
 
 /// The same by what is known of this kernel.
-pub(super) fn load_by(
-    loader: EbpfLoader<'_>,
+pub(super) fn bind_by(
+    object: Object,
     told: &Told,
     pins: &Path,
-    settings: &Settings,
     master: u16,
     cpus: u32,
-) -> Result<Ebpf, BpfError> {
-    // It borrows what follows.
-    let mut loader = loader;
+) -> Result<Bound, BpfError> {
     let row = maps::master(pins, master)?;
-    let mark = row.map_or(0, |row| reject_mark(row.stamp));
-    let host_mac = row.map_or(0, |row| u64::from_ne_bytes(row.host_macs[0]));
-    let (master, flow_bits) = (u32::from(master), pinned_flow_bits(pins, cpus)?);
-    loader.override_global("FLOW_BITS", &flow_bits, true);
-    loader.override_global("REJECT_MARK", &mark, true).override_global("HOST_MAC", &host_mac, true);
-    loader.override_global("MASTER", &master, true).override_global("CPUS", &cpus, true);
-    told.to(&mut loader);
-    for name in NAMES {
-        loader.map_pin_path(name, pin_of(pins, name));
-    }
-    for (name, rows) in sizes(settings, cpus) {
-        loader.map_max_entries(name, rows);
-    }
-    told.parse(&mut loader)
+    let mut constants = Constants::default();
+    constants
+        .set("FLOW_BITS", pinned_flow_bits(pins, cpus)?)
+        .set("REJECT_MARK", row.map_or(0, |row| reject_mark(row.stamp)))
+        .set_long("HOST_MAC", row.map_or(0, |row| u64::from_ne_bytes(row.host_macs[0])))
+        .set("MASTER", u32::from(master))
+        .set("CPUS", cpus);
+    told.to(&mut constants);
+    Bound::new(object, told.cast(), &constants, |name, map, types| {
+        if !NAMES.contains(&name) {
+            return private(name, map.clone(), types);
+        }
+        let path = pin_of(pins, name);
+        let opened = MapData::from_pin(&path);
+        opened.map_err(|source| BpfError::Pin { op: "open", path, source: source.into() })
+    })
+}
+
+/// A map of this process's alone.
+fn private(name: &str, mut map: Map, types: Option<&OwnedFd>) -> Result<MapData, BpfError> {
+    map.set_max_entries(rounded(name, map.max_entries()));
+    MapData::create(map, name, types.map(AsFd::as_fd)).map_err(unloaded)
 }
 
 /// How many rows each CPU has of the pinned `flows`, as a power of two: an older build may have made it.
@@ -288,27 +277,21 @@ pub fn verify() -> Result<Vec<Verified>, BpfError> {
 }
 
 /// The same by what is known of this kernel.
-pub fn verify_by(loader: EbpfLoader<'_>, told: &Told) -> Result<Vec<Verified>, BpfError> {
-    // It borrows what follows.
-    let mut loader = loader;
-    told.to(&mut loader);
+pub fn verify_by(object: Object, told: &Told) -> Result<Vec<Verified>, BpfError> {
+    let mut constants = Constants::default();
+    told.to(&mut constants);
     // Any mark: with none the verifier would not look at what answers denied packets.
-    loader.override_global("REJECT_MARK", &1u32, true);
-    let mut object = told.parse(&mut loader)?;
-    Hook::ALL.into_iter().map(|hook| verified(&mut object, hook, told)).collect()
+    constants.set("REJECT_MARK", 1);
+    let bound =
+        Bound::new(object, told.cast(), &constants, |name, map, types| private(name, map.clone(), types))?;
+    Hook::ALL.into_iter().map(|hook| verified(&bound, hook, told)).collect()
 }
 
-fn verified(object: &mut Ebpf, hook: Hook, told: &Told) -> Result<Verified, BpfError> {
+fn verified(bound: &Bound, hook: Hook, told: &Told) -> Result<Verified, BpfError> {
+    let info = sys::program_info(&bound.load(hook)?);
     let refused = |source| BpfError::Program { program: hook.name(), source: Box::new(source) };
-    let program = object.program_mut(hook.name()).ok_or(BpfError::Missing { program: hook.name() })?;
-    let info = match program {
-        Program::SchedClassifier(program) => program.load().and_then(|()| program.info()),
-        Program::Xdp(program) => program.load().and_then(|()| program.info()),
-        _ => return Err(BpfError::Missing { program: hook.name() }),
-    };
-    let info = info.map_err(refused)?;
-    let verified = info.verified_instruction_count().unwrap_or(0);
-    let translated = info.size_translated().unwrap_or(0);
+    let info = info.map_err(|error| refused(ProgramError::IOError(error)))?;
+    let (verified, translated) = (info.verified_insns, info.xlated_prog_len);
     Ok(Verified { hook, verified, translated, netns_cookie: told.netns_cookie() })
 }
 

@@ -41,8 +41,14 @@ pub(super) fn remove_file(path: &Path) -> Result<(), BpfError> {
     }
 }
 
+/// Where a program is pinned before it is moved to [`program_pin`].
+pub(super) fn fresh_pin(pins: &Path, id: u16, hook: Hook) -> PathBuf {
+    program_pin(pins, id, hook).with_file_name(format!("{}-new", hook.name()))
+}
+
 pub(super) fn unpin(pins: &Path, id: u16, hook: Hook) -> Result<(), BpfError> {
     remove_file(&link_pin(pins, id, hook))?;
+    remove_file(&fresh_pin(pins, id, hook))?;
     remove_file(&program_pin(pins, id, hook))
 }
 

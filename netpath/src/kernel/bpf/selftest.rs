@@ -1,8 +1,10 @@
 //! The safety net before a program is attached: the loaded program must let the host's own frames pass.
 
-use aya::programs::{TestRun, TestRunOptions};
+use std::os::fd::OwnedFd;
 
-use super::{BpfError, Hook};
+use aya::{programs::ProgramError, sys::SyscallError};
+
+use super::{BpfError, Hook, sys};
 
 /// What TC programs return for "go on": `TC_ACT_UNSPEC`.
 pub const NEXT: i32 = -1;
@@ -63,10 +65,9 @@ pub fn host_frames(mac: [u8; 6]) -> Vec<(&'static str, Vec<u8>)> {
 }
 
 /// Runs `program` on every host frame, as sender and as receiver; the first that does not pass is an error.
-pub fn run<P>(program: &P, hook: Hook, macs: &[[u8; 6]]) -> Result<(), BpfError>
-where
-    P: for<'a> TestRun<Opts<'a> = TestRunOptions<'a>, Result = aya::programs::TestRunResult>,
-{
+pub(super) fn run(program: &OwnedFd, hook: Hook, macs: &[[u8; 6]]) -> Result<(), BpfError> {
+    let failed = |io_error| ProgramError::SyscallError(SyscallError { call: "bpf_prog_test_run", io_error });
+    let refused = |error| BpfError::Program { program: hook.name(), source: Box::new(failed(error)) };
     let pass = if hook == Hook::Xdp { XDP_PASS } else { NEXT };
     for mac in macs {
         for (name, mut frame) in host_frames(*mac) {
@@ -74,11 +75,7 @@ where
                 frame.copy_within(0..6, 6);
                 frame[..6].copy_from_slice(mac);
             }
-            let options = TestRunOptions { data_in: Some(&frame), ..TestRunOptions::default() };
-            let result = program
-                .test_run(options)
-                .map_err(|source| BpfError::Program { program: hook.name(), source: Box::new(source) })?;
-            let verdict = result.return_value.cast_signed();
+            let verdict = sys::test_run(program, &frame).map_err(refused)?.cast_signed();
             if verdict != pass {
                 return Err(BpfError::SelfTest { program: hook.name(), frame: name, verdict });
             }

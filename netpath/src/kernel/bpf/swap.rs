@@ -6,12 +6,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use aya::programs::{ProgramError, SchedClassifier};
-
 use super::{
     BpfError, Hook,
-    attach::{self, HookState, Target, Via, attach_clsact, inspect, pin_program, tc_type},
-    clsact,
+    attach::{self, HookState, Target, Via, attach_clsact, inspect, pin_program},
+    clsact::{self, is_at_our_place},
     pins::{self, link_pin, make_parent, program_pin},
     sys,
     trees::Trees,
@@ -35,7 +33,7 @@ pub fn hooks(pins: &Path, id: u16, ifindex: u32) -> Result<Vec<HookState>, BpfEr
             source: source.into(),
         })?;
         let ours = filters.iter().find(|filter| {
-            filter.is_at_our_place() && filter.name == hook.name() && pins::uses_any(filter.program, &maps)
+            is_at_our_place(filter) && filter.name == hook.name() && pins::uses_any(filter.program, &maps)
         });
         if let Some(filter) = ours {
             let (via, program) = (Via::Clsact, filter.program);
@@ -107,22 +105,20 @@ impl Kept {
     /// Puts it in its place again. `target` is the master, with the pins that are in force.
     pub fn put_back(&self, target: &Target<'_>) -> Result<(), BpfError> {
         let path = link_pin(target.pins, self.id, self.state.hook);
-        let (Some(pin), Some(attach_type)) = (&self.pin, tc_type(self.state.hook)) else {
+        let Some(pin) = &self.pin else {
             return sys::update_link(&path, &self.program).map_err(|source| BpfError::Pin {
                 op: "put the old program back at",
                 path,
                 source: source.into(),
             });
         };
-        let failed = |source: ProgramError| BpfError::Attach {
+        attach_clsact(target, pin, self.state.hook).map_err(|source| BpfError::Attach {
             hook: self.state.hook,
             master: target.name.to_owned(),
             note: " (while putting the old program back)",
-            source: source.into(),
-        };
-        let mut program = SchedClassifier::from_pin(pin).map_err(failed)?;
-        attach_clsact(target, &mut program, self.state.hook, attach_type).map_err(failed)?;
-        pin_program(target, &mut program, self.state.hook)
+            source,
+        })?;
+        pin_program(target, &self.program, self.state.hook).map(drop)
     }
 
     /// Its hook.

@@ -1,4 +1,4 @@
-//! System calls that no crate of ours offers: what a pinned link is, a grace period, the BPF file system.
+//! System calls of BPF, and around it: what a pinned link is, a grace period, the BPF file system.
 
 use std::{
     ffi::CString,
@@ -10,6 +10,8 @@ use std::{
     path::Path,
 };
 
+use aya_obj::generated::bpf_prog_info;
+
 use super::links;
 
 /// Commands of `bpf(2)` (`enum bpf_cmd`, `include/uapi/linux/bpf.h`).
@@ -20,11 +22,13 @@ pub(super) mod command {
     pub(in crate::kernel::bpf) const PROG_LOAD: libc::c_long = 5;
     pub(in crate::kernel::bpf) const OBJ_PIN: libc::c_long = 6;
     pub(in crate::kernel::bpf) const OBJ_GET: libc::c_long = 7;
+    pub(in crate::kernel::bpf) const PROG_TEST_RUN: libc::c_long = 10;
     pub(in crate::kernel::bpf) const PROG_GET_FD_BY_ID: libc::c_long = 13;
     pub(in crate::kernel::bpf) const OBJ_GET_INFO_BY_FD: libc::c_long = 15;
     pub(in crate::kernel::bpf) const BTF_LOAD: libc::c_long = 18;
     pub(in crate::kernel::bpf) const BTF_GET_FD_BY_ID: libc::c_long = 19;
     pub(in crate::kernel::bpf) const BTF_GET_NEXT_ID: libc::c_long = 23;
+    pub(in crate::kernel::bpf) const MAP_FREEZE: libc::c_long = 22;
     pub(in crate::kernel::bpf) const MAP_LOOKUP_BATCH: libc::c_long = 24;
     pub(in crate::kernel::bpf) const MAP_UPDATE_BATCH: libc::c_long = 26;
     pub(in crate::kernel::bpf) const LINK_CREATE: libc::c_long = 28;
@@ -135,6 +139,38 @@ pub fn program(id: u32) -> io::Result<OwnedFd> {
     let attr = Attr { id, next_id: 0, open_flags: 0 };
     // SAFETY: The layout of that command's struct.
     unsafe { bpf_open(command::PROG_GET_FD_BY_ID, &attr) }
+}
+
+/// What the kernel says of a program; without what takes a pointer to write to.
+pub(super) fn program_info(program: &OwnedFd) -> io::Result<bpf_prog_info> {
+    // SAFETY: Numbers all through, and pointers that are none.
+    let mut info = unsafe { std::mem::zeroed() };
+    // SAFETY: The kernel's own struct; it is asked for no list.
+    unsafe { object_info(program, &mut info) }?;
+    Ok(info)
+}
+
+/// Runs a program once on a frame; what it returns.
+pub(super) fn test_run(program: &OwnedFd, frame: &[u8]) -> io::Result<u32> {
+    /// The beginning of that command's struct.
+    #[repr(C)]
+    struct Attr {
+        program: u32,
+        returned: u32,
+        length: u32,
+        room: u32,
+        frame: u64,
+        result: u64,
+        repeat: u32,
+        duration: u32,
+    }
+    let length = u32::try_from(frame.len()).map_err(io::Error::other)?;
+    let (program, frame) = (raw(program)?, frame.as_ptr() as u64);
+    let mut attr = Attr { program, returned: 0, length, room: 0, frame, result: 0, repeat: 0, duration: 0 };
+    let pointer = &raw mut attr;
+    // SAFETY: The layout of that command's struct, which the kernel writes to; the frame is as long as it says.
+    let ret = unsafe { libc::syscall(libc::SYS_bpf, command::PROG_TEST_RUN, pointer, size_of::<Attr>()) };
+    if ret == 0 { Ok(attr.returned) } else { Err(io::Error::last_os_error()) }
 }
 
 /// Pins an object of the kernel at `path`.
@@ -285,6 +321,26 @@ fn map_update(outer: &OwnedFd, inner: &OwnedFd) -> io::Result<()> {
     let value = raw(inner)?;
     // SAFETY: The value is four bytes, as the map has them.
     unsafe { element(command::MAP_UPDATE_ELEM, raw(outer)?, 0, (&raw const value) as u64) }
+}
+
+/// Writes the first value of an array; `frozen`: nobody writes it again.
+///
+/// # Safety
+///
+/// Values of the map are as long as `value`.
+pub(super) unsafe fn fill(map: impl AsFd, value: &[u8], frozen: bool) -> io::Result<()> {
+    #[repr(C)]
+    struct Attr {
+        map: u32,
+    }
+    let map = u32::try_from(map.as_fd().as_raw_fd()).map_err(io::Error::other)?;
+    // SAFETY: The caller's word for the length.
+    unsafe { element(command::MAP_UPDATE_ELEM, map, 0, value.as_ptr() as u64) }?;
+    if frozen {
+        // SAFETY: The layout of that command's struct.
+        unsafe { bpf(command::MAP_FREEZE, &Attr { map }) }?;
+    }
+    Ok(())
 }
 
 /// A command on the value of an array at `index`.

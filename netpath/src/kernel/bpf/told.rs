@@ -8,15 +8,16 @@ use std::{
 };
 
 use aya::{
-    Ebpf, EbpfLoader,
     programs::{ProgramError, ProgramType},
     sys::{BpfHelper, is_helper_supported},
 };
+use aya_obj::Object;
 use netpath_ebpf::abi::cookie_by;
 
 use super::{
-    BpfError, Hook, cast, links,
-    object::{self, bytes},
+    BpfError, Hook, cast,
+    loader::{Constants, load_classifier},
+    object,
     skb::{self, Layout, Origin},
 };
 
@@ -39,20 +40,25 @@ impl Told {
         Ok(Self { layout, cookie_by: cookie_by(&layout)? })
     }
 
-    /// Has the loader write it into the programs.
-    pub(super) fn to<'a>(&'a self, loader: &mut EbpfLoader<'a>) {
-        let Layout { sums, summed, checksum, head, network, cast, origin } = &self.layout;
-        loader
-            .override_global("SKB_SUMS", sums, true)
-            .override_global("SKB_SUMMED", summed, true)
-            .override_global("SKB_CHECKSUM", checksum, true)
-            .override_global("SKB_HEAD", head, true)
-            .override_global("SKB_NETWORK", network, true)
-            .override_global("HAVE_SKB_TYPE", if *cast == 0 { &0u32 } else { &1u32 }, true)
-            .override_global("COOKIE_BY", &self.cookie_by, true)
-            .override_global("SKB_SOCKET", &origin.socket, true)
-            .override_global("SOCKET_NETNS", &origin.netns, true)
-            .override_global("NETNS_COOKIE", &origin.cookie, true);
+    /// Has it written into the programs.
+    pub(super) fn to(&self, constants: &mut Constants) {
+        let Layout { sums, summed, checksum, head, network, cast, origin } = self.layout;
+        constants
+            .set("SKB_SUMS", sums)
+            .set("SKB_SUMMED", summed)
+            .set("SKB_CHECKSUM", checksum)
+            .set("SKB_HEAD", head)
+            .set("SKB_NETWORK", network)
+            .set("HAVE_SKB_TYPE", u32::from(cast != 0))
+            .set("COOKIE_BY", self.cookie_by)
+            .set("SKB_SOCKET", origin.socket)
+            .set("SOCKET_NETNS", origin.netns)
+            .set("NETNS_COOKIE", origin.cookie);
+    }
+
+    /// Type number of the call by which this kernel gives out its record of a frame; 0 without one.
+    pub(super) const fn cast(&self) -> u32 {
+        self.layout.cast
     }
 
     /// By what TC programs learn the cookie of a frame's network namespace.
@@ -63,29 +69,19 @@ impl Told {
             _ => "nothing",
         }
     }
-
-    /// Parses this binary's object with the call by which this kernel gives out its record.
-    pub(super) fn parse(&self, loader: &mut EbpfLoader<'_>) -> Result<Ebpf, BpfError> {
-        let object = loader.load(&cast::put(bytes()?, self.layout.cast));
-        object.map_err(|source| BpfError::Load { source: Box::new(source) })
-    }
 }
 
-/// Loads programs by what is known of this kernel; by [`without_types`] if it refuses them so.
-pub fn with_what_is_known<T>(
-    load: impl Fn(EbpfLoader<'_>, &Told) -> Result<T, BpfError>,
-) -> Result<T, BpfError> {
-    // Both go through all types of the kernel, each for itself; the loader copies and unpacks them, for what these programs do not ask
-    // of it.
-    let (told, loader) = thread::scope(|scope| {
+/// Loads the programs of this binary's object by what is known of this kernel; by [`without_types`] if it refuses them so.
+pub fn with_what_is_known<T>(load: impl Fn(Object, &Told) -> Result<T, BpfError>) -> Result<T, BpfError> {
+    let (told, object) = thread::scope(|scope| {
         let told = scope.spawn(Told::find);
-        let loader = EbpfLoader::new();
-        (told.join().unwrap_or_else(|panic| resume_unwind(panic)), loader)
+        let object = object::parse();
+        (told.join().unwrap_or_else(|panic| resume_unwind(panic)), object)
     });
     let told = told?;
-    let loaded = load(loader, &told);
+    let loaded = load(object?, &told);
     match without_types(&told, &loaded) {
-        Some(told) => load(EbpfLoader::new(), &told),
+        Some(told) => load(object::parse()?, &told),
         None => loaded,
     }
 }
@@ -98,13 +94,12 @@ pub fn with_what_is_known<T>(
 fn without_types<T>(told: &Told, loaded: &Result<T, BpfError>) -> Option<Told> {
     let Err(BpfError::Program { program, source }) = loaded else { return None };
     let ProgramError::LoadError { io_error, .. } = &**source else { return None };
-    // The last is what the library has of a refusal that the verifier explains at greater length than it reads.
-    let refusals = [libc::EINVAL, libc::EACCES, libc::E2BIG, libc::ENOSPC];
+    let refusals = [libc::EINVAL, libc::EACCES, libc::E2BIG];
     let is_refused = io_error.raw_os_error().is_some_and(|number| refusals.contains(&number));
     if told.cookie_by != cookie_by::TYPES || *program == Hook::Xdp.name() || !is_refused {
         return None;
     }
-    // Not with what the verifier wrote, which is megabytes.
+    // Without what the verifier wrote.
     tracing::warn!(program, error = %io_error, "{UNKNOWN_SENDERS}");
     Some(Told { cookie_by: cookie_by::NOTHING, ..*told })
 }
@@ -115,10 +110,10 @@ pub fn has_netns_cookie() -> Result<bool, BpfError> {
     if let Some(found) = FOUND.get() {
         return Ok(*found);
     }
-    let found = with_what_is_known(|loader, told| {
+    let found = with_what_is_known(|object, told| {
         // Whether they do is known when they have been taken.
         if told.cookie_by == cookie_by::TYPES {
-            object::verify_by(loader, told)?;
+            object::verify_by(object, told)?;
         }
         Ok(told.cookie_by != cookie_by::NOTHING)
     })?;
@@ -138,7 +133,7 @@ fn cookie_by(layout: &Layout) -> Result<u32, BpfError> {
 
 /// Whether the kernel takes a program of TC.
 fn is_taken(instructions: &[u64]) -> Result<bool, BpfError> {
-    match links::load_classifier(c"netpath_probe", instructions) {
+    match load_classifier("netpath_probe", instructions) {
         Ok(_) => Ok(true),
         Err(error) if has_looked(&error) => Ok(false),
         Err(error) => Err(BpfError::Probe { source: Box::new(ProgramError::IOError(error)) }),
@@ -194,13 +189,13 @@ mod tests {
         let told = |cookie_by| Told { layout: Layout::default(), cookie_by };
         let by_types = told(cookie_by::TYPES);
         for program in ["ingress", "egress"] {
-            for number in [libc::EACCES, libc::EINVAL, libc::E2BIG, libc::ENOSPC] {
+            for number in [libc::EACCES, libc::EINVAL, libc::E2BIG] {
                 let without = without_types(&by_types, &refused(program, number));
                 assert_eq!(without, Some(told(cookie_by::NOTHING)), "{number}");
             }
         }
         assert_eq!(without_types(&by_types, &refused("xdp", libc::EACCES)), None, "it asks for none");
-        for number in [libc::EAGAIN, libc::ENOMEM, libc::EMFILE, libc::EPERM, 524] {
+        for number in [libc::EAGAIN, libc::ENOMEM, libc::EMFILE, libc::ENOSPC, libc::EPERM, 524] {
             assert_eq!(without_types(&by_types, &refused("ingress", number)), None, "{number}: it may pass");
         }
         assert_eq!(without_types(&by_types, &Ok(())), None);

@@ -7,7 +7,7 @@ use rtnetlink::packet_core::{NLM_F_ACK_TLVS, NLM_F_CAPPED, NlaBuffer, NlasIterat
 use rtnetlink::packet_route::link::MacVlanMode;
 
 use super::error::Refusal;
-use super::{Address, Link, Neighbour, Route};
+use super::{Address, Filter, Link, Neighbour, Route};
 use crate::spec::Mac;
 
 /// `RTNH_F_ONLINK` among the flags of a route.
@@ -29,10 +29,20 @@ const NSID: u16 = 1;
 const METRIC_MTU: u16 = 2;
 const METRIC_ADVMSS: u16 = 8;
 
+/// `TCA_KIND` and `TCA_OPTIONS` of a qdisc or a filter.
+const TC_KIND: u16 = 1;
+const TC_OPTIONS: u16 = 2;
+/// Handle of a qdisc for filters alone (`include/net/sch_generic.h`).
+const FILTER_QDISC: u32 = 0xffff_0000;
+/// `TCA_BPF_NAME` and `TCA_BPF_ID` inside the options of a BPF filter.
+const BPF_NAME: u16 = 7;
+const BPF_ID: u16 = 11;
+
 const LINK_HEADER: usize = 16;
 const ADDRESS_HEADER: usize = 8;
 const ROUTE_HEADER: usize = 12;
 const NEIGHBOUR_HEADER: usize = 12;
+const TC_HEADER: usize = 20;
 const NEXTHOP_HEADER: usize = 8;
 const ERROR_CODE: usize = 4;
 const NETLINK_HEADER: usize = 16;
@@ -253,6 +263,45 @@ pub(super) fn forwarding(kind: u16, payload: &[u8], index: u32) -> Option<Mac> {
     attributes.find(|nla| nla.kind() == libc::NDA_LLADDR).and_then(|nla| mac(nla.value()))
 }
 
+/// Kind of the qdisc `ffff:` of link `index`.
+pub(super) fn filter_qdisc(kind: u16, payload: &[u8], index: u32) -> Option<String> {
+    // A `struct tcmsg`.
+    let is_it = u32_at(payload, 4)? == index && u32_at(payload, 8)? == FILTER_QDISC;
+    if kind != libc::RTM_NEWQDISC || !is_it {
+        return None;
+    }
+    let mut attributes = attributes(payload.get(TC_HEADER..)?);
+    attributes.find(|nla| nla.kind() == TC_KIND).map(|nla| text(nla.value()))
+}
+
+/// A filter that runs a program: not one that only stands for others, nor one in a NIC.
+pub(super) fn filter(kind: u16, payload: &[u8]) -> Option<Filter> {
+    if kind != libc::RTM_NEWTFILTER {
+        return None;
+    }
+    // A `struct tcmsg`. The priority is the upper half of its last word, the protocol the lower.
+    let (handle, info) = (u32_at(payload, 8)?, u32_at(payload, 16)?);
+    let (mut name, mut program, mut is_bpf) = (None, None, false);
+    for nla in attributes(payload.get(TC_HEADER..)?) {
+        match nla.kind() {
+            TC_KIND => is_bpf = text(nla.value()) == "bpf",
+            // The kernel writes the kind first; others have other options of these numbers.
+            TC_OPTIONS if is_bpf => {
+                for option in attributes(nla.value()) {
+                    match option.kind() {
+                        BPF_NAME => name = Some(text(option.value())),
+                        BPF_ID => program = u32_at(option.value(), 0),
+                        _ => {}
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+    let priority = u16::try_from(info >> 16).unwrap_or_default();
+    Some(Filter { priority, handle, program: program?, name: name.unwrap_or_else(|| "unnamed".to_owned()) })
+}
+
 pub(super) fn nsid(kind: u16, payload: &[u8]) -> Option<i32> {
     if kind != libc::RTM_NEWNSID {
         return None;
@@ -344,6 +393,7 @@ mod tests {
         fn garbage_is_survived(
             kind in prop::sample::select(vec![
                 libc::RTM_NEWLINK, libc::RTM_NEWADDR, libc::RTM_NEWROUTE, libc::RTM_NEWNEIGH, libc::RTM_NEWNSID,
+                libc::RTM_NEWTFILTER, libc::RTM_NEWQDISC,
             ]),
             flags: u16,
             family in prop::sample::select(vec![2u8, 10]),
@@ -359,6 +409,8 @@ mod tests {
             neighbour(kind, &bytes, 0);
             forwarding(kind, &bytes, 0);
             nsid(kind, &bytes);
+            filter(kind, &bytes);
+            filter_qdisc(kind, &bytes, 0);
             refusal(flags, &bytes);
             next_hops(&bytes);
         }

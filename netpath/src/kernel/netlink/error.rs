@@ -78,6 +78,10 @@ pub enum Op {
     UnicastList(u32),
     /// Read the neighbours that were met on a link.
     ListNeighbours(u32),
+    /// List the filters of the link of this index.
+    ListFilters(u32),
+    /// List qdiscs.
+    ListQdiscs,
     /// Read the number another namespace goes by.
     NamespaceId,
 }
@@ -105,6 +109,8 @@ impl fmt::Display for Op {
             Self::DeleteRoute { dst, gateway } => write!(f, "remove route {dst}{}", via(gateway)),
             Self::UnicastList(index) => write!(f, "read the unicast list of link {index}"),
             Self::ListNeighbours(index) => write!(f, "list the neighbours on link {index}"),
+            Self::ListFilters(index) => write!(f, "list the filters of link {index}"),
+            Self::ListQdiscs => f.write_str("list qdiscs"),
             Self::NamespaceId => f.write_str("read the id of a network namespace"),
         }
     }
