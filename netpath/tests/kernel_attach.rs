@@ -360,12 +360,12 @@ fn ours_comes_first_and_others_still_see_what_may_pass() {
 
     // The one that stands behind us is told so: who comes first may decide alone.
     let states = node.netns.within(|| inspect(&second.root().pins(), 1, ifindex(&node))).expect("readable");
-    let ahead = node.netns.within(|| police::ahead(MASTER, ifindex(&node), &states));
+    let ahead = |states: &[HookState]| node.netns.within(|| police::ahead(MASTER, ifindex(&node), states));
     assert_eq!(
-        ahead,
+        ahead(&states).expect("listed"),
         [(Hook::Ingress, vec!["ingress".to_owned()]), (Hook::Egress, vec!["egress".to_owned()])]
     );
-    assert_eq!(node.netns.within(|| police::ahead(MASTER, ifindex(&node), &hooks(&node))), []);
+    assert_eq!(ahead(&hooks(&node)).expect("listed"), []);
 }
 
 #[test]

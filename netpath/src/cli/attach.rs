@@ -58,7 +58,7 @@ pub(super) fn run(root: &Root, args: &Args) -> anyhow::Result<ExitCode> {
         }
         // Who stands before us there was attached after us, and stays: only its owner can move it.
         let states = inspect(&root.pins(), attached.id, index)?;
-        let ahead = police::ahead(&current, index, &states);
+        let ahead = police::ahead(&current, index, &states)?;
         alerts.extend(ahead.iter().map(|(hook, programs)| view::ahead(&name, *hook, programs)));
     }
     for alert in &alerts {

@@ -157,7 +157,7 @@ impl Status {
             let link = links.iter().find(|link| here && link.index == row.ifindex).cloned();
             let name = link.as_ref().map_or_else(|| text(&row.name), |link| link.name.clone());
             let states = attach::inspect(maps.pins(), id, row.ifindex)?;
-            let ahead = if link.is_some() { police::ahead(&name, row.ifindex, &states) } else { Vec::new() };
+            let ahead = if link.is_some() { police::ahead(&name, row.ifindex, &states)? } else { Vec::new() };
             let hooks: Vec<_> = states
                 .into_iter()
                 .map(|state| {

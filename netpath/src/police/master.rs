@@ -482,13 +482,17 @@ fn remove_mark(root: &Root) -> Result<(), PoliceError> {
 }
 
 /// What stands before our programs on the TC hooks of a master: such a program may decide alone.
-pub fn ahead(name: &str, ifindex: u32, states: &[attach::HookState]) -> Vec<(Hook, Vec<String>)> {
+pub fn ahead(
+    name: &str,
+    ifindex: u32,
+    states: &[attach::HookState],
+) -> Result<Vec<(Hook, Vec<String>)>, PoliceError> {
     let mut found = Vec::new();
     for state in states.iter().filter(|state| state.live) {
-        let programs = attach::programs_before(name, ifindex, state);
+        let programs = attach::programs_before(name, ifindex, state)?;
         if !programs.is_empty() {
             found.push((state.hook, programs));
         }
     }
-    found
+    Ok(found)
 }

@@ -5,7 +5,7 @@
 //! `progs/<master id>/` to be recognized again. The caller holds the lock and is in the master's namespace.
 
 use std::{
-    fs, io,
+    fs, io, iter,
     os::fd::{AsFd, OwnedFd},
     panic::resume_unwind,
     path::{Path, PathBuf},
@@ -13,8 +13,8 @@ use std::{
 };
 
 use aya::programs::{
-    ProgramInfo, SchedClassifier, TcAttachType,
-    tc::{NlOptions, SchedClassifierLink, TcAttachOptions, TcHandle, qdisc_add_clsact},
+    ProgramError, ProgramInfo, SchedClassifier, TcAttachType,
+    tc::{NlOptions, SchedClassifierLink, TcAttachOptions, TcError, TcHandle, qdisc_add_clsact},
 };
 
 use super::{
@@ -152,18 +152,32 @@ fn states(
 /// Names of programs that run before ours on a TC hook: with any verdict but "next" they decide alone.
 ///
 /// All of TCX runs before clsact, and of the filters of one priority the youngest runs first.
-pub fn programs_before(name: &str, ifindex: u32, state: &HookState) -> Vec<String> {
-    let Some(attach_type) = tc_type(state.hook) else { return Vec::new() };
-    let tcx = SchedClassifier::query_tcx(name, attach_type).map(|(_, programs)| programs).unwrap_or_default();
+pub fn programs_before(name: &str, ifindex: u32, state: &HookState) -> Result<Vec<String>, BpfError> {
+    // A program that is listed may be gone before it is asked for its name.
+    const TRIES: usize = 5;
+    let Some(attach_type) = tc_type(state.hook) else { return Ok(Vec::new()) };
+    let failed = |source: Box<dyn std::error::Error + Send + Sync>| BpfError::Before {
+        hook: state.hook,
+        master: name.to_owned(),
+        source,
+    };
+    let list = || SchedClassifier::query_tcx(name, attach_type);
+    let mut listed = iter::repeat_with(list).take(TRIES - 1);
+    let listed = listed.find(|listed| !listed.as_ref().is_err_and(|error| is_errno(error, libc::ENOENT)));
+    let tcx = match listed.unwrap_or_else(list) {
+        Ok((_, programs)) => programs,
+        Err(error) if errno_of(&error).is_some_and(is_of_no_tcx) => Vec::new(),
+        Err(error) => return Err(failed(error.into())),
+    };
     let tcx = tcx.iter().take_while(|program| program.id() != state.program);
     let mut before: Vec<String> =
         tcx.map(|program| program.name_as_str().unwrap_or("unnamed").to_owned()).collect();
     if state.via == Via::Clsact {
-        let filters = clsact::filters(ifindex, state.hook).unwrap_or_default();
+        let filters = clsact::filters(ifindex, state.hook).map_err(|error| failed(error.into()))?;
         let filters = filters.into_iter().take_while(|filter| filter.program != state.program);
         before.extend(filters.map(|filter| filter.name));
     }
-    before
+    Ok(before)
 }
 
 /// Brings the hooks of a master from `states`, which is what [`inspect`] found, to what `target` says; with
@@ -325,8 +339,12 @@ fn attach(
     // Pinned first: whoever is ended between the two leaves a pin without a filter, which the next attach
     // finds, never a filter that nobody knows.
     let path = pin_program(target, program, hook)?;
-    let note = " (`tc filter show` says who has priority 1, which netpath needs: whoever runs first may decide alone)";
-    attach_clsact(target, &path, hook).map_err(|error| failed(note, error))?;
+    const NOTE: &str = " (`tc filter show` says who has priority 1, which netpath needs: whoever runs first may decide alone)";
+    attach_clsact(target, &path, hook).map_err(|error| {
+        let is_of_filters =
+            matches!(error.downcast_ref(), Some(ProgramError::TcError(TcError::NetlinkError(_))));
+        failed(if is_of_filters { NOTE } else { "" }, error)
+    })?;
     Ok(Via::Clsact)
 }
 
@@ -490,5 +508,10 @@ fn is_errno(error: &(dyn std::error::Error + 'static), errno: i32) -> bool {
 
 /// Kernels before 6.6 do not know the attach type of TCX.
 fn is_unsupported(error: &io::Error) -> bool {
-    matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EOPNOTSUPP))
+    error.raw_os_error().is_some_and(is_of_no_tcx)
+}
+
+/// Whether a kernel without TCX says so.
+fn is_of_no_tcx(errno: i32) -> bool {
+    matches!(errno, libc::EINVAL | libc::EOPNOTSUPP)
 }

@@ -277,6 +277,16 @@ pub enum BpfError {
         /// Why.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// Who decides before ours is not known.
+    #[error("cannot list the programs before `{}` on {master}", hook.name())]
+    Before {
+        /// Where.
+        hook: Hook,
+        /// Name of the master.
+        master: String,
+        /// Why.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
     /// Filters have no place on this interface.
     #[error(
         "cannot attach program `{}` to {master}, which has a qdisc `{kind}` where filters need `clsact`: remove it (`tc qdisc del dev {master} {kind}`), or have TCX, for which Linux 6.6 needs none",
