@@ -449,6 +449,37 @@ fn programs_that_are_refused_by_types_are_loaded_without() {
     assert_eq!(refusals.get(), expected);
 }
 
+/// Its pins are where they do not belong: the one of a hook says nothing of another one.
+#[test]
+fn a_pin_of_another_hook_is_not_taken_for_its_own() {
+    let node = Node::new(&json!({ "unknownSource": "drop" }));
+    node.netpath(&["attach", MASTER]);
+    let (links, filters) = (node.root.pins().join("links/1"), node.root.pins().join("progs/1"));
+    match usual_via() {
+        Via::Clsact => std::fs::rename(filters.join("egress"), filters.join("ingress")),
+        _ => std::fs::rename(links.join("egress"), links.join("ingress")),
+    }
+    .expect("moved");
+    assert_eq!(hooks(&node).iter().filter(|state| state.live).count(), 0);
+    node.netpath(&["attach", MASTER]);
+    let live: Vec<Hook> = hooks(&node).iter().filter(|state| state.live).map(|state| state.hook).collect();
+    assert_eq!(live, [Hook::Ingress, Hook::Egress]);
+    let pod = node.pod(&["10.12.34.200/24"], Some(&private()));
+    assert!(is_enforced(&node, &pod));
+}
+
+/// What is done side by side is done one after the other.
+#[test]
+fn a_process_that_may_have_no_thread_attaches() {
+    let node = Node::new(&json!({ "unknownSource": "drop" }));
+    // Nobody has as much memory for its stack.
+    let mut attach = node.command();
+    attach.args(["attach", MASTER]).env("RUST_MIN_STACK", (1u64 << 60).to_string());
+    let attached = node.netns.within(|| attach.output()).expect("it can be run");
+    assert!(attached.status.success(), "{attached:?}");
+    assert_eq!(hooks(&node).iter().filter(|state| state.live).count(), 2);
+}
+
 /// The verifier's log of these programs is megabytes; the reason is at its end.
 #[test]
 fn a_refusal_says_where_and_why() {

@@ -10,6 +10,8 @@ use common::enforce::{
 };
 use common::node::{GATEWAY, INTERNET, MASTER, Node, OUTSIDE_MAC, Pod, WIRE, conf};
 use common::wire::{RawSocket, carries, marker, udp_frame};
+use netpath::kernel::bpf::attach::{Target, detach, ensure};
+use netpath::kernel::bpf::{TcHook, object};
 use netpath_ebpf::abi::Master;
 use serde_json::{Value, json};
 
@@ -46,6 +48,35 @@ fn a_renamed_nic_stays_under_police() {
         let second = node.pod_with(network);
         assert_eq!(node.maps().masters().expect("readable").len(), 1);
         assert!(!leaves(&node, &second, "10.12.34.201".parse().expect("an address"), INTERNET));
+        assert!(is_enforced(&node, &pod));
+    }
+}
+
+/// Another NIC may have the name by the time that the kernel is asked.
+#[test]
+fn programs_go_to_the_nic_and_not_to_its_name() {
+    for entry in ways() {
+        let node = Node::new(&entry);
+        let pod = policed(&node);
+        node.netns.ip("link add other0 type veth peer name other1");
+        let (pins, ifindex) = (node.root.pins(), ifindex(&node));
+        let target = Target {
+            pins: &pins,
+            cpus: object::cpus(),
+            id: 1,
+            ifindex,
+            name: "other0",
+            xdp: entry["xdp"] == "native",
+            tc: if entry["tc"] == "clsact" { TcHook::Clsact } else { TcHook::Auto },
+            host_macs: &[],
+        };
+        node.netns.within(|| {
+            detach(&pins, 1, Some("other0"), ifindex).expect("detached");
+            ensure(&target, &[], false).expect("attached");
+        });
+        let other = node.netns.exec("tc qdisc show dev other0") + &node.netns.exec("ip link show other0");
+        assert!(!other.contains("clsact") && !other.contains("xdp"), "{other}");
+        all_live(&node, &entry);
         assert!(is_enforced(&node, &pod));
     }
 }

@@ -250,12 +250,7 @@ fn a_qdisc_without_a_place_for_what_is_sent_is_a_named_error() {
     // It comes later, in the place of ours, and a filter of ours is in it.
     node.netns.exec(&format!("tc qdisc del {ours}"));
     node.netns.exec(&format!("tc qdisc add {theirs}"));
-    let pin = node.root.pins().join("progs/1/egress");
-    let pin = pin.to_str().expect("text");
-    let filter =
-        ["tc", "filter", "add", "dev", MASTER, "parent", "ffff:fff3", "prio", "1", "handle", "0x6e70"];
-    let program = ["protocol", "all", "bpf", "direct-action", "object-pinned", pin];
-    node.netns.within(|| run(&[&filter[..], &program].concat()));
+    our_filter(&node, Hook::Egress, "protocol all");
     assert_eq!(hooks(&node).iter().filter(|state| state.hook == Hook::Egress && state.live).count(), 0);
     alerts(&node, &format!("{MASTER}: egress is not attached"));
     assert!(!node.try_netpath(&["attach"]).status.success());
@@ -263,6 +258,42 @@ fn a_qdisc_without_a_place_for_what_is_sent_is_a_named_error() {
     node.netpath(&["attach"]);
     all_live(&node, &entry);
     assert!(is_enforced(&node, &pod));
+}
+
+/// Adds a filter for our program with our priority and handle, by somebody else.
+fn our_filter(node: &Node, hook: Hook, words: &str) {
+    let (parent, name) =
+        if hook == Hook::Egress { ("ffff:fff3", "egress") } else { ("ffff:fff2", "ingress") };
+    let pin = node.root.pins().join("progs/1").join(name);
+    let line = format!(
+        "tc filter add dev {MASTER} parent {parent} prio 1 handle 0x6e70 {words} bpf direct-action object-pinned"
+    );
+    let words: Vec<&str> = line.split_whitespace().chain(pin.to_str()).collect();
+    // `ip netns exec` would hide the BPF file system.
+    node.netns.within(|| run(&words));
+}
+
+/// It runs our program, and not on every packet.
+#[test]
+fn a_filter_that_not_every_packet_meets_is_not_ours() {
+    let entry = json!({ "unknownSource": "drop", "tc": "clsact" });
+    for words in ["protocol all chain 5", "protocol ip"] {
+        let node = Node::new(&entry);
+        let pod = policed(&node);
+        node.netns.exec(&format!("tc filter del dev {MASTER} egress prio 1"));
+        our_filter(&node, Hook::Egress, words);
+        alerts(&node, &format!("{MASTER}: egress is not attached"));
+        if words == "protocol ip" {
+            let refused = node.try_netpath(&["attach"]);
+            let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+            assert!(!refused.status.success() && said.contains("priority 1"), "{said}");
+            node.netns.exec(&format!("tc filter del dev {MASTER} egress prio 1"));
+        }
+        node.netpath(&["attach"]);
+        all_live(&node, &entry);
+        assert!(is_enforced(&node, &pod), "{words}");
+        is_well(&node);
+    }
 }
 
 /// While ingress is off, XDP is all that judges what arrives.

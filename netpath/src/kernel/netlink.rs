@@ -13,7 +13,7 @@ mod socket;
 
 pub use address::Address;
 pub use error::{NetlinkError, Op, Refusal};
-pub use filter::{CLSACT, Filter, FilterHook};
+pub use filter::{CLSACT, Filter, FilterHook, FilterPlace};
 pub use link::{Link, Macvlan, Neighbour};
 pub use route::Route;
 /// Which addresses a route is about.

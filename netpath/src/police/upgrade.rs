@@ -332,7 +332,7 @@ fn switch(
     for (here, programs) in sets {
         let target = target(&old.pins, here, &[]);
         for state in &here.states {
-            kept.push(Kept::of(here.id, state, stage)?);
+            kept.push(Kept::of(here.id, state, &old.pins)?);
             programs.replace(&target, state)?;
             done.hooks.push((here.link.name.clone(), state.hook, state.via));
             watch(Step::Replaced(here.id, state.hook))?;
@@ -359,7 +359,6 @@ fn put_back(old: &Old, stage: &Path, kept: &[Kept]) -> Result<(), PoliceError> {
         return Err(error);
     }
     swap::settle()?;
-    swap::forget(stage)?;
     if !carry::is_counted(stage)? {
         pins::remove_pins(stage)?;
     }

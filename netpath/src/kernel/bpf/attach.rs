@@ -7,19 +7,15 @@
 use std::{
     fs, io, iter,
     os::fd::{AsFd, OwnedFd},
-    panic::resume_unwind,
-    path::{Path, PathBuf},
-    thread,
+    path::Path,
 };
 
-use aya::programs::{
-    ProgramError, ProgramInfo, SchedClassifier, TcAttachType,
-    tc::{NlOptions, SchedClassifierLink, TcAttachOptions, TcError, TcHandle, qdisc_add_clsact},
-};
+use aya::programs::{ProgramInfo, SchedClassifier, TcAttachType};
 
 use super::{
     BpfError, Hook, TcHook,
-    clsact::{self, HANDLE, PRIORITY, is_at_our_place},
+    beside::beside,
+    clsact::{self, is_at_our_place},
     links::{self, Links},
     loader::Bound,
     maps::{Maps, UNOPENED},
@@ -27,7 +23,7 @@ use super::{
     pins::{self, fresh_pin, link_pin, make_parent, program_pin, remove_file, unpin},
     selftest, swap, sys, told,
 };
-use crate::kernel::netlink::{CLSACT, Filter, Netlink, NetlinkError};
+use crate::kernel::netlink::{Filter, NetlinkError};
 
 /// A master and how its programs shall be attached.
 #[derive(Clone, Debug)]
@@ -120,13 +116,15 @@ fn states(
     for hook in Hook::ALL {
         let path = link_pin(pins, id, hook);
         match sys::pinned_link(&path) {
-            Ok(link) => {
+            Ok(link) if link.hook == Some(hook) => {
                 let via = if hook == Hook::Xdp { Via::XdpNative } else { Via::Tcx };
                 let bound = pins::is_bound(link.program, maps, &mut private);
                 let live = link.ifindex == ifindex;
                 found.push(HookState { hook, via, program: link.program, live, bound });
                 continue;
             }
+            // Somebody has put it there; whoever attaches puts ours in its place.
+            Ok(_) => {}
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(source) => return Err(BpfError::Pin { op: "read", path, source: source.into() }),
         }
@@ -143,7 +141,7 @@ fn states(
             path,
             source: source.into(),
         })?;
-        let live = filters.iter().any(|filter| filter.program == program);
+        let live = filters.iter().any(|filter| is_at_our_place(filter) && filter.program == program);
         found.push(HookState { hook, via: Via::Clsact, program, live, bound });
     }
     Ok(found)
@@ -210,11 +208,7 @@ fn put_wanted(target: &Target<'_>, states: &[HookState], replace: bool) -> Resul
     }
     let by_tcx = |hook: &Hook| *hook != Hook::Xdp && live(*hook).is_none() && target.tc != TcHook::Clsact;
     let new: Vec<Hook> = todo.iter().copied().filter(by_tcx).collect();
-    let (links, programs) = thread::scope(|scope| {
-        let links = scope.spawn(|| Links::make(&new, target.ifindex));
-        let programs = Programs::load(target, &todo);
-        (links.join().unwrap_or_else(|panic| resume_unwind(panic)), programs)
-    });
+    let (links, programs) = beside(|| Links::make(&new, target.ifindex), || Programs::load(target, &todo));
     let (programs, mut links) = (programs?, links.map_err(|source| BpfError::Placeholder { source })?);
     for hook in todo {
         let change = match live(hook) {
@@ -253,10 +247,7 @@ impl Programs {
             let loaded = hooks.into_iter().map(|hook| load_and_test(bound, hook, host_macs));
             loaded.collect::<Result<Vec<_>, _>>()
         };
-        let (long, others) = thread::scope(|scope| {
-            let others = scope.spawn(|| load(others));
-            (load(long), others.join().unwrap_or_else(|panic| resume_unwind(panic)))
-        });
+        let (others, long) = beside(|| load(others), || load(long));
         let mut all = long?;
         all.extend(others?);
         Ok(Self(all))
@@ -324,53 +315,20 @@ fn attach(
         }
         _ => {}
     }
-    match qdisc_add_clsact(target.name) {
-        Ok(()) => {}
-        Err(error) if is_errno(&error, libc::EEXIST) => {
-            let kind = Netlink::open().and_then(|mut netlink| netlink.filter_qdisc(target.ifindex));
-            let kind = kind.map_err(|error| failed("", error.into()))?;
-            // A filter for what is sent would be taken, and judge what arrives.
-            if let Some(kind) = kind.filter(|kind| kind != CLSACT) {
-                return Err(BpfError::Qdisc { hook, master: target.name.to_owned(), kind });
-            }
-        }
-        Err(error) => return Err(failed("", error.into())),
+    if let Some(kind) = clsact::add(target.ifindex).map_err(|error| failed("", error.into()))? {
+        return Err(BpfError::Qdisc { hook, master: target.name.to_owned(), kind });
     }
     // Pinned first: whoever is ended between the two leaves a pin without a filter, which the next attach
     // finds, never a filter that nobody knows.
-    let path = pin_program(target, program, hook)?;
-    const NOTE: &str = " (`tc filter show` says who has priority 1, which netpath needs: whoever runs first may decide alone)";
-    attach_clsact(target, &path, hook).map_err(|error| {
-        let is_of_filters =
-            matches!(error.downcast_ref(), Some(ProgramError::TcError(TcError::NetlinkError(_))));
-        failed(if is_of_filters { NOTE } else { "" }, error)
+    pin_program(target, program, hook)?;
+    clsact::put(target.ifindex, hook, program).map_err(|error| {
+        let note = match error.errno() {
+            Some(_) => " (`tc filter show` says who has priority 1, which netpath needs: whoever runs first may decide alone)",
+            None => "",
+        };
+        failed(note, error.into())
     })?;
     Ok(Via::Clsact)
-}
-
-/// Adds a filter for the program pinned at `path`, or replaces it where one with our handle is left over.
-pub(super) fn attach_clsact(
-    target: &Target<'_>,
-    path: &Path,
-    hook: Hook,
-) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
-    let Some(attach_type) = tc_type(hook) else { return Ok(()) };
-    let mut program = SchedClassifier::from_pin(path)?;
-    let handle = handle();
-    let id = if clsact::filters(target.ifindex, hook)?.iter().any(is_at_our_place) {
-        let old = SchedClassifierLink::attached(target.name, attach_type, PRIORITY, handle, None)?;
-        program.attach_to_link(old)?
-    } else {
-        let options = NlOptions { priority: PRIORITY, handle, ..NlOptions::default() };
-        program.attach_with_options(target.name, attach_type, TcAttachOptions::Netlink(options))?
-    };
-    // The filter stays when this process ends: dropping the link would remove it.
-    std::mem::forget(program.take_link(id)?);
-    Ok(())
-}
-
-fn handle() -> TcHandle {
-    TcHandle::new(0, u16::try_from(HANDLE).unwrap_or(u16::MAX))
 }
 
 /// Pins a link: from then on it stays.
@@ -390,37 +348,24 @@ fn replace_program(target: &Target<'_>, program: &OwnedFd, state: &HookState) ->
             updated.map_err(|source| BpfError::Pin { op: "update", path, source: source.into() })
         }
         Via::Clsact => {
-            let fresh = pin_beside(target, program, hook)?;
-            let path = program_pin(target.pins, target.id, hook);
-            let replaced = attach_clsact(target, &fresh, hook).and_then(|()| Ok(fs::rename(&fresh, &path)?));
-            replaced.map_err(|source| {
-                // If it stays the next attempt removes it.
-                drop(remove_file(&fresh));
-                BpfError::Pin { op: "update", path, source }
-            })
+            clsact::put(target.ifindex, hook, program).map_err(|source| BpfError::Pin {
+                op: "update",
+                path: program_pin(target.pins, target.id, hook),
+                source: source.into(),
+            })?;
+            pin_program(target, program, hook)
         }
     }
 }
 
 /// Pins the program under its final name in one step, over what was pinned there.
-pub(super) fn pin_program(target: &Target<'_>, program: &OwnedFd, hook: Hook) -> Result<PathBuf, BpfError> {
-    let fresh = pin_beside(target, program, hook)?;
+pub(super) fn pin_program(target: &Target<'_>, program: &OwnedFd, hook: Hook) -> Result<(), BpfError> {
     let path = program_pin(target.pins, target.id, hook);
-    match fs::rename(&fresh, &path) {
-        Ok(()) => Ok(path),
-        Err(source) => Err(BpfError::Pin { op: "make", path, source: source.into() }),
-    }
-}
-
-/// Pins the program where it can be moved to its final name.
-fn pin_beside(target: &Target<'_>, program: &OwnedFd, hook: Hook) -> Result<PathBuf, BpfError> {
     let fresh = fresh_pin(target.pins, target.id, hook);
-    make_parent(&fresh)?;
+    make_parent(&path)?;
     remove_file(&fresh)?;
-    match sys::pin(program, &fresh) {
-        Ok(()) => Ok(fresh),
-        Err(source) => Err(BpfError::Pin { op: "make", path: fresh, source: source.into() }),
-    }
+    let pinned = sys::pin(program, &fresh).and_then(|()| fs::rename(&fresh, &path));
+    pinned.map_err(|source| BpfError::Pin { op: "make", path, source: source.into() })
 }
 
 /// Takes the program of a link off its hook; a filter has none, and a dead link has no hook.
@@ -470,10 +415,9 @@ fn remove_filters(pins: &Path, states: &[HookState], name: &str, ifindex: u32) -
                 && (states.iter().any(|state| state.program == filter.program)
                     || pins::uses_any(filter.program, &maps))
         };
-        let Some(attach_type) = tc_type(hook).filter(|_| filters.iter().any(is_ours)) else { continue };
-        let link = SchedClassifierLink::attached(name, attach_type, PRIORITY, handle(), None)
-            .map_err(|error| failed(error.into()))?;
-        aya::programs::links::Link::detach(link).map_err(|error| failed(error.into()))?;
+        if filters.iter().any(is_ours) {
+            clsact::remove(ifindex, hook).map_err(|error| failed(error.into()))?;
+        }
     }
     Ok(())
 }

@@ -66,6 +66,10 @@ fn passing() -> io::Result<OwnedFd> {
 /// Name of that program.
 const NAME: &str = "netpath_wait";
 
+/// `enum bpf_attach_type`.
+pub(super) const TCX_INGRESS: u32 = 46;
+pub(super) const TCX_EGRESS: u32 = 47;
+
 /// Attaches `program` to a hook of an interface of the calling thread's namespace.
 pub(super) fn create(program: BorrowedFd<'_>, ifindex: u32, hook: Hook) -> io::Result<OwnedFd> {
     /// The beginning of the struct of BPF_LINK_CREATE, with that of TCX, whose rest says that no other program is meant.
@@ -77,8 +81,6 @@ pub(super) fn create(program: BorrowedFd<'_>, ifindex: u32, hook: Hook) -> io::R
         flags: u32,
         rest: [u64; 2],
     }
-    const TCX_INGRESS: u32 = 46;
-    const TCX_EGRESS: u32 = 47;
     const BPF_XDP: u32 = 37;
     /// Before all others.
     const BEFORE: u32 = 1 << 3;

@@ -12,7 +12,7 @@ use std::{
     os::fd::{AsFd, AsRawFd as _, OwnedFd},
 };
 
-use aya::{EbpfError, maps::MapData, programs::ProgramError};
+use aya::{EbpfError, maps::MapData, programs::ProgramError, sys::SyscallError};
 use aya_obj::{EbpfSectionKind, Function, Map, Object, ProgramSection, VerifierLog};
 
 use super::{
@@ -268,6 +268,10 @@ impl<'a, I> Load<'a, I> {
             Ok(program) => return Ok(program),
             Err(error) => error,
         };
+        // What it says of another attempt need not be why this one failed.
+        if !has_looked(&io_error) {
+            return Err(SyscallError { call: "bpf_prog_load", io_error }.into());
+        }
         let mut log = vec![0; ROOM];
         let error = match self.tried(WAY_AND_END, &mut log) {
             Ok(program) => return Ok(program),
@@ -286,6 +290,14 @@ impl<'a, I> Load<'a, I> {
 /// What the verifier says: the way that it went, and how it ended (`BPF_LOG_LEVEL1`, `BPF_LOG_STATS`).
 const WAY_AND_END: u32 = 1 | END;
 const END: u32 = 4;
+
+/// Whether a kernel that did not take a program has looked at it. There are many numbers for a refusal, and few for not having
+/// looked.
+pub(super) fn has_looked(error: &io::Error) -> bool {
+    let has_no_room = matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::ENOSPC));
+    let kinds = [ErrorKind::WouldBlock, ErrorKind::Interrupted, ErrorKind::OutOfMemory];
+    !has_no_room && !kinds.contains(&error.kind())
+}
 
 /// The last lines of a log that ends with a zero: where the verifier gave up, and why. All of it may be megabytes.
 fn end(log: &[u8]) -> String {
@@ -313,5 +325,15 @@ mod tests {
         assert_eq!(end(b"short\0\0"), "short");
         assert_eq!(end(b""), "");
         assert_eq!(end(b"cut\xff"), "cut\u{fffd}");
+    }
+
+    #[test]
+    fn a_kernel_that_could_not_look_has_not_refused() {
+        for number in [libc::EINVAL, libc::EACCES, libc::EPERM, libc::E2BIG, libc::ENOENT, 524] {
+            assert!(has_looked(&io::Error::from_raw_os_error(number)), "{number}");
+        }
+        for number in [libc::EAGAIN, libc::EINTR, libc::ENOMEM, libc::EMFILE, libc::ENFILE, libc::ENOSPC] {
+            assert!(!has_looked(&io::Error::from_raw_os_error(number)), "{number}");
+        }
     }
 }

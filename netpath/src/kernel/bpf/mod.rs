@@ -3,6 +3,7 @@
 pub mod attach;
 pub mod bases;
 mod batch;
+mod beside;
 pub mod bpffs;
 mod cast;
 pub mod clsact;

@@ -174,7 +174,8 @@ fn programs(pins: &Path) -> Result<Vec<u32>, BpfError> {
     };
     let mut found = Vec::new();
     for path in files(&pins.join("links"))? {
-        found.push(sys::pinned_link(&path).map_err(|source| failed(&path, source.into()))?.program);
+        let link = sys::pinned_link(&path).map_err(|source| failed(&path, source.into()))?;
+        found.extend(link.hook.map(|_| link.program));
     }
     for path in files(&pins.join("progs"))? {
         found.push(ProgramInfo::from_pin(&path).map_err(|source| failed(&path, source.into()))?.id());

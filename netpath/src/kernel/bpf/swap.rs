@@ -1,16 +1,12 @@
 //! Moving hooks from one set of maps to another, and back.
 
-use std::{
-    fs, io,
-    os::fd::OwnedFd,
-    path::{Path, PathBuf},
-};
+use std::{io, os::fd::OwnedFd, path::Path};
 
 use super::{
     BpfError, Hook,
-    attach::{self, HookState, Target, Via, attach_clsact, inspect, pin_program},
+    attach::{self, HookState, Target, Via, inspect, pin_program},
     clsact::{self, is_at_our_place},
-    pins::{self, link_pin, make_parent, program_pin},
+    pins::{self, link_pin, program_pin},
     sys,
     trees::Trees,
 };
@@ -58,7 +54,7 @@ pub fn may_be_attached(pins: &Path, id: u16) -> Result<bool, BpfError> {
         let path = link_pin(pins, id, hook);
         match sys::pinned_link(&path) {
             // The kernel forgets the interface of a link when it goes.
-            Ok(link) if link.ifindex != 0 => return Ok(true),
+            Ok(link) if link.hook.is_some() && link.ifindex != 0 => return Ok(true),
             Ok(_) => {}
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(source) => return Err(BpfError::Pin { op: "read", path, source: source.into() }),
@@ -75,50 +71,40 @@ pub fn may_be_attached(pins: &Path, id: u16) -> Result<bool, BpfError> {
 pub struct Kept {
     id: u16,
     state: HookState,
-    /// A link's program.
     program: OwnedFd,
-    /// A filter's program, pinned until all is done.
-    pin: Option<PathBuf>,
 }
 
 impl Kept {
-    /// Keeps what `state` of master `id` runs; `stage` has room for a pin.
-    pub fn of(id: u16, state: &HookState, stage: &Path) -> Result<Self, BpfError> {
-        let path = program_pin(stage, id, state.hook);
-        let failed = |source: io::Error| BpfError::Pin {
+    /// Keeps what `state` of master `id` runs; `pins` are those in force.
+    pub fn of(id: u16, state: &HookState, pins: &Path) -> Result<Self, BpfError> {
+        let program = sys::program(state.program).map_err(|source| BpfError::Pin {
             op: "keep the program that runs, for",
-            path: path.clone(),
+            path: match state.via {
+                Via::Clsact => program_pin(pins, id, state.hook),
+                Via::Tcx | Via::XdpNative => link_pin(pins, id, state.hook),
+            },
             source: source.into(),
-        };
-        let program = sys::program(state.program).map_err(failed)?;
-        let pin = match state.via {
-            Via::Clsact => {
-                make_parent(&path)?;
-                sys::pin(&program, &path).map_err(failed)?;
-                Some(path.clone())
-            }
-            Via::Tcx | Via::XdpNative => None,
-        };
-        Ok(Self { id, state: *state, program, pin })
+        })?;
+        Ok(Self { id, state: *state, program })
     }
 
     /// Puts it in its place again. `target` is the master, with the pins that are in force.
     pub fn put_back(&self, target: &Target<'_>) -> Result<(), BpfError> {
         let path = link_pin(target.pins, self.id, self.state.hook);
-        let Some(pin) = &self.pin else {
+        if self.state.via != Via::Clsact {
             return sys::update_link(&path, &self.program).map_err(|source| BpfError::Pin {
                 op: "put the old program back at",
                 path,
                 source: source.into(),
             });
         };
-        attach_clsact(target, pin, self.state.hook).map_err(|source| BpfError::Attach {
+        clsact::put(target.ifindex, self.state.hook, &self.program).map_err(|source| BpfError::Attach {
             hook: self.state.hook,
             master: target.name.to_owned(),
             note: " (while putting the old program back)",
-            source,
+            source: source.into(),
         })?;
-        pin_program(target, &self.program, self.state.hook).map(drop)
+        pin_program(target, &self.program, self.state.hook)
     }
 
     /// Its hook.
@@ -129,16 +115,6 @@ impl Kept {
     /// The dense id of its master.
     pub fn master(&self) -> u16 {
         self.id
-    }
-}
-
-/// Removes the pins of programs that were kept.
-pub fn forget(stage: &Path) -> Result<(), BpfError> {
-    let path = stage.join("progs");
-    match fs::remove_dir_all(&path) {
-        Ok(()) => Ok(()),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        Err(source) => Err(BpfError::Pin { op: "remove", path, source: source.into() }),
     }
 }
 

@@ -12,7 +12,7 @@ use std::{
 
 use aya_obj::generated::bpf_prog_info;
 
-use super::links;
+use super::{Hook, links};
 
 /// Commands of `bpf(2)` (`enum bpf_cmd`, `include/uapi/linux/bpf.h`).
 pub(super) mod command {
@@ -72,6 +72,8 @@ pub struct LinkInfo {
     pub program: u32,
     /// Interface it is attached to; 0 once the interface is gone.
     pub ifindex: u32,
+    /// Where; none of it holds of what is no link of these hooks.
+    pub hook: Option<Hook>,
 }
 
 /// Opens what is pinned at `path`.
@@ -125,7 +127,16 @@ pub fn pinned_link(path: &Path) -> io::Result<LinkInfo> {
     let mut info = Info::default();
     // SAFETY: The beginning of `struct bpf_link_info`, without pointers.
     unsafe { object_info(&fd, &mut info) }?;
-    Ok(LinkInfo { program: info.program, ifindex: info.ifindex })
+    /// `enum bpf_link_type`.
+    const XDP: u32 = 6;
+    const TCX: u32 = 11;
+    let hook = match (info.kind, info.attach_type) {
+        (XDP, _) => Some(Hook::Xdp),
+        (TCX, links::TCX_INGRESS) => Some(Hook::Ingress),
+        (TCX, links::TCX_EGRESS) => Some(Hook::Egress),
+        _ => None,
+    };
+    Ok(LinkInfo { program: info.program, ifindex: info.ifindex, hook })
 }
 
 /// The program with this id: it stays in the kernel as long as the descriptor is open.

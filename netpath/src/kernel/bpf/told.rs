@@ -1,11 +1,6 @@
 //! What programs are told of the kernel that runs: what they may read of a frame that no helper tells, and how.
 
-use std::{
-    io::{self, ErrorKind},
-    panic::resume_unwind,
-    sync::OnceLock,
-    thread,
-};
+use std::sync::OnceLock;
 
 use aya::{
     programs::{ProgramError, ProgramType},
@@ -15,8 +10,10 @@ use aya_obj::Object;
 use netpath_ebpf::abi::cookie_by;
 
 use super::{
-    BpfError, Hook, cast,
-    loader::{Constants, load_classifier},
+    BpfError, Hook,
+    beside::beside,
+    cast,
+    loader::{Constants, has_looked, load_classifier},
     object,
     skb::{self, Layout, Origin},
 };
@@ -73,11 +70,7 @@ impl Told {
 
 /// Loads the programs of this binary's object by what is known of this kernel; by [`without_types`] if it refuses them so.
 pub fn with_what_is_known<T>(load: impl Fn(Object, &Told) -> Result<T, BpfError>) -> Result<T, BpfError> {
-    let (told, object) = thread::scope(|scope| {
-        let told = scope.spawn(Told::find);
-        let object = object::parse();
-        (told.join().unwrap_or_else(|panic| resume_unwind(panic)), object)
-    });
+    let (told, object) = beside(Told::find, object::parse);
     let told = told?;
     let loaded = load(object?, &told);
     match without_types(&told, &loaded) {
@@ -140,14 +133,6 @@ fn is_taken(instructions: &[u64]) -> Result<bool, BpfError> {
     }
 }
 
-/// Whether a kernel that did not take a program has looked at it. There are many numbers for a refusal, and few for not having
-/// looked.
-fn has_looked(error: &io::Error) -> bool {
-    let has_no_room = matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::ENOSPC));
-    let kinds = [ErrorKind::WouldBlock, ErrorKind::Interrupted, ErrorKind::OutOfMemory];
-    !has_no_room && !kinds.contains(&error.kind())
-}
-
 fn readable() -> Result<Layout, BpfError> {
     let found = skb::layout()?;
     if found.cast != 0 && is_taken(&cast::all_reads(&found))? {
@@ -173,6 +158,8 @@ pub fn reads_frames() -> Result<bool, BpfError> {
 
 #[cfg(test)]
 mod tests {
+    use std::io;
+
     use aya_obj::VerifierLog;
 
     use super::*;
@@ -204,16 +191,6 @@ mod tests {
         assert_eq!(without_types(&by_types, &untried), None);
         for other in [cookie_by::HELPER, cookie_by::NOTHING] {
             assert_eq!(without_types(&told(other), &refused("ingress", libc::EACCES)), None);
-        }
-    }
-
-    #[test]
-    fn a_kernel_that_could_not_look_has_not_refused() {
-        for number in [libc::EINVAL, libc::EACCES, libc::EPERM, libc::E2BIG, libc::ENOENT, 524] {
-            assert!(has_looked(&io::Error::from_raw_os_error(number)), "{number}");
-        }
-        for number in [libc::EAGAIN, libc::EINTR, libc::ENOMEM, libc::EMFILE, libc::ENFILE, libc::ENOSPC] {
-            assert!(!has_looked(&io::Error::from_raw_os_error(number)), "{number}");
         }
     }
 }

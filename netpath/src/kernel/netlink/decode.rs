@@ -7,7 +7,8 @@ use rtnetlink::packet_core::{NLM_F_ACK_TLVS, NLM_F_CAPPED, NlaBuffer, NlasIterat
 use rtnetlink::packet_route::link::MacVlanMode;
 
 use super::error::Refusal;
-use super::{Address, Filter, Link, Neighbour, Route};
+use super::filter::FILTER_QDISC;
+use super::{Address, Filter, FilterPlace, Link, Neighbour, Route};
 use crate::spec::Mac;
 
 /// `RTNH_F_ONLINK` among the flags of a route.
@@ -32,8 +33,8 @@ const METRIC_ADVMSS: u16 = 8;
 /// `TCA_KIND` and `TCA_OPTIONS` of a qdisc or a filter.
 const TC_KIND: u16 = 1;
 const TC_OPTIONS: u16 = 2;
-/// Handle of a qdisc for filters alone (`include/net/sch_generic.h`).
-const FILTER_QDISC: u32 = 0xffff_0000;
+/// `TCA_CHAIN` of a filter.
+const TC_CHAIN: u16 = 11;
 /// `TCA_BPF_NAME` and `TCA_BPF_ID` inside the options of a BPF filter.
 const BPF_NAME: u16 = 7;
 const BPF_ID: u16 = 11;
@@ -274,7 +275,7 @@ pub(super) fn filter_qdisc(kind: u16, payload: &[u8], index: u32) -> Option<Stri
     attributes.find(|nla| nla.kind() == TC_KIND).map(|nla| text(nla.value()))
 }
 
-/// A filter that runs a program: not one that only stands for others, nor one in a NIC.
+/// A filter that runs a program, of chain 0: not one that only stands for others, nor one in a NIC.
 pub(super) fn filter(kind: u16, payload: &[u8]) -> Option<Filter> {
     if kind != libc::RTM_NEWTFILTER {
         return None;
@@ -284,6 +285,8 @@ pub(super) fn filter(kind: u16, payload: &[u8]) -> Option<Filter> {
     let (mut name, mut program, mut is_bpf) = (None, None, false);
     for nla in attributes(payload.get(TC_HEADER..)?) {
         match nla.kind() {
+            // Others are met by whom a filter sends there.
+            TC_CHAIN if u32_at(nla.value(), 0) != Some(0) => return None,
             TC_KIND => is_bpf = text(nla.value()) == "bpf",
             // The kernel writes the kind first; others have other options of these numbers.
             TC_OPTIONS if is_bpf => {
@@ -298,8 +301,10 @@ pub(super) fn filter(kind: u16, payload: &[u8]) -> Option<Filter> {
             _ => {}
         }
     }
-    let priority = u16::try_from(info >> 16).unwrap_or_default();
-    Some(Filter { priority, handle, program: program?, name: name.unwrap_or_else(|| "unnamed".to_owned()) })
+    let [priority, protocol] =
+        [info >> 16, info & 0xffff].map(|half| u16::try_from(half).unwrap_or_default());
+    let name = name.unwrap_or_else(|| "unnamed".to_owned());
+    Some(Filter { place: FilterPlace { priority, handle }, protocol, program: program?, name })
 }
 
 pub(super) fn nsid(kind: u16, payload: &[u8]) -> Option<i32> {

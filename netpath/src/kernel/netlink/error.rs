@@ -82,6 +82,12 @@ pub enum Op {
     ListFilters(u32),
     /// List qdiscs.
     ListQdiscs,
+    /// Give the link of this index a qdisc clsact.
+    AddClsact(u32),
+    /// Set a filter of the link of this index.
+    SetFilter(u32),
+    /// Delete a filter of the link of this index.
+    DeleteFilter(u32),
     /// Read the number another namespace goes by.
     NamespaceId,
 }
@@ -111,6 +117,9 @@ impl fmt::Display for Op {
             Self::ListNeighbours(index) => write!(f, "list the neighbours on link {index}"),
             Self::ListFilters(index) => write!(f, "list the filters of link {index}"),
             Self::ListQdiscs => f.write_str("list qdiscs"),
+            Self::AddClsact(index) => write!(f, "add a qdisc clsact to link {index}"),
+            Self::SetFilter(index) => write!(f, "set a filter of link {index}"),
+            Self::DeleteFilter(index) => write!(f, "delete a filter of link {index}"),
             Self::NamespaceId => f.write_str("read the id of a network namespace"),
         }
     }
