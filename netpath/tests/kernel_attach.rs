@@ -461,6 +461,12 @@ fn a_pin_of_another_hook_is_not_taken_for_its_own() {
     }
     .expect("moved");
     assert_eq!(hooks(&node).iter().filter(|state| state.live).count(), 0);
+    if usual_via() == Via::Tcx {
+        node.write(&node.root.settings(), &json!({ "endpoints": 2048 }));
+        let upgraded = node.try_netpath(&["upgrade"]);
+        let said = String::from_utf8_lossy(&upgraded.stderr).into_owned();
+        assert!(!upgraded.status.success() && said.contains("is not the link of that hook"), "{said}");
+    }
     node.netpath(&["attach", MASTER]);
     let live: Vec<Hook> = hooks(&node).iter().filter(|state| state.live).map(|state| state.hook).collect();
     assert_eq!(live, [Hook::Ingress, Hook::Egress]);

@@ -250,7 +250,7 @@ fn a_qdisc_without_a_place_for_what_is_sent_is_a_named_error() {
     // It comes later, in the place of ours, and a filter of ours is in it.
     node.netns.exec(&format!("tc qdisc del {ours}"));
     node.netns.exec(&format!("tc qdisc add {theirs}"));
-    our_filter(&node, Hook::Egress, "protocol all");
+    our_egress_filter(&node, "protocol all", "direct-action");
     assert_eq!(hooks(&node).iter().filter(|state| state.hook == Hook::Egress && state.live).count(), 0);
     alerts(&node, &format!("{MASTER}: egress is not attached"));
     assert!(!node.try_netpath(&["attach"]).status.success());
@@ -261,27 +261,26 @@ fn a_qdisc_without_a_place_for_what_is_sent_is_a_named_error() {
 }
 
 /// Adds a filter for our program with our priority and handle, by somebody else.
-fn our_filter(node: &Node, hook: Hook, words: &str) {
-    let (parent, name) =
-        if hook == Hook::Egress { ("ffff:fff3", "egress") } else { ("ffff:fff2", "ingress") };
-    let pin = node.root.pins().join("progs/1").join(name);
-    let line = format!(
-        "tc filter add dev {MASTER} parent {parent} prio 1 handle 0x6e70 {words} bpf direct-action object-pinned"
-    );
+fn our_egress_filter(node: &Node, words: &str, action: &str) {
+    let pin = node.root.pins().join("progs/1/egress");
+    let filter = format!("dev {MASTER} parent ffff:fff3 prio 1 handle 0x6e70 {words}");
+    let line = format!("tc filter add {filter} bpf {action} object-pinned");
     let words: Vec<&str> = line.split_whitespace().chain(pin.to_str()).collect();
     // `ip netns exec` would hide the BPF file system.
     node.netns.within(|| run(&words));
 }
 
-/// It runs our program, and not on every packet.
+/// It runs our program, and not on every packet, or what that says is a class and no verdict.
 #[test]
-fn a_filter_that_not_every_packet_meets_is_not_ours() {
+fn a_filter_that_does_not_decide_on_every_packet_is_not_ours() {
     let entry = json!({ "unknownSource": "drop", "tc": "clsact" });
-    for words in ["protocol all chain 5", "protocol ip"] {
+    let verdict = "direct-action";
+    for (words, action) in [("protocol all chain 5", verdict), ("protocol ip", verdict), ("protocol all", "")]
+    {
         let node = Node::new(&entry);
         let pod = policed(&node);
         node.netns.exec(&format!("tc filter del dev {MASTER} egress prio 1"));
-        our_filter(&node, Hook::Egress, words);
+        our_egress_filter(&node, words, action);
         alerts(&node, &format!("{MASTER}: egress is not attached"));
         if words == "protocol ip" {
             let refused = node.try_netpath(&["attach"]);

@@ -7,7 +7,7 @@
 use std::{
     fs, io, iter,
     os::fd::{AsFd, OwnedFd},
-    path::Path,
+    path::{Path, PathBuf},
 };
 
 use aya::programs::{ProgramInfo, SchedClassifier, TcAttachType};
@@ -141,7 +141,8 @@ fn states(
             path,
             source: source.into(),
         })?;
-        let live = filters.iter().any(|filter| is_at_our_place(filter) && filter.program == program);
+        let runs_it = |filter: &Filter| filter.decides && filter.program == program;
+        let live = filters.iter().any(|filter| is_at_our_place(filter) && runs_it(filter));
         found.push(HookState { hook, via: Via::Clsact, program, live, bound });
     }
     Ok(found)
@@ -188,7 +189,7 @@ pub fn ensure(target: &Target<'_>, states: &[HookState], replace: bool) -> Resul
     let mut changes = put_wanted(target, states, replace)?;
     for state in states {
         if state.hook == Hook::Xdp && !target.xdp {
-            let_go(target.pins, target.id, state)?;
+            let_go(target.pins, target.id, Hook::Xdp, target.ifindex)?;
             unpin(target.pins, target.id, Hook::Xdp)?;
             changes.push(Change::Detached(Hook::Xdp));
         }
@@ -323,8 +324,8 @@ fn attach(
     pin_program(target, program, hook)?;
     clsact::put(target.ifindex, hook, program).map_err(|error| {
         let note = match error.errno() {
-            Some(_) => " (`tc filter show` says who has priority 1, which netpath needs: whoever runs first may decide alone)",
-            None => "",
+            Some(libc::EEXIST | libc::EINVAL) => " (`tc filter show` says who has priority 1, which netpath needs: whoever runs first may decide alone)",
+            _ => "",
         };
         failed(note, error.into())
     })?;
@@ -348,33 +349,52 @@ fn replace_program(target: &Target<'_>, program: &OwnedFd, state: &HookState) ->
             updated.map_err(|source| BpfError::Pin { op: "update", path, source: source.into() })
         }
         Via::Clsact => {
-            clsact::put(target.ifindex, hook, program).map_err(|source| BpfError::Pin {
-                op: "update",
-                path: program_pin(target.pins, target.id, hook),
-                source: source.into(),
-            })?;
-            pin_program(target, program, hook)
+            // Whatever can fail first, and then no more than a rename.
+            let (fresh, path) =
+                (pin_beside(target, program, hook)?, program_pin(target.pins, target.id, hook));
+            let put: Result<(), Box<dyn std::error::Error + Send + Sync>> =
+                clsact::put(target.ifindex, hook, program).map_err(Into::into);
+            put.and_then(|()| Ok(fs::rename(&fresh, &path)?)).map_err(|source| {
+                // If it stays the next attempt removes it.
+                drop(remove_file(&fresh));
+                BpfError::Pin { op: "update", path, source }
+            })
         }
     }
 }
 
 /// Pins the program under its final name in one step, over what was pinned there.
 pub(super) fn pin_program(target: &Target<'_>, program: &OwnedFd, hook: Hook) -> Result<(), BpfError> {
+    let fresh = pin_beside(target, program, hook)?;
     let path = program_pin(target.pins, target.id, hook);
-    let fresh = fresh_pin(target.pins, target.id, hook);
-    make_parent(&path)?;
-    remove_file(&fresh)?;
-    let pinned = sys::pin(program, &fresh).and_then(|()| fs::rename(&fresh, &path));
-    pinned.map_err(|source| BpfError::Pin { op: "make", path, source: source.into() })
+    fs::rename(&fresh, &path).map_err(|source| BpfError::Pin { op: "make", path, source: source.into() })
 }
 
-/// Takes the program of a link off its hook; a filter has none, and a dead link has no hook.
-fn let_go(pins: &Path, id: u16, state: &HookState) -> Result<(), BpfError> {
-    if !state.live || state.via == Via::Clsact {
-        return Ok(());
+/// Pins the program where it can be moved to its final name.
+fn pin_beside(target: &Target<'_>, program: &OwnedFd, hook: Hook) -> Result<PathBuf, BpfError> {
+    let fresh = fresh_pin(target.pins, target.id, hook);
+    make_parent(&fresh)?;
+    remove_file(&fresh)?;
+    match sys::pin(program, &fresh) {
+        Ok(()) => Ok(fresh),
+        Err(source) => Err(BpfError::Pin { op: "make", path: fresh, source: source.into() }),
     }
-    let path = link_pin(pins, id, state.hook);
-    sys::detach_link(&path).map_err(|source| BpfError::Pin { op: "detach", path, source: source.into() })
+}
+
+/// Takes the program of the link that is pinned for a hook off whatever hook of this interface it is on; of a filter there is none, and a
+/// dead link has no hook.
+fn let_go(pins: &Path, id: u16, hook: Hook, ifindex: u32) -> Result<(), BpfError> {
+    let path = link_pin(pins, id, hook);
+    let failed = |op, path, source: io::Error| Err(BpfError::Pin { op, path, source: source.into() });
+    match sys::pinned_link(&path) {
+        Ok(link) if link.hook.is_some() && link.ifindex == ifindex => match sys::detach_link(&path) {
+            Ok(()) => Ok(()),
+            Err(source) => failed("detach", path, source),
+        },
+        Ok(_) => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(source) => failed("read", path, source),
+    }
 }
 
 /// Detaches everything from master `id`. `name` is its name if it still exists.
@@ -383,9 +403,9 @@ pub fn detach(pins: &Path, id: u16, name: Option<&str>, ifindex: u32) -> Result<
     if let Some(name) = name {
         remove_filters(pins, &states, name, ifindex)?;
     }
-    for state in states {
-        let_go(pins, id, &state)?;
-        unpin(pins, id, state.hook)?;
+    for hook in Hook::ALL {
+        let_go(pins, id, hook, ifindex)?;
+        unpin(pins, id, hook)?;
     }
     for directory in ["links", "progs"] {
         let path = pins.join(directory).join(id.to_string());

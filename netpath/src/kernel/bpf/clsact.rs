@@ -44,7 +44,14 @@ pub(super) fn put(ifindex: u32, hook: Hook, program: &OwnedFd) -> Result<(), Net
 
 /// Removes the filter that stands where ours do; the caller knows whose it is.
 pub(super) fn remove(ifindex: u32, hook: Hook) -> Result<(), NetlinkError> {
-    filter_hook(hook).map_or(Ok(()), |hook| Netlink::open()?.delete_filter(ifindex, hook, PLACE))
+    let Some(at) = filter_hook(hook) else { return Ok(()) };
+    let mut netlink = Netlink::open()?;
+    let removed = netlink.delete_filter(ifindex, at, PLACE);
+    // There are several numbers for one that somebody has removed meanwhile, or its qdisc.
+    if removed.is_err() && !netlink.bpf_filters(ifindex, at)?.iter().any(is_at_our_place) {
+        return Ok(());
+    }
+    removed
 }
 
 const fn filter_hook(hook: Hook) -> Option<FilterHook> {

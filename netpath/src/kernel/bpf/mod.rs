@@ -278,6 +278,12 @@ pub enum BpfError {
         /// Why.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// Something else is where the link of a hook should be.
+    #[error("pin {} is not the link of that hook: run `netpath attach`, which puts ours in its place", path.display())]
+    Misplaced {
+        /// The pin.
+        path: PathBuf,
+    },
     /// Who decides before ours is not known.
     #[error("cannot list the programs before `{}` on {master}", hook.name())]
     Before {

@@ -15,6 +15,13 @@ use super::{
 ///
 /// A filter whose replacer was ended runs a program that is not the one that is pinned; it is found by its maps.
 pub fn hooks(pins: &Path, id: u16, ifindex: u32) -> Result<Vec<HookState>, BpfError> {
+    // What none of its states is of would stay as it is, on maps that no later change reaches.
+    for hook in Hook::ALL {
+        let path = link_pin(pins, id, hook);
+        if sys::pinned_link(&path).is_ok_and(|link| link.hook != Some(hook)) {
+            return Err(BpfError::Misplaced { path });
+        }
+    }
     let mut states = inspect(pins, id, ifindex)?;
     states.retain(|state| state.live);
     let maps = map_ids(pins)?;

@@ -130,7 +130,11 @@ pub fn pinned_link(path: &Path) -> io::Result<LinkInfo> {
     /// `enum bpf_link_type`.
     const XDP: u32 = 6;
     const TCX: u32 = 11;
+    // Whatever else is pinned has other things there.
+    let object = std::fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd())).unwrap_or_default();
+    let others = ["anon_inode:bpf-map", "anon_inode:bpf-prog"];
     let hook = match (info.kind, info.attach_type) {
+        _ if others.iter().any(|other| object.as_os_str() == *other) => None,
         (XDP, _) => Some(Hook::Xdp),
         (TCX, links::TCX_INGRESS) => Some(Hook::Ingress),
         (TCX, links::TCX_EGRESS) => Some(Hook::Egress),

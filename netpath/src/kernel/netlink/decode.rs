@@ -7,7 +7,7 @@ use rtnetlink::packet_core::{NLM_F_ACK_TLVS, NLM_F_CAPPED, NlaBuffer, NlasIterat
 use rtnetlink::packet_route::link::MacVlanMode;
 
 use super::error::Refusal;
-use super::filter::FILTER_QDISC;
+use super::filter::{BPF, FILTER_QDISC};
 use super::{Address, Filter, FilterPlace, Link, Neighbour, Route};
 use crate::spec::Mac;
 
@@ -35,9 +35,12 @@ const TC_KIND: u16 = 1;
 const TC_OPTIONS: u16 = 2;
 /// `TCA_CHAIN` of a filter.
 const TC_CHAIN: u16 = 11;
-/// `TCA_BPF_NAME` and `TCA_BPF_ID` inside the options of a BPF filter.
+/// `TCA_BPF_NAME`, `TCA_BPF_FLAGS` and `TCA_BPF_ID` inside the options of a BPF filter.
 const BPF_NAME: u16 = 7;
+const BPF_FLAGS: u16 = 8;
 const BPF_ID: u16 = 11;
+/// `TCA_BPF_FLAG_ACT_DIRECT`.
+const DIRECT_ACTION: u32 = 1;
 
 const LINK_HEADER: usize = 16;
 const ADDRESS_HEADER: usize = 8;
@@ -282,17 +285,18 @@ pub(super) fn filter(kind: u16, payload: &[u8]) -> Option<Filter> {
     }
     // A `struct tcmsg`. The priority is the upper half of its last word, the protocol the lower.
     let (handle, info) = (u32_at(payload, 8)?, u32_at(payload, 16)?);
-    let (mut name, mut program, mut is_bpf) = (None, None, false);
+    let (mut name, mut program, mut flags, mut is_bpf) = (None, None, 0, false);
     for nla in attributes(payload.get(TC_HEADER..)?) {
         match nla.kind() {
             // Others are met by whom a filter sends there.
             TC_CHAIN if u32_at(nla.value(), 0) != Some(0) => return None,
-            TC_KIND => is_bpf = text(nla.value()) == "bpf",
+            TC_KIND => is_bpf = text(nla.value()) == BPF,
             // The kernel writes the kind first; others have other options of these numbers.
             TC_OPTIONS if is_bpf => {
                 for option in attributes(nla.value()) {
                     match option.kind() {
                         BPF_NAME => name = Some(text(option.value())),
+                        BPF_FLAGS => flags = u32_at(option.value(), 0)?,
                         BPF_ID => program = u32_at(option.value(), 0),
                         _ => {}
                     }
@@ -304,7 +308,8 @@ pub(super) fn filter(kind: u16, payload: &[u8]) -> Option<Filter> {
     let [priority, protocol] =
         [info >> 16, info & 0xffff].map(|half| u16::try_from(half).unwrap_or_default());
     let name = name.unwrap_or_else(|| "unnamed".to_owned());
-    Some(Filter { place: FilterPlace { priority, handle }, protocol, program: program?, name })
+    let decides = flags & DIRECT_ACTION != 0;
+    Some(Filter { place: FilterPlace { priority, handle }, protocol, decides, program: program?, name })
 }
 
 pub(super) fn nsid(kind: u16, payload: &[u8]) -> Option<i32> {

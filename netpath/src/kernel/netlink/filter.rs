@@ -11,6 +11,8 @@ use super::{Netlink, decode};
 
 /// Kind of the qdisc that has a place for filters of what arrives, and one for those of what is sent.
 pub const CLSACT: &str = "clsact";
+/// Kind of a filter that runs a program.
+pub(super) const BPF: &str = "bpf";
 /// Handle of a qdisc for filters alone, and what it is below (`TC_H_CLSACT`, `include/uapi/linux/pkt_sched.h`).
 pub(super) const FILTER_QDISC: u32 = 0xffff_0000;
 const TC_H_CLSACT: u32 = 0xffff_fff1;
@@ -63,6 +65,8 @@ pub struct Filter {
     pub place: FilterPlace,
     /// Ethertype of what it meets, in the order of the network.
     pub protocol: u16,
+    /// What the program returns is the verdict (direct action), and not a class that others may look at.
+    pub decides: bool,
     /// Id of the program it runs.
     pub program: u32,
     /// Name that whoever attached it gave it.
@@ -117,7 +121,7 @@ impl Netlink {
         instead: bool,
     ) -> Result<(), NetlinkError> {
         let mut message = place.message(index, hook);
-        message.attributes.push(TcAttribute::Kind("bpf".to_owned()));
+        message.attributes.push(TcAttribute::Kind(BPF.to_owned()));
         let options = [
             TcFilterBpfOption::ProgFd(program.as_raw_fd().cast_unsigned()),
             TcFilterBpfOption::ProgName(name.to_owned()),
@@ -129,14 +133,16 @@ impl Netlink {
         self.channel.acknowledged(Op::SetFilter(index), message, flags)
     }
 
-    /// Removes the filter of this place of a hook of the link of this index.
+    /// Removes the BPF filter of this place of a hook of the link of this index.
     pub fn delete_filter(
         &mut self,
         index: u32,
         hook: FilterHook,
         place: FilterPlace,
     ) -> Result<(), NetlinkError> {
-        let message = RouteNetlinkMessage::DelTrafficFilter(place.message(index, hook));
+        let mut message = place.message(index, hook);
+        message.attributes.push(TcAttribute::Kind(BPF.to_owned()));
+        let message = RouteNetlinkMessage::DelTrafficFilter(message);
         self.channel.acknowledged(Op::DeleteFilter(index), message, 0)
     }
 }
