@@ -271,7 +271,7 @@ fn load_and_test(bound: &Bound, hook: Hook, host_macs: &[[u8; 6]]) -> Result<(Ho
     Ok((hook, program))
 }
 
-pub(super) fn tc_type(hook: Hook) -> Option<TcAttachType> {
+fn tc_type(hook: Hook) -> Option<TcAttachType> {
     match hook {
         Hook::Ingress => Some(TcAttachType::Ingress),
         Hook::Egress => Some(TcAttachType::Egress),

@@ -97,14 +97,14 @@ impl Kept {
 
     /// Puts it in its place again. `target` is the master, with the pins that are in force.
     pub fn put_back(&self, target: &Target<'_>) -> Result<(), BpfError> {
-        let path = link_pin(target.pins, self.id, self.state.hook);
         if self.state.via != Via::Clsact {
+            let path = link_pin(target.pins, self.id, self.state.hook);
             return sys::update_link(&path, &self.program).map_err(|source| BpfError::Pin {
                 op: "put the old program back at",
                 path,
                 source: source.into(),
             });
-        };
+        }
         clsact::put(target.ifindex, self.state.hook, &self.program).map_err(|source| BpfError::Attach {
             hook: self.state.hook,
             master: target.name.to_owned(),
